@@ -1,0 +1,173 @@
+//! Checkpoint headers, and which of them a replica keeps (Rule 19).
+
+use serde::{Deserialize, Serialize};
+
+use super::ids::{Kind, Name, RunId, SessionId};
+use super::lease::Epoch;
+
+/// Where a checkpoint stands in its line of descent: ordered by epoch, then sequence number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Position {
+    /// The epoch it was written under.
+    #[serde(rename = "e")]
+    pub epoch: Epoch,
+    /// Counts a run's commits: it goes on across owners of one line.
+    #[serde(rename = "s")]
+    pub seq: u64,
+}
+
+/// One stretch of a line of descent: what one lease wrote.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Ancestor {
+    /// The writer's epoch.
+    #[serde(rename = "e")]
+    pub epoch: Epoch,
+    /// The writer: two sides of a split can write under one epoch.
+    #[serde(rename = "w")]
+    pub writer: SessionId,
+    /// The last sequence number of it that the line contains.
+    #[serde(rename = "s")]
+    pub seq: u64,
+}
+
+/// How far a task says it is, in units of its own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Units done.
+    pub done: u64,
+    /// Units in all; zero when unknown.
+    pub total: u64,
+    /// A line for people.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// What a checkpoint says of itself, apart from the state's bytes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Header {
+    /// The task.
+    pub name: Name,
+    /// Its run.
+    pub run: RunId,
+    /// Its kind.
+    pub kind: Kind,
+    /// Epoch and sequence number.
+    pub position: Position,
+    /// The session that wrote it.
+    pub writer: SessionId,
+    /// Older stretches of this line, the newest last; at most [`Header::MAX_LINEAGE`] are kept.
+    pub lineage: Vec<Ancestor>,
+    /// The version of the state's format.
+    pub state_version: u32,
+    /// The writer's revision.
+    pub revision: String,
+    /// Wall clock at writing, Unix milliseconds; for people only, no decision uses it.
+    pub wall_ms: u64,
+    /// Length of the state in bytes.
+    pub len: u64,
+    /// xxh3-128 of the state.
+    pub hash: u128,
+    /// Progress when it was written.
+    pub progress: Option<Progress>,
+}
+
+impl Header {
+    /// Bound on [`Header::lineage`]; an older stretch is forgotten, which at worst keeps a branch
+    /// longer than needed.
+    pub const MAX_LINEAGE: usize = 32;
+
+    /// Whether this checkpoint's line contains `other`, so that `other` adds nothing to it.
+    pub fn descends_from(&self, other: &Self) -> bool {
+        self.run == other.run
+            && ((self.position.epoch == other.position.epoch
+                && self.writer == other.writer
+                && self.position.seq >= other.position.seq)
+                || self.lineage.iter().any(|ancestor| {
+                    ancestor.epoch == other.position.epoch
+                        && ancestor.writer == other.writer
+                        && ancestor.seq >= other.position.seq
+                }))
+    }
+
+    /// The lineage of a checkpoint that continues this one under another lease.
+    pub fn lineage_after(&self) -> Vec<Ancestor> {
+        let mut lineage = self.lineage.clone();
+        lineage.push(Ancestor {
+            epoch: self.position.epoch,
+            writer: self.writer.clone(),
+            seq: self.position.seq,
+        });
+        let surplus = lineage.len().saturating_sub(Self::MAX_LINEAGE);
+        lineage.drain(..surplus);
+        lineage
+    }
+}
+
+/// The newest checkpoint of each branch of one run.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Branches(Vec<Header>);
+
+/// What became of a checkpoint that was offered to [`Branches`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum Admission {
+    /// Kept; the checkpoints listed are its ancestors and can go.
+    Kept {
+        /// To be deleted.
+        superseded: Vec<Position>,
+    },
+    /// One that is already kept contains it.
+    Known,
+    /// There are [`Branches::MAX`] unrelated branches already.
+    Full,
+}
+
+impl Branches {
+    /// Bound on unreconciled branches of one run.
+    pub const MAX: usize = 8;
+
+    /// The branches' newest checkpoints.
+    pub fn iter(&self) -> impl Iterator<Item = &Header> {
+        self.0.iter()
+    }
+
+    /// Whether nothing is kept.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Takes a checkpoint in, dropping what its line contains.
+    pub fn admit(&mut self, header: Header) -> Admission {
+        if self.0.iter().any(|kept| kept.descends_from(&header)) {
+            return Admission::Known;
+        }
+        let superseded: Vec<Position> = self
+            .0
+            .iter()
+            .filter(|kept| header.descends_from(kept))
+            .map(|kept| kept.position)
+            .collect();
+        if superseded.is_empty() && self.0.len() >= Self::MAX {
+            return Admission::Full;
+        }
+        self.0.retain(|kept| !header.descends_from(kept));
+        self.0.push(header);
+        Admission::Kept { superseded }
+    }
+
+    /// The branch a taker continues from by default: more progress if all say, else the most
+    /// commits, then the highest position and writer.
+    pub fn best(&self) -> Option<&Header> {
+        let all_say = self.0.iter().all(|header| header.progress.is_some());
+        self.0.iter().max_by(|a, b| {
+            let done = |header: &Header| match (&header.progress, all_say) {
+                (Some(progress), true) => progress.done,
+                _ => 0,
+            };
+            done(a)
+                .cmp(&done(b))
+                .then(a.position.seq.cmp(&b.position.seq))
+                .then(a.position.cmp(&b.position))
+                .then(a.writer.cmp(&b.writer))
+        })
+    }
+}

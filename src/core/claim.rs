@@ -1,0 +1,228 @@
+//! A claim: one session's published statement "I hold NAME under this lease", and the order of claims.
+
+use std::cmp::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::branch::Position;
+use super::ids::{Kind, Name, NodeId, RunId, SessionId};
+use super::lease::{Epoch, Lease};
+
+/// What a claimant is doing about the name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Asking every live peer before it starts (Rule 13).
+    Claimed,
+    /// Accepted a transfer; the source still runs, or its state is on the way (Rule 18).
+    Incoming {
+        /// Who hands over.
+        from: SessionId,
+    },
+    /// Owns the name and looks for its state (Rule 20).
+    Recovering,
+    /// Runs it.
+    Running,
+    /// Owns it and does not run it, as desired (Rule 23).
+    Paused,
+    /// Keeps it for a node that can run it (Rule 24).
+    Parked,
+    /// Parked because three takeovers brought no progress; waits for `resume`.
+    Quarantined,
+    /// Stopped for good under this epoch; the next one is the target's (Rule 18).
+    Transferred {
+        /// Who has the next epoch.
+        to: SessionId,
+    },
+    /// Stopped; anybody may take it at once.
+    Released,
+    /// Another run of the name has won; this one has ended (Rule 8).
+    Superseded,
+    /// Ended with an output.
+    Finished,
+    /// Ended with an error.
+    Failed,
+    /// Ended by request.
+    Cancelled,
+}
+
+impl Phase {
+    /// Ended: the name is not to be run again under this run.
+    pub const fn is_terminal(&self) -> bool {
+        matches!(self, Self::Finished | Self::Failed | Self::Cancelled)
+    }
+
+    /// Nobody holds the name by virtue of this claim.
+    pub const fn is_free(&self) -> bool {
+        matches!(self, Self::Released | Self::Superseded)
+    }
+
+    /// The claimant holds the name: it runs it, is about to, or keeps it.
+    pub const fn is_held(&self) -> bool {
+        !self.is_terminal() && !self.is_free() && !matches!(self, Self::Transferred { .. })
+    }
+
+    /// Rule 9: cancelled, then finished, then everything else. A failure is compared like a live
+    /// claim: a minority whose database is away must not fail what the majority nearly finished.
+    const fn class(&self) -> u8 {
+        match self {
+            Self::Cancelled => 2,
+            Self::Finished => 1,
+            _ => 0,
+        }
+    }
+}
+
+/// The owner's promises about time, which a taker obeys (Rule 11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// The owner's mode.
+    #[serde(rename = "m")]
+    pub mode: Mode,
+    /// T, the silence floor.
+    #[serde(rename = "t")]
+    pub silence_floor: Duration,
+}
+
+/// What a node does when it cannot tell a dead peer from a cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Mode {
+    /// Takes over after the silence floor; under a partition a task can run on both sides.
+    #[default]
+    #[serde(rename = "a")]
+    Available,
+}
+
+/// One session's record of one name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Claim {
+    /// The name.
+    #[serde(rename = "n")]
+    pub name: Name,
+    /// The claimant.
+    #[serde(rename = "s")]
+    pub session: SessionId,
+    /// Ascending per session: what a release watermark speaks of (Rule 2).
+    #[serde(rename = "c")]
+    pub number: u64,
+    /// Which run.
+    #[serde(rename = "r")]
+    pub run: RunId,
+    /// Under which epoch.
+    #[serde(rename = "e")]
+    pub epoch: Epoch,
+    /// Doing what.
+    #[serde(rename = "p")]
+    pub phase: Phase,
+    /// Obeyed by whoever takes over.
+    #[serde(rename = "t")]
+    pub terms: Terms,
+    /// The nodes that acknowledged the newest checkpoint.
+    #[serde(rename = "k", default, skip_serializing_if = "Vec::is_empty")]
+    pub replicas: Vec<NodeId>,
+    /// The last forced checkpoint: nothing below it may be continued from (Rule 20).
+    #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<Position>,
+    /// Whether any checkpoint was ever acknowledged: if so the initial state is no state to start from.
+    #[serde(rename = "a", default)]
+    pub checkpointed: bool,
+    /// Takeovers in a row that brought no progress.
+    #[serde(rename = "x", default)]
+    pub strikes: u8,
+    /// Why it is parked, failed or quarantined, for people; at most [`Claim::MAX_NOTE`] bytes.
+    #[serde(rename = "o", default, skip_serializing_if = "String::is_empty")]
+    pub note: String,
+}
+
+impl Claim {
+    /// Bound on [`Claim::note`] in bytes.
+    pub const MAX_NOTE: usize = 512;
+
+    /// The lease claimed.
+    pub fn lease(&self) -> Lease {
+        Lease { epoch: self.epoch, session: self.session.clone() }
+    }
+
+    /// The order of claims of one name (Rule 9). The highest owns it, on every node alike.
+    pub fn order(&self, other: &Self) -> Ordering {
+        self.run
+            .cmp(&other.run)
+            .then_with(|| self.phase.class().cmp(&other.phase.class()))
+            .then_with(|| self.epoch.cmp(&other.epoch))
+            .then_with(|| self.session.cmp(&other.session))
+    }
+
+    /// Whether this one is above `other` in the order of claims.
+    pub fn beats(&self, other: &Self) -> bool {
+        self.order(other) == Ordering::Greater
+    }
+}
+
+/// What to run: published beside the claims, and kept by every peer that was asked about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spec {
+    /// The name.
+    #[serde(rename = "n")]
+    pub name: Name,
+    /// Which run of it.
+    #[serde(rename = "r")]
+    pub run: RunId,
+    /// Which code.
+    #[serde(rename = "k")]
+    pub kind: Kind,
+    /// MessagePack with field names.
+    #[serde(rename = "a")]
+    pub args: Bytes,
+}
+
+/// What the user wants of a run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Want {
+    /// Run it.
+    #[default]
+    #[serde(rename = "r")]
+    Run,
+    /// Keep it, do not run it.
+    #[serde(rename = "p")]
+    Pause,
+    /// End it; absorbs everything else.
+    #[serde(rename = "c")]
+    Cancel,
+}
+
+/// The desired state of a run: a last-writer-wins register whose join lets `Cancel` absorb (Rule 23).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Desired {
+    /// The name.
+    #[serde(rename = "n")]
+    pub name: Name,
+    /// Which run of it.
+    #[serde(rename = "r")]
+    pub run: RunId,
+    /// One above the highest the writer had seen.
+    #[serde(rename = "v")]
+    pub version: u64,
+    /// Breaks ties.
+    #[serde(rename = "w")]
+    pub writer: SessionId,
+    /// The value.
+    #[serde(rename = "d")]
+    pub want: Want,
+}
+
+impl Desired {
+    /// Whether this register value replaces `other`: a newer run's does, then `Cancel`, then the
+    /// higher version, then the writer.
+    pub fn replaces(&self, other: &Self) -> bool {
+        let key = |desired: &Self| (desired.run, desired.want == Want::Cancel, desired.version);
+        key(self)
+            .cmp(&key(other))
+            .then_with(|| self.writer.cmp(&other.writer))
+            .then_with(|| self.want.cmp(&other.want))
+            == Ordering::Greater
+    }
+}

@@ -1,0 +1,177 @@
+//! Who and what is spoken of: nodes, sessions, names, kinds, runs.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Why a text was refused as an identifier.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidName {
+    /// Nothing was given.
+    #[error("a {what} must not be empty: give it at least one character")]
+    Empty {
+        /// What was being named.
+        what: &'static str,
+    },
+    /// Longer than the limit.
+    #[error("a {what} of {len} bytes is over the limit of {limit} bytes: shorten it, or hash the variable part")]
+    TooLong {
+        /// What was being named.
+        what: &'static str,
+        /// Its length in bytes.
+        len: usize,
+        /// The limit in bytes.
+        limit: usize,
+    },
+    /// A control character would corrupt logs and terminals.
+    #[error("a {what} must not contain control characters (one stands at byte {at}): remove or escape it")]
+    Control {
+        /// What was being named.
+        what: &'static str,
+        /// Byte offset of the first one.
+        at: usize,
+    },
+}
+
+fn checked(text: &str, what: &'static str, limit: usize) -> Result<Arc<str>, InvalidName> {
+    if text.is_empty() {
+        return Err(InvalidName::Empty { what });
+    }
+    if text.len() > limit {
+        return Err(InvalidName::TooLong { what, len: text.len(), limit });
+    }
+    match text.char_indices().find(|(_, c)| c.is_control()) {
+        Some((at, _)) => Err(InvalidName::Control { what, at }),
+        None => Ok(text.into()),
+    }
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $limit:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Longest allowed, in bytes.
+            pub const MAX_LEN: usize = $limit;
+
+            /// Checks and takes the text.
+            ///
+            /// # Errors
+            /// Empty, longer than [`Self::MAX_LEN`], or holding control characters.
+            pub fn new(text: impl AsRef<str>) -> Result<Self, InvalidName> {
+                checked(text.as_ref(), $what, $limit).map(Self)
+            }
+
+            /// The text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = InvalidName;
+            fn try_from(text: String) -> Result<Self, InvalidName> {
+                Self::new(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> Self {
+                id.0.as_ref().into()
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+text_id! {
+    /// The stable name of a node, the same after a restart (a host name, a StatefulSet pod name).
+    NodeId, "node id", 64
+}
+text_id! {
+    /// The name of a task, unique in the cluster.
+    Name, "task name", 255
+}
+text_id! {
+    /// The kind of a task: which code runs it.
+    Kind, "task kind", 64
+}
+
+/// One life of one process of a node: what a lease is held by (Rule 1).
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SessionId {
+    /// The node.
+    #[serde(rename = "n")]
+    pub node: NodeId,
+    /// Drawn once per process; survives a restart of gossip inside it.
+    #[serde(rename = "p")]
+    pub nonce: Uuid,
+}
+
+impl SessionId {
+    /// Of a node's process.
+    pub const fn new(node: NodeId, nonce: Uuid) -> Self {
+        Self { node, nonce }
+    }
+}
+
+impl fmt::Display for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The tail of a v7 uuid is its random part; its head is the same for neighbours in time.
+        let low = self.nonce.as_u128() as u32;
+        write!(f, "{}#{low:08x}", self.node)
+    }
+}
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One run of a name (Rule 8): another uuid is another job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RunId {
+    /// Ascending per name.
+    #[serde(rename = "n")]
+    pub number: u64,
+    /// Version 7, so that the lower one is the older run.
+    #[serde(rename = "u")]
+    pub uuid: Uuid,
+}
+
+impl Ord for RunId {
+    /// The higher number wins, then the lower (older) uuid (Rule 9).
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.number.cmp(&other.number).then_with(|| other.uuid.cmp(&self.uuid))
+    }
+}
+
+impl PartialOrd for RunId {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.number, self.uuid)
+    }
+}

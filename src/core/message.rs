@@ -1,0 +1,251 @@
+//! What nodes say to each other over links.
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::branch::{Header, Position};
+use super::claim::{Claim, Desired, Spec};
+use super::ids::{Name, RunId, SessionId};
+use super::lease::Epoch;
+use super::record::NodeState;
+
+/// A message from session to session. Lost with the link; every exchange is repeated or times out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Message {
+    /// To a third node whose direct link is cut; one hop only.
+    Relay {
+        /// The writer.
+        from: SessionId,
+        /// The reader.
+        to: SessionId,
+        /// What it says.
+        message: Box<Message>,
+    },
+    /// "I am now …", at once rather than with the next round of gossip.
+    State {
+        /// The sender's state.
+        state: NodeState,
+    },
+    /// Goodbye: everything here has stopped.
+    Leave,
+    /// The goodbye was heard.
+    LeaveHeard,
+    /// "I saw its link break and its address refuse" (Rule 5).
+    Dead {
+        /// The suspect.
+        session: SessionId,
+    },
+    /// "Start this there", from the node where `run` was called.
+    Start {
+        /// Matches the reply.
+        call: u64,
+        /// What to start.
+        spec: Spec,
+    },
+    /// How a [`Message::Start`] went.
+    StartReply {
+        /// Of the request.
+        call: u64,
+        /// The run that now holds the name, or why there is none.
+        result: Result<RunId, Refusal>,
+    },
+    /// "May I start these?" (Rule 13)
+    Ask {
+        /// Each with its spec, which the asked keeps.
+        asks: Vec<(Claim, Spec)>,
+    },
+    /// To an [`Message::Ask`], for each name.
+    Answers {
+        /// One for each claim asked about.
+        answers: Vec<Answer>,
+    },
+    /// "Take these over from me" (Rule 18).
+    Offer {
+        /// The source's claim; the offered epoch is the next one unless stated.
+        claim: Claim,
+        /// The epoch the target would have.
+        epoch: Epoch,
+        /// What to run.
+        spec: Spec,
+        /// What the user wants of it.
+        desired: Option<Desired>,
+        /// The source never started under `claim`, or has stopped: nothing runs there.
+        idle: bool,
+    },
+    /// To an [`Message::Offer`].
+    OfferReply {
+        /// The task.
+        name: Name,
+        /// The offered epoch.
+        epoch: Epoch,
+        /// Accepted (and published as incoming), or why not.
+        result: Result<(), Refusal>,
+    },
+    /// "I no longer offer this."
+    Withdraw {
+        /// The task.
+        name: Name,
+        /// The offered epoch.
+        epoch: Epoch,
+    },
+    /// "Keep this" (a replica of a checkpoint).
+    Checkpoint {
+        /// The claim under which it was written.
+        claim: Claim,
+        /// What to run, so that the replica can be resumed alone.
+        spec: Spec,
+        /// Its header.
+        header: Header,
+        /// The state.
+        state: Bytes,
+    },
+    /// To a [`Message::Checkpoint`].
+    CheckpointReply {
+        /// The task.
+        name: Name,
+        /// Its run.
+        run: RunId,
+        /// Which checkpoint.
+        position: Position,
+        /// Kept, or why not.
+        result: Result<(), Rejection>,
+    },
+    /// "It is yours": the source has stopped for good (Rule 18).
+    Transferred {
+        /// The task.
+        name: Name,
+        /// Its run.
+        run: RunId,
+        /// The target's epoch.
+        epoch: Epoch,
+        /// The sealed checkpoint, none if the task never committed.
+        sealed: Option<Header>,
+    },
+    /// "It runs here now": the source may forget it.
+    Taken {
+        /// The task.
+        name: Name,
+        /// The epoch it runs under.
+        epoch: Epoch,
+    },
+    /// "Which checkpoints of this do you hold?"
+    FindState {
+        /// The task.
+        name: Name,
+        /// Its run.
+        run: RunId,
+    },
+    /// To a [`Message::FindState`].
+    States {
+        /// The task.
+        name: Name,
+        /// Its run.
+        run: RunId,
+        /// The newest of each branch held.
+        headers: Vec<Header>,
+    },
+    /// "Send me that one."
+    GetState {
+        /// The task.
+        name: Name,
+        /// Its run.
+        run: RunId,
+        /// Which checkpoint.
+        position: Position,
+        /// Its writer.
+        writer: SessionId,
+    },
+    /// To a [`Message::GetState`]; no state if it is gone or unreadable.
+    StateData {
+        /// Its header.
+        header: Header,
+        /// The state.
+        state: Option<Bytes>,
+    },
+    /// "It has ended; keep this instead of the checkpoints" (Rule 12).
+    Ended {
+        /// The terminal claim.
+        claim: Claim,
+        /// Its spec.
+        spec: Spec,
+        /// The output, if it finished.
+        output: Option<Bytes>,
+    },
+    /// To a [`Message::Ended`].
+    EndedReply {
+        /// The task.
+        name: Name,
+        /// Its run.
+        run: RunId,
+    },
+    /// Pause, resume, cancel (Rule 23).
+    Desire {
+        /// The register's new value.
+        desired: Desired,
+    },
+    /// Files a booting node has found (Rule 14).
+    Found {
+        /// Name, run, the best branch's position and number of commits.
+        offers: Vec<(Name, RunId, Option<Position>)>,
+    },
+}
+
+/// What a peer says of a claim it was asked about (Rule 13).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The task.
+    pub name: Name,
+    /// The epoch asked about.
+    pub epoch: Epoch,
+    /// The answer proper.
+    pub verdict: Verdict,
+    /// Other sessions that asked the same peer: the claimant asks them too.
+    pub askers: Vec<SessionId>,
+    /// Claims the asked knows that are no reason to hold but must be stepped over.
+    pub known: Vec<Claim>,
+}
+
+/// The answer proper.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// Go ahead, for all I know.
+    Ok,
+    /// My own claim is lower and not settled: I step back.
+    Yields,
+    /// I run it, or my own claim is higher. Carries that claim.
+    Held(Box<Claim>),
+    /// That claim's session is dead and buried here (Rule 24).
+    Buried,
+}
+
+/// Why a node does not take a task. Gossiped capability is never trusted alone: the receiver checks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// It does not register the kind, or cannot read the state's version.
+    #[error("the node cannot run this kind of task, or cannot read its state's version")]
+    Incompatible,
+    /// It runs as many as it may.
+    #[error("the node runs as many tasks as it may")]
+    Full,
+    /// It is joining, cordoned, draining or leaving.
+    #[error("the node takes no new tasks now")]
+    NotUp,
+    /// The name is held under a claim that is not below the offer.
+    #[error("the name is already held under epoch {0}")]
+    Held(Epoch),
+    /// It did not answer in time.
+    #[error("the node did not answer in time")]
+    NoAnswer,
+}
+
+/// Why a replica did not keep a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum Rejection {
+    /// The name has gone to a higher epoch: also tells a zombie owner (Rule 20).
+    Superseded(Box<Claim>),
+    /// The store failed or is full.
+    Unavailable(String),
+}

@@ -1,0 +1,11 @@
+//! The rules. Pure: no I/O, no async, no clock, no randomness; events come in, actions go out.
+
+pub mod branch;
+pub mod claim;
+pub mod ids;
+pub mod io;
+pub mod lease;
+pub mod message;
+pub mod record;
+pub mod time;
+pub mod timing;

@@ -1,0 +1,154 @@
+//! The symbols of the timing model, their defaults, and the start-up checks.
+
+use std::time::Duration;
+
+/// The durations a node lives by. Symbols as in `docs/semantics.md`.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Timing {
+    /// g: between rounds of gossip. Default 0.5 s.
+    pub gossip_interval: Duration,
+    /// T: how long a session must be silent before its tasks are taken over. Default 10 s.
+    pub silence_floor: Duration,
+    /// K: between one takeover rank and the next. Default one gossip interval.
+    pub takeover_delay: Duration,
+    /// How long a task may take to reach a step boundary before its step is dropped. Default 10 s.
+    pub stop_grace: Duration,
+    /// How long a node that hears nobody waits before it takes anything over. Default 60 s.
+    pub alone_after: Duration,
+    /// How long a node without seeds waits before it is up. Default 5 s.
+    pub solo_after: Duration,
+    /// How long a booting node waits for the members it remembers. Default T.
+    pub boot_wait: Duration,
+    /// How long a taker looks for state at or above the floor. Default T.
+    pub state_wait: Duration,
+    /// How long a terminal state and its output stay readable. Default 1 h.
+    pub retention: Duration,
+    /// How long a tombstone outlives its retention. Default 24 h.
+    pub tombstone_retention: Duration,
+    /// After how long chitchat forgets a dead node. Default 12 min.
+    pub dead_node_grace: Duration,
+    /// How long a session stays in the address book unseen. Default 24 h.
+    pub address_book: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        let t = Duration::from_secs(10);
+        let g = Duration::from_millis(500);
+        Self {
+            gossip_interval: g,
+            silence_floor: t,
+            takeover_delay: g,
+            stop_grace: Duration::from_secs(10),
+            alone_after: Duration::from_secs(60),
+            solo_after: Duration::from_secs(5),
+            boot_wait: t,
+            state_wait: t,
+            retention: Duration::from_secs(3600),
+            tombstone_retention: Duration::from_secs(24 * 3600),
+            dead_node_grace: Duration::from_secs(12 * 60),
+            address_book: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+/// Why a [`Timing`] was refused. Nothing has been started.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidTiming {
+    /// A duration that must be positive is zero.
+    #[error("{0} must be longer than zero")]
+    Zero(&'static str),
+    /// A relation between two durations does not hold.
+    #[error("{lesser} ({lesser_is:?}) must be at most {greater} ({greater_is:?}): {why}")]
+    Order {
+        /// The symbol that is too long.
+        lesser: &'static str,
+        /// Its value.
+        lesser_is: Duration,
+        /// The symbol, or product, that bounds it.
+        greater: &'static str,
+        /// Its value.
+        greater_is: Duration,
+        /// What goes wrong otherwise.
+        why: &'static str,
+    },
+}
+
+impl Timing {
+    /// Two-way evidence counts while the echoed counter was sent at most this long ago (Rule 4).
+    pub fn evidence_window(&self) -> Duration {
+        Duration::from_secs(5).min(self.silence_floor / 2)
+    }
+
+    /// R_eta: by when gossip has reached everyone, at up to 20 % loss. 4 g.
+    pub fn convergence(&self) -> Duration {
+        self.gossip_interval * 4
+    }
+
+    /// A jump of one's own clock that long means the process did not run (Rules 4 and 17).
+    pub fn visible_gap(&self) -> Duration {
+        self.silence_floor / 2
+    }
+
+    /// How long a task's permit lasts without being renewed (Rule 17).
+    pub fn permit(&self) -> Duration {
+        self.silence_floor / 2
+    }
+
+    /// Checks what the protocol takes for granted.
+    ///
+    /// # Errors
+    /// Names the first relation that does not hold, with both values and the reason.
+    pub fn check(&self) -> Result<(), InvalidTiming> {
+        for (name, value) in [
+            ("gossip_interval", self.gossip_interval),
+            ("silence_floor", self.silence_floor),
+            ("takeover_delay", self.takeover_delay),
+            ("alone_after", self.alone_after),
+            ("solo_after", self.solo_after),
+            ("retention", self.retention),
+            ("dead_node_grace", self.dead_node_grace),
+        ] {
+            if value.is_zero() {
+                return Err(InvalidTiming::Zero(name));
+            }
+        }
+        let order = |lesser, lesser_is, greater, greater_is, why| {
+            if lesser_is <= greater_is {
+                Ok(())
+            } else {
+                Err(InvalidTiming::Order { lesser, lesser_is, greater, greater_is, why })
+            }
+        };
+        order(
+            "8 gossip_interval",
+            self.gossip_interval * 8,
+            "silence_floor",
+            self.silence_floor,
+            "a few lost datagrams would look like a death",
+        )?;
+        order(
+            "silence_floor",
+            self.silence_floor,
+            "alone_after",
+            self.alone_after,
+            "a node that hears nobody would be quicker to take over than one that does",
+        )?;
+        order(
+            "silence_floor",
+            self.silence_floor,
+            "dead_node_grace / 4",
+            self.dead_node_grace / 4,
+            "a dead node's tasks would be forgotten before they are taken over",
+        )?;
+        order(
+            "2 dead_node_grace",
+            self.dead_node_grace * 2,
+            "tombstone_retention",
+            self.tombstone_retention,
+            "a node that was away would revive finished tasks",
+        )
+    }
+}
