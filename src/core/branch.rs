@@ -6,7 +6,9 @@ use super::ids::{Kind, Name, RunId, SessionId};
 use super::lease::Epoch;
 
 /// Where a checkpoint stands in its line of descent: ordered by epoch, then sequence number.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub struct Position {
     /// The epoch it was written under.
     #[serde(rename = "e")]

@@ -143,7 +143,10 @@ impl Claim {
 
     /// The lease claimed.
     pub fn lease(&self) -> Lease {
-        Lease { epoch: self.epoch, session: self.session.clone() }
+        Lease {
+            epoch: self.epoch,
+            session: self.session.clone(),
+        }
     }
 
     /// The order of claims of one name (Rule 9). The highest owns it, on every node alike.

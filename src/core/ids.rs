@@ -17,7 +17,9 @@ pub enum InvalidName {
         what: &'static str,
     },
     /// Longer than the limit.
-    #[error("a {what} of {len} bytes is over the limit of {limit} bytes: shorten it, or hash the variable part")]
+    #[error(
+        "a {what} of {len} bytes is over the limit of {limit} bytes: shorten it, or hash the variable part"
+    )]
     TooLong {
         /// What was being named.
         what: &'static str,
@@ -27,7 +29,9 @@ pub enum InvalidName {
         limit: usize,
     },
     /// A control character would corrupt logs and terminals.
-    #[error("a {what} must not contain control characters (one stands at byte {at}): remove or escape it")]
+    #[error(
+        "a {what} must not contain control characters (one stands at byte {at}): remove or escape it"
+    )]
     Control {
         /// What was being named.
         what: &'static str,
@@ -41,7 +45,11 @@ fn checked(text: &str, what: &'static str, limit: usize) -> Result<Arc<str>, Inv
         return Err(InvalidName::Empty { what });
     }
     if text.len() > limit {
-        return Err(InvalidName::TooLong { what, len: text.len(), limit });
+        return Err(InvalidName::TooLong {
+            what,
+            len: text.len(),
+            limit,
+        });
     }
     match text.char_indices().find(|(_, c)| c.is_control()) {
         Some((at, _)) => Err(InvalidName::Control { what, at }),
@@ -160,7 +168,9 @@ pub struct RunId {
 impl Ord for RunId {
     /// The higher number wins, then the lower (older) uuid (Rule 9).
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.number.cmp(&other.number).then_with(|| other.uuid.cmp(&self.uuid))
+        self.number
+            .cmp(&other.number)
+            .then_with(|| other.uuid.cmp(&self.uuid))
     }
 }
 
