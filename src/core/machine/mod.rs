@@ -18,6 +18,9 @@ mod takeover;
 mod task;
 mod transfer;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
