@@ -48,8 +48,10 @@ impl Machine {
             strikes,
             note: String::new(),
         };
-        if let Some(old) = self.tasks.get(&name) {
+        let mut callers = callers;
+        if let Some(old) = self.tasks.get_mut(&name) {
             self.holding.remove(&old.claim.number);
+            callers.append(&mut old.callers);
         }
         let from = same_run.map(|top| top.session.clone()).filter(|from| *from != self.config.me);
         let doing = Doing::Settling(Settling {
@@ -236,8 +238,7 @@ impl Machine {
         });
         if above && over {
             let (spec, cause, purpose) = (task.spec.clone(), task.cause, settling.purpose);
-            let callers = task.callers.clone();
-            return self.claim(spec, cause, purpose, callers);
+            return self.claim(spec, cause, purpose, Vec::new());
         }
         if settling.waiting.is_empty() || self.now.at >= settling.until {
             self.settled(name);

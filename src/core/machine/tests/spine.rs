@@ -121,6 +121,7 @@ fn pause_resume_and_cancel_work_from_any_node() {
 #[test]
 fn a_silent_node_keeps_its_tasks_for_the_silence_floor() {
     let (mut world, nodes) = World::cluster(6, 3);
+    world.goal = 10_000;
     for i in 0..10 {
         world.start(&nodes[0], &format!("t{i}"));
     }
