@@ -26,7 +26,7 @@ pub struct StoredOffer {
 
 type Found = (Name, RunId, Option<Position>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Boot {
     /// Names found on disk that are not settled yet. They are offers, not claims.
     offers: BTreeMap<Name, Spec>,

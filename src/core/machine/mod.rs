@@ -82,6 +82,7 @@ pub struct MachineConfig {
 
 /// See the module.
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 pub struct Machine {
     config: MachineConfig,
     state: NodeState,
