@@ -2,21 +2,24 @@
 //! machine decides.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::board::Board;
 use super::command::{Command, Goodbye};
 use super::draining::Draining;
+use super::event::NodeEvent;
 use super::metrics;
 use super::peers::Peers;
 use super::pending::Pending;
 use super::queries::Queries;
 use super::tally::Tally;
-use crate::checkpoint::{CheckpointStore, Reply, StoreWorker};
+use crate::checkpoint::{Answer, CheckpointStore, StoreWorker};
 use crate::clock::{self, SharedClock};
 use crate::core::branch::Progress;
 use crate::core::claim::Claim;
@@ -43,7 +46,9 @@ pub(super) struct Inputs {
     pub(super) gossip: mpsc::Receiver<GossipEvent>,
     pub(super) links: mpsc::Receiver<LinkEvent>,
     pub(super) runner: mpsc::Receiver<Event>,
-    pub(super) store: mpsc::Receiver<(Pending, Reply)>,
+    pub(super) store: mpsc::Receiver<Answer<Pending>>,
+    /// What the seeds' name stands for now.
+    pub(super) seeds: mpsc::Receiver<Vec<SocketAddr>>,
 }
 
 /// One event, from wherever.
@@ -53,7 +58,8 @@ enum Input {
     Gossip(GossipEvent),
     Link(LinkEvent),
     Runner(Event),
-    Store(Pending, Reply),
+    Store(Answer<Pending>),
+    Seeds(Vec<SocketAddr>),
     /// All handles are gone.
     Deserted,
     Time,
@@ -66,11 +72,12 @@ pub(super) type Caller = oneshot::Sender<Result<RunId, CallError>>;
 pub(super) struct Control {
     pub(super) cluster: String,
     pub(super) me: SessionId,
-    pub(super) address: std::net::SocketAddr,
+    pub(super) address: SocketAddr,
     pub(super) revision: String,
     pub(super) durable: bool,
     pub(super) clock: SharedClock,
     pub(super) board: Arc<Board>,
+    pub(super) _closing: Closing,
     pub(super) machine: Machine,
     pub(super) gossip: Gossip,
     pub(super) links: Links,
@@ -90,6 +97,16 @@ pub(super) struct Control {
     pub(super) goodbye: Option<oneshot::Sender<Goodbye>>,
     pub(super) ending: Option<Ending>,
     pub(super) gauged: Time,
+    pub(super) unanswered: Option<Unanswered>,
+    pub(super) _resolving: Option<AbortOnDropHandle<()>>,
+}
+
+/// Seeds that nobody has answered at so far.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    pub(super) seeds: Vec<SocketAddr>,
+    /// When that is worth a word.
+    pub(super) until: Time,
 }
 
 /// How the loop ends.
@@ -127,7 +144,8 @@ impl Control {
             Some(event) = inputs.links.recv() => Input::Link(event),
             Some(event) = inputs.gossip.recv() => Input::Gossip(event),
             Some(event) = inputs.runner.recv() => Input::Runner(event),
-            Some((pending, reply)) = inputs.store.recv() => Input::Store(pending, reply),
+            Some(answer) = inputs.store.recv() => Input::Store(answer),
+            Some(addresses) = inputs.seeds.recv() => Input::Seeds(addresses),
             () = sleep(wait) => Input::Time,
         }
     }
@@ -138,7 +156,8 @@ impl Control {
             Input::Gossip(event) => self.on_gossip(event),
             Input::Link(event) => self.on_link(event),
             Input::Runner(event) => self.on_runner(event),
-            Input::Store(pending, reply) => self.on_store(pending, reply),
+            Input::Store(answer) => self.on_store(answer),
+            Input::Seeds(addresses) => self.on_seeds(&addresses),
             Input::Deserted => {
                 tracing::warn!(target: "handover::node", "the last handle was dropped without `leave`: the node ends as if it had crashed");
                 self.ending = Some(Ending::Closed);
@@ -174,9 +193,33 @@ impl Control {
                 true
             });
         }
+        if self.unanswered.as_ref().is_some_and(|seeds| now >= seeds.until) {
+            self.report_seeds();
+        }
         if now.since(self.gauged) >= GAUGES {
             self.gauged = now;
             self.set_gauges();
+        }
+    }
+
+    /// A name stands for other addresses than before: nodes that came since may know nobody else.
+    fn on_seeds(&mut self, addresses: &[SocketAddr]) {
+        for address in addresses {
+            if *address != self.address && !self.peers.is_at(*address) {
+                self.gossip.probe(*address);
+            }
+        }
+    }
+
+    /// Says once that nobody answers at the seeds; gossip goes on trying.
+    fn report_seeds(&mut self) {
+        if let Some(unanswered) = self.unanswered.take()
+            && self.peers.is_empty()
+        {
+            let tried: Vec<String> = unanswered.seeds.iter().map(ToString::to_string).collect();
+            let tried = tried.join(", ");
+            tracing::warn!(target: "handover::gossip", tried, "no seed answers: check their addresses, the key and the cluster's name; trying on");
+            self.board.tell(NodeEvent::SeedsUnreachable { tried });
         }
     }
 
@@ -207,14 +250,16 @@ impl Control {
         self.links.stop_listening();
         self.gossip.shutdown().await;
         self.links.shutdown().await;
-        self.store.shutdown().await;
         tracing::info!(target: "handover::node", session = %self.me, left, "the node has ended");
     }
 }
 
-impl Drop for Control {
+/// Ends every stream and wait of the handles, however the loop ends.
+pub(super) struct Closing(pub(super) Arc<Board>);
+
+impl Drop for Closing {
     fn drop(&mut self) {
-        self.board.close();
+        self.0.close();
     }
 }
 
@@ -228,6 +273,6 @@ fn ready(inputs: &mut Inputs) -> VecDeque<Input> {
     drain(&mut inputs.links, &mut ready, Input::Link);
     drain(&mut inputs.gossip, &mut ready, Input::Gossip);
     drain(&mut inputs.runner, &mut ready, Input::Runner);
-    drain(&mut inputs.store, &mut ready, |(pending, reply)| Input::Store(pending, reply));
+    drain(&mut inputs.store, &mut ready, Input::Store);
     ready
 }

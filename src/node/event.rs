@@ -10,7 +10,7 @@ use tokio::sync::broadcast;
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
 
-use crate::core::ids::{Name, NodeId, SessionId};
+use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Cause, Gone};
 use crate::core::lease::Epoch;
 use crate::core::record::NodeState;

@@ -8,7 +8,7 @@ use super::metrics;
 use super::pending::{Pending, Whom, Written};
 use super::records::{self, Named};
 use super::wire::{self, Answer, Wire};
-use crate::checkpoint::{QueueFull, Reply, Request};
+use crate::checkpoint::{self as store, QueueFull, Reply, Request};
 use crate::core::branch::Header;
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::Event;
@@ -213,8 +213,8 @@ impl Control {
         }
     }
 
-    pub(super) fn on_store(&mut self, pending: Pending, reply: Reply) {
-        match (pending, reply) {
+    pub(super) fn on_store(&mut self, answer: store::Answer<Pending>) {
+        match (answer.tag, answer.reply) {
             (Pending::Write(written), Reply::Written(result)) => {
                 self.on_written(written, result.err().map(|error| error.to_string()));
             }

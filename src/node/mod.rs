@@ -6,6 +6,7 @@ mod boot;
 mod builder;
 mod command;
 mod control;
+mod disk;
 mod drain;
 mod draining;
 mod error;

@@ -142,6 +142,15 @@ impl Peers {
         self.dirty |= self.all.remove(session).is_some();
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Whether a session is known there.
+    pub(super) fn is_at(&self, address: SocketAddr) -> bool {
+        self.all.values().any(|peer| peer.address() == Some(address))
+    }
+
     pub(super) fn revision(&self, session: &SessionId) -> Option<String> {
         Some(self.all.get(session)?.record.as_ref()?.revision.clone())
     }

@@ -90,6 +90,7 @@ mod tests {
             name: Name::new("t").unwrap(),
             session: session("a"),
             number: 3,
+            version: 0,
             run: RunId {
                 number: 1,
                 uuid: Uuid::from_u128(2),

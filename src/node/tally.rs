@@ -91,7 +91,7 @@ impl Tally {
             if !claim.phase.is_held() {
                 continue;
             }
-            parked += usize::from(matches!(claim.phase, Phase::Parked | Phase::Quarantined));
+            parked += usize::from(matches!(claim.phase, Phase::Parked { .. } | Phase::Quarantined));
             let kind = kind_of(name).unwrap_or_else(|| "unknown".into());
             *self
                 .shown

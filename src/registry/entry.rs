@@ -100,7 +100,7 @@ impl TaskState {
             Phase::Recovering => Self::Recovering,
             Phase::Running => Self::Running,
             Phase::Paused => Self::Paused,
-            Phase::Parked => Self::Parked,
+            Phase::Parked { .. } => Self::Parked,
             Phase::Quarantined => Self::Quarantined,
             Phase::Released => Self::Released,
             Phase::Superseded => Self::Superseded,

@@ -16,6 +16,7 @@ fn claim(name: &str, node: &str, epoch: u64, phase: Phase) -> Claim {
         name: Name::new(name).unwrap(),
         session: SessionId::new(NodeId::new(node).unwrap(), Uuid::nil()),
         number: 1,
+        version: 0,
         run: RunId {
             number: 1,
             uuid: Uuid::nil(),
