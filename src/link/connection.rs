@@ -87,6 +87,11 @@ impl Connection {
             broken = &mut receiving => broken,
             broken = sending => match broken {
                 Broken::Io(_) => timeout(LAST_READ, receiving).await.unwrap_or(broken),
+                Broken::Finished => {
+                    // Closing with something unread would reset what the peer has not read yet.
+                    receiving.await;
+                    broken
+                }
                 broken => broken,
             },
             () = pulse.stops(limits.dead_after) => Broken::Silent,

@@ -13,6 +13,8 @@ mod outbox;
 mod peer;
 mod report;
 mod seal;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
