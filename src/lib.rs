@@ -3,6 +3,7 @@
 
 pub(crate) mod clock;
 pub(crate) mod core;
+pub(crate) mod gossip;
 pub(crate) mod key;
 pub(crate) mod net;
 
