@@ -3,6 +3,7 @@
 
 pub(crate) mod clock;
 pub(crate) mod core;
+pub(crate) mod gossip;
 pub(crate) mod key;
 #[allow(dead_code)] // until the node drives it
 pub(crate) mod link;
