@@ -27,6 +27,9 @@ pub use self::erased::Job;
 pub use self::kinds::RegisterError;
 pub use self::retry::Retry;
 pub use self::run::{Run, RunCx, Running};
+pub(crate) use self::kinds::Kinds;
+pub(crate) use self::line::Throttle;
+pub(crate) use self::runner::{Runner, RunnerConfig};
 
 /// A kind of task, as a step that is repeated until it is done.
 ///
