@@ -645,6 +645,7 @@ impl Machine {
             Doing::Running | Doing::Kept => {
                 self.look_parked(name);
                 self.look_replicas(name);
+                self.look_callers(name);
                 self.look_hand(name);
             }
             Doing::Stopping(_) | Doing::Sealing { .. } | Doing::Moving { .. } => {
