@@ -1,6 +1,7 @@
 //! handover
 #![forbid(unsafe_code)]
 
+pub(crate) mod checkpoint;
 pub(crate) mod clock;
 pub(crate) mod core;
 pub(crate) mod key;
