@@ -101,9 +101,11 @@ impl Machine {
         let timing = &self.config.timing;
         let mut others = self.members.iter().filter(|(_, peer)| peer.gone.is_none()).peekable();
         let known = others.peek().is_some();
+        // Whoever has no path to this node cannot reply to it: that must not keep it out for ever.
+        let mute = |since: Time| now.since(since) >= timing.silence_floor;
         let up = if known {
             self.members.is_connected(now)
-                && others.all(|(_, peer)| peer.caught_up)
+                && others.all(|(_, peer)| peer.caught_up || mute(peer.direct))
                 && waited >= timing.gossip_interval
         } else {
             let patience = if self.config.seeds { timing.alone_after } else { timing.solo_after };
@@ -150,6 +152,9 @@ impl Machine {
         for name in names {
             self.settle_offer(&name, up_since);
         }
+        if self.boot.offers.is_empty() {
+            self.boot.found.clear();
+        }
     }
 
     fn settle_offer(&mut self, name: &Name, since: Time) {
@@ -193,10 +198,17 @@ impl Machine {
         if rank > 0 && waited < self.config.timing.boot_wait + delay {
             return;
         }
-        if !self.may_take(&spec, None) {
-            return;
-        }
-        self.claim(spec, Cause::Boot, Purpose::Run, Vec::new());
+        let purpose = if self.may_take(&spec, None) {
+            Purpose::Run
+        } else {
+            // Only this node knows of it, perhaps: it keeps the name for a node that can run it.
+            let timing = &self.config.timing;
+            if waited < timing.boot_wait + timing.silence_floor + delay {
+                return;
+            }
+            Purpose::Custody
+        };
+        self.claim(spec, Cause::Boot, purpose, Vec::new());
         self.boot.offers.remove(name);
     }
 
@@ -222,7 +234,8 @@ impl Machine {
         for (name, run, position) in offers {
             // Who has an end or a newer owner tells: the finder's copy must not be born again.
             self.dirty.insert(name.clone());
-            if self.boot.found.len() < self.config.max_names {
+            // What is not offered here too is no rival's.
+            if self.boot.offers.contains_key(&name) && self.members.get(from).is_some() {
                 self.boot.found.entry(name).or_default().insert(from.clone(), (run, position));
             }
         }

@@ -102,6 +102,9 @@ pub struct Machine {
     bare: BTreeSet<Name>,
     /// Runs kept here that another run of the name has replaced, and since when (Rule 8).
     outdated: BTreeMap<(Name, RunId), Time>,
+    /// Names over which a task here is in conflict with a session; those settled since may linger.
+    rivalries: BTreeMap<SessionId, BTreeSet<Name>>,
+    owed: BTreeMap<Name, conflict::Owed>,
     /// Names of which nothing but their past is known, and since when.
     idle: BTreeMap<Name, Time>,
     /// Who asked about a name, until their claim is visible or they are gone (Rule 13).
@@ -164,6 +167,8 @@ impl Machine {
             ends: BTreeMap::new(),
             bare: BTreeSet::new(),
             outdated: BTreeMap::new(),
+            rivalries: BTreeMap::new(),
+            owed: BTreeMap::new(),
             idle: BTreeMap::new(),
             askers: BTreeMap::new(),
             starts: start::Starts::default(),
@@ -450,6 +455,10 @@ impl Machine {
     }
 
     fn on_link_up(&mut self, with: &SessionId) {
+        // Its handshake is as fresh as an echoed datagram.
+        if self.buried.remove(with).is_some() {
+            self.touch_all_of(with);
+        }
         if let Some(peer) = self.members.entry(with, self.now.at) {
             peer.linked = true;
         }
@@ -500,6 +509,7 @@ impl Machine {
             askers.remove(session);
             !askers.is_empty()
         });
+        self.rivalries.remove(session);
         self.touch_all_of(session);
         self.settle_gone(session);
         self.replicas_gone(session);
@@ -687,6 +697,7 @@ impl Machine {
         self.look_free(name);
         self.look_takeover(name);
         self.look_end(name);
+        self.look_owed(name);
         self.look_cleanup(name);
         self.look_idle(name);
         self.show(name);
