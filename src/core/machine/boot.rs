@@ -34,6 +34,8 @@ pub(super) struct Boot {
     found: BTreeMap<Name, BTreeMap<SessionId, (RunId, Option<Position>)>>,
     /// Nodes of the persisted member list that have not been heard.
     missing: BTreeSet<NodeId>,
+    /// When the last of them was heard, or this node was up.
+    heard_at: Time,
     up_since: Option<Time>,
     told: bool,
     /// Peers that wait for a checkpoint to be read from the store.
@@ -114,6 +116,7 @@ impl Machine {
         drop(others);
         if up {
             self.boot.up_since = Some(now);
+            self.boot.heard_at = now;
             self.set_state(NodeState::Up);
             self.dirty.extend(self.ends.keys().cloned().collect::<Vec<_>>());
         }
@@ -131,9 +134,12 @@ impl Machine {
             let peers: Vec<SessionId> = self.members.live().cloned().collect();
             peers.iter().for_each(|peer| self.found_to(peer));
         }
+        let now = self.now.at;
         for (session, peer) in self.members.iter() {
             if peer.is_live() {
-                self.boot.missing.remove(&session.node);
+                if self.boot.missing.remove(&session.node) {
+                    self.boot.heard_at = now;
+                }
             }
         }
         let timing = &self.config.timing;
@@ -143,8 +149,9 @@ impl Machine {
             timing.alone_after
         };
         let waited = self.now.at.since(up_since);
-        // One interval more than needed, so that what others have found is here too.
-        let heard = self.boot.missing.is_empty() && waited >= timing.gossip_interval * 2;
+        // One interval more than needed, so that what the last of them knows is here too.
+        let settled = now.since(self.boot.heard_at) >= timing.gossip_interval * 2;
+        let heard = self.boot.missing.is_empty() && settled;
         if !heard && waited < patience {
             return;
         }

@@ -353,6 +353,12 @@ impl Machine {
         task.claim.phase = phase.clone();
         task.claim.note.clone_from(&note);
         task.doing = Doing::Kept;
+        // What is kept is replicated as what runs is: this may be the last copy.
+        if task.latest.is_none() {
+            let runs = self.held.get(name);
+            let branches = runs.and_then(|runs| runs.get(&task.claim.run));
+            task.latest = branches.and_then(|b| b.best_from(task.claim.floor)).cloned();
+        }
         self.publish(name);
         match phase {
             Phase::Quarantined => self.tell(Notice::Quarantined { name: name.clone() }),

@@ -107,14 +107,14 @@ fn a_paused_task_stays_paused_wherever_it_goes() {
 #[test]
 fn a_task_that_kills_its_nodes_is_quarantined_until_resumed() {
     let setup = Setup { timing: short(), ..Setup::default() };
-    let (mut world, nodes) = World::cluster_of(4, 6, &setup);
+    let (mut world, nodes) = World::cluster_of(4, 7, &setup);
     world.goal = 100_000;
     world.start(&nodes[0], "a");
     world.run_for(S);
     world.poison.insert(name("a"));
     world.run_for(S * 20);
     let alive: Vec<_> = nodes.iter().filter(|n| world.nodes[*n].alive).cloned().collect();
-    assert_eq!(alive.len(), 3, "the first owner and two takers");
+    assert_eq!(alive.len(), 3, "the first owner and three takers died");
     let keeper = world.owner(&alive[0], "a").unwrap().clone();
     assert_eq!(keeper.phase, Phase::Quarantined, "{keeper:?}");
     world.poison.clear();
@@ -133,7 +133,7 @@ fn a_task_that_kills_its_nodes_is_quarantined_until_resumed() {
 #[test]
 fn quarantine_survives_a_drain() {
     let setup = Setup { timing: short(), ..Setup::default() };
-    let (mut world, nodes) = World::cluster_of(5, 6, &setup);
+    let (mut world, nodes) = World::cluster_of(5, 7, &setup);
     world.goal = 100_000;
     world.start(&nodes[0], "a");
     world.run_for(S);

@@ -81,7 +81,7 @@ fn the_losers_branch_follows_the_winner() {
 #[test]
 fn of_three_copies_one_survives() {
     for seed in 3..6 {
-        let (mut world, nodes) = World::cluster_of(seed, 3, &setup());
+        let (mut world, nodes) = World::cluster_of(seed, 3, &Setup { replicas: 2, ..setup() });
         world.goal = 100_000;
         world.start(&nodes[0], "a");
         world.run_for(S * 2);
