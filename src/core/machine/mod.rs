@@ -399,7 +399,8 @@ impl Machine {
         if self.buried.remove(from).is_some() {
             self.touch_all_of(from);
         }
-        let before = self.members.get(from).map(|peer| peer.state);
+        // Gossip may have told of it before: it is there once it has been heard itself.
+        let before = self.members.get(from).filter(|peer| peer.met).map(|peer| peer.state);
         let back = self.members.heard(self.now.at, from, state, echoed);
         if before.is_none() {
             self.tell(Notice::PeerUp(from.clone()));

@@ -117,7 +117,8 @@ fn a_whole_cluster_resumes_from_its_directories() {
             assert!(behind <= 1, "{task} lost {behind} commits, order {order:?}");
         }
         for i in 0..6 {
-            assert!(world.since(&format!("f{i}"), stopped).is_empty(), "order {order:?}");
+            let task = format!("f{i}");
+            assert!(world.since(&task, stopped).is_empty(), "{task}, order {order:?}");
         }
     }
 }

@@ -70,6 +70,17 @@ fn a_session_outlives_a_short_silence() {
     assert!(takers(&world, cut).is_empty());
 }
 
+/// Every peer that is heard is told of once: the member list on disk is made of these.
+#[test]
+fn every_peer_that_is_heard_is_told_of() {
+    let (world, nodes) = World::cluster(20, 4);
+    for node in &nodes {
+        for peer in nodes.iter().filter(|peer| *peer != node) {
+            assert_eq!(world.told(node, |n| *n == Notice::PeerUp(peer.clone())), 1);
+        }
+    }
+}
+
 /// Rule 2: the watermark counts for a claim that it has overtaken, and never goes back.
 #[test]
 fn a_watermark_releases_every_claim_up_to_it() {
