@@ -69,17 +69,25 @@ impl StepLog {
         units: u64,
     ) -> io::Result<Running> {
         let step = Step {
-            name: name.to_owned(),
-            epoch,
-            seq,
-            node: self.node.clone(),
-            start: now(),
             end: None,
-            units,
+            ..self.step(name, epoch, seq, now(), units)
         };
         self.append(&step)?;
         let log = Arc::clone(self);
         Ok(Running { log, step })
+    }
+
+    /// Describes a step on this node that has just ended.
+    pub fn step(&self, name: &str, epoch: u64, seq: u64, start: u64, units: u64) -> Step {
+        Step {
+            name: name.to_owned(),
+            epoch,
+            seq,
+            node: self.node.clone(),
+            start,
+            end: Some(now()),
+            units,
+        }
     }
 
     /// Writes one line. A single `write` in append mode: lines of different threads never mix.
@@ -173,6 +181,8 @@ pub struct Tenure {
     pub epoch: u64,
     /// When its first step began.
     pub start: u64,
+    /// Which part of the work that was.
+    pub first_seq: u64,
     /// When its last step ended, or was cut off.
     pub end: u64,
     /// When the last step ended that was not cut off; the start if none was.
@@ -193,6 +203,8 @@ pub struct Move {
     pub cause: Cause,
     /// The old owner's process had not been signalled: nobody asked for this move.
     pub unprompted: bool,
+    /// When the new owner's first step began.
+    pub start: u64,
     /// From the end of the old owner's last whole step to the start of the new owner's first, in
     /// nanoseconds. What a killed owner had begun counts as a pause.
     pub gap: u64,
@@ -267,6 +279,7 @@ impl Measured {
                 to: tenure.node.clone(),
                 cause: ended.map_or_else(|| phase(ends, tenure.start), |end| end.cause),
                 unprompted: ended.is_none(),
+                start: tenure.start,
                 gap: tenure.start.saturating_sub(old.last_end),
                 overlap,
                 redone,
@@ -335,10 +348,14 @@ fn tenures(steps: &[Step], ends: &[ProcessEnd], until: u64) -> Vec<Tenure> {
                 node: step.node.clone(),
                 epoch: step.epoch,
                 start: step.start,
+                first_seq: step.seq,
                 end,
                 last_end: step.start,
             });
-        tenure.start = tenure.start.min(step.start);
+        if step.start < tenure.start {
+            tenure.start = step.start;
+            tenure.first_seq = step.seq;
+        }
         tenure.end = tenure.end.max(end);
         tenure.last_end = tenure.last_end.max(step.end.unwrap_or(0));
     }
