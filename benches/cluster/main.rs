@@ -4,7 +4,7 @@
 //! cargo bench --bench cluster -- [sigkill] [sigterm] [checkpoint] [idle] [--json PATH]
 //! ```
 
-#![allow(missing_docs, clippy::print_stdout)]
+#![allow(unreachable_pub, reason = "a program has no callers")]
 
 mod cluster;
 mod machine;
@@ -16,6 +16,8 @@ mod node;
 #[path = "../../examples/rolling_deploy/process.rs"]
 mod process;
 mod scenarios;
+#[path = "../../examples/rolling_deploy/stdio.rs"]
+mod stdio;
 mod tasks;
 
 use std::path::PathBuf;

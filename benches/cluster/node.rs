@@ -1,7 +1,6 @@
 //! One node process of the benchmark.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::meter::{Percentiles, StepLog};
+use crate::stdio::{commands, say};
 use crate::tasks::{Beat, Forced, Latencies, Recorder, Rhythm};
 
 /// How many tasks are submitted at once.
@@ -133,33 +133,6 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         .context("the step log could not be written")?;
     drop(std::hint::black_box(ballast));
     Ok(report.exit_code())
-}
-
-fn say(event: &Event) {
-    let mut line = match serde_json::to_vec(event) {
-        Ok(line) => line,
-        Err(error) => return eprintln!("{event:?} could not be said: {error}"),
-    };
-    line.push(b'\n');
-    let mut stdout = std::io::stdout().lock();
-    // A parent that is gone hears nothing; its end of the pipe ends us.
-    let _ = stdout.write_all(&line).and_then(|()| stdout.flush());
-}
-
-/// The commands on standard input; its end ends the process.
-fn commands() -> mpsc::Receiver<Command> {
-    let (sender, receiver) = mpsc::channel(64);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            match serde_json::from_str(&line) {
-                Ok(command) if sender.blocking_send(command).is_err() => return,
-                Ok(_) => {}
-                Err(error) => eprintln!("no command: {error} in {line}"),
-            }
-        }
-        std::process::exit(1);
-    });
-    receiver
 }
 
 async fn obey(

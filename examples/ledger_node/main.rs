@@ -1,12 +1,15 @@
 //! A node that keeps ledgers: the process under test in `tests/processes.rs`.
 
+#![allow(unreachable_pub, reason = "a program has no callers")]
+
 mod ledger;
 #[allow(dead_code, reason = "other programs use the rest of it")]
 #[path = "../rolling_deploy/meter.rs"]
 mod meter;
 mod protocol;
+#[path = "../rolling_deploy/stdio.rs"]
+mod stdio;
 
-use std::io::{BufRead, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +24,7 @@ use tokio::sync::mpsc;
 use self::ledger::Clerk;
 use self::meter::StepLog;
 use self::protocol::{Command, Event};
+use self::stdio::{commands, say};
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -96,17 +100,6 @@ fn timing(options: &Options) -> Timing {
     timing
 }
 
-fn say(event: &Event) {
-    let mut line = match serde_json::to_vec(event) {
-        Ok(line) => line,
-        Err(error) => return eprintln!("{event:?} could not be said: {error}"),
-    };
-    line.push(b'\n');
-    let mut stdout = std::io::stdout().lock();
-    // A parent that is gone hears nothing; its end of the pipe ends us.
-    let _ = stdout.write_all(&line).and_then(|()| stdout.flush());
-}
-
 async fn say_when_ready(node: Node) {
     while !node.is_ready() {
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -121,22 +114,6 @@ async fn notice(node: Node) {
             what: format!("{event:?}"),
         });
     }
-}
-
-/// The commands on standard input; its end ends the process, whatever else is going on.
-fn commands() -> mpsc::Receiver<Command> {
-    let (sender, receiver) = mpsc::channel(64);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            match serde_json::from_str(&line) {
-                Ok(command) if sender.blocking_send(command).is_err() => return,
-                Ok(_) => {}
-                Err(error) => eprintln!("no command: {error} in {line}"),
-            }
-        }
-        std::process::exit(1);
-    });
-    receiver
 }
 
 async fn obey(node: Node, mut commands: mpsc::Receiver<Command>) {

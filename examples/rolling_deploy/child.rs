@@ -1,6 +1,5 @@
 //! One node process: a service that embeds the library.
 
-use std::io::BufRead;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,8 +11,9 @@ use handover::{Key, Node, Seeds, signal};
 use tokio::sync::mpsc;
 
 use super::compress::Compress;
-use super::control::{Command, Event, TaskStatus, say};
+use super::control::{Command, Event, TaskStatus};
 use super::meter::StepLog;
+use super::stdio::{commands, say};
 
 /// The environment variable that holds the cluster's secret: arguments are visible to all users.
 pub const KEY: &str = "ROLLING_DEPLOY_KEY";
@@ -57,7 +57,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
 
     let report = node.drain_on(signal::term_or_int()).await;
     say(&Event::Drained {
-        report: format!("{report:?}"),
+        report: serde_json::to_value(&report)?,
     });
     node.leave().await?;
     Ok(report.exit_code())
@@ -68,23 +68,6 @@ async fn say_when_ready(node: Node) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     say(&Event::Ready);
-}
-
-/// The commands on standard input. Its end means that the parent is gone, and the process ends: at
-/// once, on a thread of its own, whatever else is going on.
-fn commands() -> mpsc::Receiver<Command> {
-    let (sender, receiver) = mpsc::channel(64);
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lock().lines().map_while(Result::ok) {
-            match serde_json::from_str(&line) {
-                Ok(command) if sender.blocking_send(command).is_err() => return,
-                Ok(_) => {}
-                Err(error) => eprintln!("no command: {error} in {line}"),
-            }
-        }
-        std::process::exit(1);
-    });
-    receiver
 }
 
 async fn obey(node: Node, mut commands: mpsc::Receiver<Command>) {

@@ -1,6 +1,5 @@
 //! What parent and node processes say to each other, one line of JSON each.
 
-use std::io::{self, Write};
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -74,8 +73,8 @@ pub enum Event {
     },
     /// The node has handed over what it ran.
     Drained {
-        /// The library's report, for people.
-        report: String,
+        /// The library's report.
+        report: serde_json::Value,
     },
 }
 
@@ -90,15 +89,4 @@ pub struct TaskStatus {
     pub done: u64,
     /// Bytes of input in all.
     pub total: u64,
-}
-
-/// Says something to the parent. A parent that is gone hears nothing; its end of the pipe ends us.
-pub fn say(event: &Event) {
-    let mut line = match serde_json::to_vec(event) {
-        Ok(line) => line,
-        Err(error) => return eprintln!("{event:?} could not be said: {error}"),
-    };
-    line.push(b'\n');
-    let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(&line).and_then(|()| stdout.flush());
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::process::Signal;
+use serde_json::Value;
 use tokio::process::Command;
 
 use super::board::{Board, NodeLine};
@@ -134,11 +135,9 @@ impl Deploy {
 
     /// Submits every task, to each node in turn.
     pub async fn submit(&mut self) -> anyhow::Result<()> {
-        let mut turn = 0;
-        for (name, job) in self.jobs.clone() {
-            let node = turn % self.nodes.len();
-            turn += 1;
+        for (turn, (name, job)) in self.jobs.clone().into_iter().enumerate() {
             let command = control::Command::Run { name, job };
+            let node = turn % self.nodes.len();
             if let Some(node) = self.nodes.get_mut(node) {
                 node.process.send(&command).await?;
             }
@@ -361,7 +360,14 @@ impl Deploy {
             }
             Event::Drained { report } => {
                 let id = node.process.name();
-                self.board.say(&format!("{id} has drained: {report}"));
+                let count = |what| report.get(what).and_then(Value::as_u64).unwrap_or_default();
+                self.board.say(&format!(
+                    "{id} has drained: {} moved, {} parked, {} released, {} ended",
+                    count("moved"),
+                    count("parked"),
+                    count("released"),
+                    count("ended")
+                ));
             }
         }
         Ok(())

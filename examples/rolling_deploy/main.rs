@@ -10,6 +10,8 @@
 //! cargo run --release --example rolling_deploy -- [--quick] [--tasks N] [--input PATH] [--json PATH]
 //! ```
 
+#![allow(unreachable_pub, reason = "a program has no callers")]
+
 mod board;
 mod child;
 mod compress;
@@ -21,6 +23,7 @@ mod meter;
 #[allow(dead_code, reason = "other programs use the rest of it")]
 mod process;
 mod report;
+mod stdio;
 mod verify;
 
 use std::collections::BTreeMap;

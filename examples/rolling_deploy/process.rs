@@ -47,8 +47,11 @@ impl<E: DeserializeOwned + Send + 'static> Process<E> {
             let mut lines = BufReader::new(stdout).lines();
             while let Ok(Some(line)) = lines.next_line().await {
                 match serde_json::from_str(&line) {
-                    Ok(event) if sender.send(event).await.is_err() => break,
-                    Ok(_) => {}
+                    Ok(event) => {
+                        if sender.send(event).await.is_err() {
+                            break;
+                        }
+                    }
                     Err(_) => eprintln!("[{of}] {line}"),
                 }
             }
