@@ -37,22 +37,14 @@ impl Task for Count {
 
     async fn step(&self, cx: &mut Cx, job: &Job, at: &mut Found) -> handover::Result<Step<u64>> {
         let (from, to) = (at.looked_at + 1, job.up_to.min(at.looked_at + 50_000));
-        let is_prime = |n: &u64| {
-            *n > 1
-                && !(2..)
-                    .take_while(|d| d * d <= *n)
-                    .any(|d| n.is_multiple_of(d))
-        };
+        let is_prime =
+            |n: &u64| *n > 1 && !(2..).take_while(|d| d * d <= *n).any(|d| n.is_multiple_of(d));
         let count = move || (from..=to).filter(is_prime).count() as u64;
         at.primes += cx.blocking(count).await?;
         at.looked_at = to;
         cx.progress(to, job.up_to);
         let done = to == job.up_to;
-        Ok(if done {
-            Step::Done(at.primes)
-        } else {
-            Step::More
-        })
+        Ok(if done { Step::Done(at.primes) } else { Step::More })
     }
 }
 
@@ -74,9 +66,7 @@ async fn progress(State(node): State<Node>, Path(id): Path<String>) -> Json<Opti
 
 #[tokio::main]
 async fn main() -> handover::Result<ExitCode> {
-    let mut addresses = std::env::args()
-        .skip(1)
-        .map(|text| text.parse::<SocketAddr>());
+    let mut addresses = std::env::args().skip(1).map(|text| text.parse::<SocketAddr>());
     let mut next = || addresses.next().unwrap_or_else(|| "127.0.0.1:0".parse());
     let (gossip, http) = (next()?, tokio::net::TcpListener::bind(next()?).await?);
     let node = Node::builder("primes")
@@ -86,11 +76,7 @@ async fn main() -> handover::Result<ExitCode> {
         .task(Count)
         .start()
         .await?;
-    println!(
-        "gossip on {}, http on {}",
-        node.address(),
-        http.local_addr()?
-    );
+    println!("gossip on {}, http on {}", node.address(), http.local_addr()?);
     let routes = Router::new()
         .route("/count/{id}", routing::post(start).get(progress))
         .with_state(node.clone());

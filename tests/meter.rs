@@ -28,12 +28,7 @@ fn step(node: &str, epoch: u64, seq: u64, start: u64, end: impl Into<Option<u64>
 }
 
 fn end(node: &str, cause: Cause, signalled: u64, exited: u64) -> ProcessEnd {
-    ProcessEnd {
-        node: node.into(),
-        cause,
-        signalled: signalled * MS,
-        exited: exited * MS,
-    }
+    ProcessEnd { node: node.into(), cause, signalled: signalled * MS, exited: exited * MS }
 }
 
 fn measure(steps: &[Step], ends: &[ProcessEnd]) -> Measured {
@@ -42,11 +37,7 @@ fn measure(steps: &[Step], ends: &[ProcessEnd]) -> Measured {
 
 #[test]
 fn the_gap_lies_between_the_last_end_and_the_first_start() {
-    let steps = [
-        step("b", 2, 3, 37, 45),
-        step("a", 1, 1, 10, 20),
-        step("a", 1, 2, 20, 30),
-    ];
+    let steps = [step("b", 2, 3, 37, 45), step("a", 1, 1, 10, 20), step("a", 1, 2, 20, 30)];
     let measured = measure(&steps, &[end("a", Cause::Sigterm, 25, 60)]);
     let [moved] = measured.moves.as_slice() else {
         panic!("one move, not {:?}", measured.moves);
@@ -71,21 +62,13 @@ fn two_owners_at_once_are_an_overlap_and_no_gap() {
 
 #[test]
 fn owners_that_take_turns_without_touching_overlap_all_the_same() {
-    let steps = [
-        step("a", 1, 1, 10, 20),
-        step("b", 2, 1, 22, 28),
-        step("a", 1, 2, 30, 40),
-    ];
+    let steps = [step("a", 1, 1, 10, 20), step("b", 2, 1, 22, 28), step("a", 1, 2, 30, 40)];
     assert_eq!(measure(&steps, &[]).overlap, 6 * MS);
 }
 
 #[test]
 fn an_overlap_with_an_owner_before_the_last_is_seen() {
-    let steps = [
-        step("a", 1, 1, 10, 100),
-        step("b", 2, 2, 20, 30),
-        step("c", 3, 3, 90, 120),
-    ];
+    let steps = [step("a", 1, 1, 10, 100), step("b", 2, 2, 20, 30), step("c", 3, 3, 90, 120)];
     let measured = measure(&steps, &[]);
     assert_eq!(measured.moves[0].overlap, 10 * MS);
     assert_eq!(measured.moves[1].overlap, 10 * MS);
@@ -109,11 +92,7 @@ fn work_done_twice_is_counted_against_the_move_that_caused_it() {
 
 #[test]
 fn a_step_cut_off_by_a_kill_ran_until_the_kill_and_its_time_counts_as_pause() {
-    let cut = [
-        step("a", 1, 1, 10, 20),
-        step("a", 1, 2, 20, None),
-        step("b", 2, 2, 40, 50),
-    ];
+    let cut = [step("a", 1, 1, 10, 20), step("a", 1, 2, 20, None), step("b", 2, 2, 40, 50)];
     let late = measure(&cut, &[end("a", Cause::Sigkill, 35, 60)]);
     assert_eq!((late.overlap, late.moves[0].gap), (0, 20 * MS));
     let early = measure(&cut, &[end("a", Cause::Sigkill, 45, 60)]);
@@ -130,15 +109,8 @@ fn a_step_that_never_ends_overlaps_with_every_later_owner() {
 
 #[test]
 fn a_task_can_move_twice_for_two_causes() {
-    let steps = [
-        step("a", 1, 1, 10, 20),
-        step("b", 2, 2, 30, 40),
-        step("c", 3, 3, 60, 70),
-    ];
-    let ends = [
-        end("a", Cause::Sigterm, 15, 50),
-        end("b", Cause::Sigkill, 42, 43),
-    ];
+    let steps = [step("a", 1, 1, 10, 20), step("b", 2, 2, 30, 40), step("c", 3, 3, 60, 70)];
+    let ends = [end("a", Cause::Sigterm, 15, 50), end("b", Cause::Sigkill, 42, 43)];
     let measured = measure(&steps, &ends);
     assert_eq!(measured.moves_per_task(), BTreeMap::from([("t", 2)]));
     assert_eq!(measured.caused_by(Cause::Sigterm).count(), 1);
@@ -149,10 +121,7 @@ fn a_task_can_move_twice_for_two_causes() {
 #[test]
 fn a_move_that_nobody_asked_for_belongs_to_the_phase_in_which_it_happened() {
     let steps = [step("b", 1, 1, 10, 20), step("c", 2, 2, 60, 70)];
-    let ends = [
-        end("a", Cause::Sigterm, 15, 50),
-        end("d", Cause::Sigkill, 55, 56),
-    ];
+    let ends = [end("a", Cause::Sigterm, 15, 50), end("d", Cause::Sigkill, 55, 56)];
     let measured = measure(&steps, &ends);
     assert!(measured.moves[0].unprompted);
     assert_eq!(measured.moves[0].cause, Cause::Sigkill);

@@ -28,10 +28,7 @@ fn ledger(cluster: &Cluster, name: &str) -> Ledger {
 }
 
 fn forced(cluster: &Cluster, name: &str) -> Ledger {
-    Ledger {
-        force_every: FORCED,
-        ..ledger(cluster, name)
-    }
+    Ledger { force_every: FORCED, ..ledger(cluster, name) }
 }
 
 #[tokio::test]
@@ -97,9 +94,7 @@ async fn after_sigkill_every_task_goes_on_from_its_last_checkpoint() {
 async fn a_rolling_restart_of_all_nodes_leaves_every_ledger_exact() {
     bounded(async {
         let mut cluster = Cluster::of(&THREE, Setup::default()).await;
-        cluster
-            .run_alike(9, |cluster, name| cluster.ledger(name, 1200, 10))
-            .await;
+        cluster.run_alike(9, |cluster, name| cluster.ledger(name, 1200, 10)).await;
         cluster.written(20).await;
         for id in THREE {
             let stopped = cluster.stop(id).await;
@@ -117,10 +112,7 @@ async fn a_rolling_restart_of_all_nodes_leaves_every_ledger_exact() {
 #[tokio::test]
 async fn a_drain_without_any_time_loses_nothing() {
     bounded(async {
-        let setup = Setup {
-            budget: Some(Duration::ZERO),
-            ..Setup::default()
-        };
+        let setup = Setup { budget: Some(Duration::ZERO), ..Setup::default() };
         let mut cluster = Cluster::of(&THREE, setup).await;
         cluster.run_alike(12, forced).await;
         cluster.written(35).await;
@@ -181,10 +173,7 @@ async fn a_signal_that_arrives_twice_at_once_is_one_signal() {
 #[tokio::test]
 async fn the_last_node_keeps_its_tasks_on_disk_and_goes_on_with_them_when_it_is_back() {
     bounded(async {
-        let setup = Setup {
-            durable: true,
-            ..Setup::default()
-        };
+        let setup = Setup { durable: true, ..Setup::default() };
         let mut cluster = Cluster::of(&["n1"], setup).await;
         cluster.run_alike(4, ledger).await;
         cluster.written(30).await;
@@ -203,10 +192,7 @@ async fn the_last_node_keeps_its_tasks_on_disk_and_goes_on_with_them_when_it_is_
 #[tokio::test]
 async fn two_nodes_that_are_both_told_to_stop_lose_nothing() {
     bounded(async {
-        let setup = Setup {
-            durable: true,
-            ..Setup::default()
-        };
+        let setup = Setup { durable: true, ..Setup::default() };
         let mut cluster = Cluster::of(&["n1", "n2"], setup).await;
         cluster.run_alike(8, ledger).await;
         cluster.written(30).await;
@@ -228,29 +214,14 @@ async fn two_nodes_that_are_both_told_to_stop_lose_nothing() {
 #[tokio::test]
 async fn a_cluster_restarted_in_another_order_and_partly_stale_resumes_all_and_revives_nothing() {
     bounded(async {
-        let setup = Setup {
-            durable: true,
-            ..Setup::default()
-        };
+        let setup = Setup { durable: true, ..Setup::default() };
         let mut cluster = Cluster::of(&THREE, setup).await;
         let mut ledgers = BTreeMap::new();
         for number in 0..4 {
             let short = format!("short{number}");
             let long = format!("long{number}");
-            ledgers.insert(
-                short.clone(),
-                Ledger {
-                    last: 150,
-                    ..forced(&cluster, &short)
-                },
-            );
-            ledgers.insert(
-                long.clone(),
-                Ledger {
-                    last: 900,
-                    ..forced(&cluster, &long)
-                },
-            );
+            ledgers.insert(short.clone(), Ledger { last: 150, ..forced(&cluster, &short) });
+            ledgers.insert(long.clone(), Ledger { last: 900, ..forced(&cluster, &long) });
         }
         cluster.run(ledgers).await;
         cluster.written(30).await;
@@ -272,9 +243,8 @@ async fn a_cluster_restarted_in_another_order_and_partly_stale_resumes_all_and_r
         fs::remove_dir_all(cluster.data_dir("n2")).unwrap();
         copy(stale.path(), &cluster.data_dir("n2"));
         let before: BTreeSet<_> = owners(&cluster);
-        let finished: Vec<_> = (0..4)
-            .map(|number| cluster.lines(&format!("short{number}")))
-            .collect();
+        let finished: Vec<_> =
+            (0..4).map(|number| cluster.lines(&format!("short{number}"))).collect();
 
         cluster.start_all(&["n2", "n3", "n1"]).await;
         cluster.finish("n3").await;
@@ -298,9 +268,7 @@ async fn a_cluster_restarted_in_another_order_and_partly_stale_resumes_all_and_r
 /// Who ran what under which epoch.
 fn owners(cluster: &Cluster) -> BTreeSet<(String, String, u64)> {
     let steps = cluster.steps().into_iter();
-    steps
-        .map(|step| (step.name, step.node, step.epoch))
-        .collect()
+    steps.map(|step| (step.name, step.node, step.epoch)).collect()
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -378,18 +346,8 @@ async fn pause_resume_and_cancel_work_by_name_from_any_node() {
         cluster.run_on("n1", "cancelled", cancelled).await;
         cluster.written(10).await;
         for (node, command) in [
-            (
-                "n2",
-                Command::Pause {
-                    name: "paused".into(),
-                },
-            ),
-            (
-                "n3",
-                Command::Cancel {
-                    name: "cancelled".into(),
-                },
-            ),
+            ("n2", Command::Pause { name: "paused".into() }),
+            ("n3", Command::Cancel { name: "cancelled".into() }),
         ] {
             cluster.tell(node, &command).await;
             let noted = |event| matches!(event, Event::Noted { .. }).then_some(());
@@ -399,10 +357,7 @@ async fn pause_resume_and_cancel_work_by_name_from_any_node() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         let standing = (cluster.lines("paused"), cluster.lines("cancelled"));
         tokio::time::sleep(Duration::from_millis(500)).await;
-        assert_eq!(
-            standing,
-            (cluster.lines("paused"), cluster.lines("cancelled"))
-        );
+        assert_eq!(standing, (cluster.lines("paused"), cluster.lines("cancelled")));
 
         let name = "paused".to_owned();
         cluster.tell("n3", &Command::Resume { name }).await;

@@ -111,10 +111,7 @@ async fn a_killed_process_is_noted_with_both_moments() {
     assert_eq!((end.node.as_str(), end.cause), ("parrot", Cause::Sigkill));
     assert!(before <= end.signalled && end.signalled < end.exited);
     assert_eq!(parrot.event().await, None);
-    assert!(
-        parrot.signal(Signal::TERM).is_err(),
-        "it has been waited for"
-    );
+    assert!(parrot.signal(Signal::TERM).is_err(), "it has been waited for");
 }
 
 #[tokio::test]
@@ -134,11 +131,7 @@ async fn a_dropped_process_is_not_left_behind() {
 fn source(directory: &Path, bytes: &[u8]) -> Source {
     let path = directory.join("source");
     fs::write(&path, [b"before", bytes, b"after"].concat()).unwrap();
-    Source {
-        path,
-        offset: 6,
-        len: bytes.len() as u64,
-    }
+    Source { path, offset: 6, len: bytes.len() as u64 }
 }
 
 fn frames(parts: &[&[u8]]) -> Vec<u8> {
@@ -179,9 +172,6 @@ fn a_missing_frame_a_torn_one_and_a_long_tail_are_found() {
 #[test]
 fn an_output_that_is_not_there_is_damaged() {
     let directory = scratch();
-    let verdict = verify(
-        &source(directory.path(), b"x"),
-        &directory.path().join("none"),
-    );
+    let verdict = verify(&source(directory.path(), b"x"), &directory.path().join("none"));
     assert!(matches!(verdict, Verdict::Damaged(_)));
 }

@@ -36,9 +36,7 @@ impl Cluster {
     /// Without nodes.
     pub fn new() -> anyhow::Result<Self> {
         Ok(Self {
-            logs: tempfile::Builder::new()
-                .prefix("handover-bench-")
-                .tempdir()?,
+            logs: tempfile::Builder::new().prefix("handover-bench-").tempdir()?,
             nodes: BTreeMap::new(),
             addresses: BTreeMap::new(),
             ends: Vec::new(),
@@ -62,9 +60,7 @@ impl Cluster {
     pub async fn launch(&mut self, number: usize, more: &[&str]) -> anyhow::Result<()> {
         let id = id(number);
         let mut command = process::Command::new(std::env::current_exe()?);
-        command
-            .args(["node", "--id", &id, "--logs"])
-            .arg(self.logs.path());
+        command.args(["node", "--id", &id, "--logs"]).arg(self.logs.path());
         for seed in self.addresses.values() {
             command.args(["--seed", &seed.to_string()]);
         }
@@ -74,9 +70,7 @@ impl Cluster {
             Event::Listening { address } => Some(address),
             _ => None,
         };
-        let address = process
-            .expect(PATIENCE, "where it listens", listening)
-            .await?;
+        let address = process.expect(PATIENCE, "where it listens", listening).await?;
         self.addresses.insert(id.clone(), address);
         self.nodes.insert(id, process);
         Ok(())
@@ -85,9 +79,7 @@ impl Cluster {
     /// Waits until a node takes part.
     pub async fn ready(&mut self, number: usize) -> anyhow::Result<()> {
         let ready = |event| matches!(event, Event::Ready).then_some(());
-        self.node(number)?
-            .expect(PATIENCE, "that it is up", ready)
-            .await
+        self.node(number)?.expect(PATIENCE, "that it is up", ready).await
     }
 
     fn node(&mut self, number: usize) -> anyhow::Result<&mut Process<Event>> {
@@ -98,8 +90,7 @@ impl Cluster {
     /// The process id of a node.
     pub fn pid(&self, number: usize) -> anyhow::Result<u32> {
         let node = self.nodes.get(&id(number));
-        node.and_then(Process::pid)
-            .ok_or_else(|| anyhow!("there is no node {number}"))
+        node.and_then(Process::pid).ok_or_else(|| anyhow!("there is no node {number}"))
     }
 
     /// Submits tasks through one node; how long that took.
@@ -134,22 +125,13 @@ impl Cluster {
         let begun = Instant::now();
         let node = self.node(via)?;
         let prefix = prefix.to_owned();
-        let command = Command::Run {
-            prefix,
-            count,
-            forced,
-            rhythm,
-        };
+        let command = Command::Run { prefix, count, forced, rhythm };
         node.send(&command).await?;
-        let submitted = node.expect(
-            PATIENCE,
-            "that all tasks are started",
-            |event| match event {
-                Event::Submitted => Some(Ok(())),
-                Event::Refused { why } => Some(Err(anyhow!("a task was refused: {why}"))),
-                _ => None,
-            },
-        );
+        let submitted = node.expect(PATIENCE, "that all tasks are started", |event| match event {
+            Event::Submitted => Some(Ok(())),
+            Event::Refused { why } => Some(Err(anyhow!("a task was refused: {why}"))),
+            _ => None,
+        });
         submitted.await??;
         Ok(begun.elapsed())
     }
@@ -233,8 +215,7 @@ impl Cluster {
         for node in self.nodes.values_mut() {
             node.send(&Command::Flush).await?;
             let flushed = |event| matches!(event, Event::Flushed).then_some(());
-            node.expect(PATIENCE, "that its log is written", flushed)
-                .await?;
+            node.expect(PATIENCE, "that its log is written", flushed).await?;
         }
         let steps = meter::read(self.logs.path())?;
         let measured = Measured::new(&steps, &self.ends, meter::now());

@@ -34,16 +34,8 @@ impl Machine {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_gib: (kib / 104_857.6).round() / 10.0,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            load: read("/proc/loadavg")
-                .split(' ')
-                .next()
-                .unwrap_or_default()
-                .to_owned(),
-            build: if cfg!(debug_assertions) {
-                "debug"
-            } else {
-                "release"
-            },
+            load: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
+            build: if cfg!(debug_assertions) { "debug" } else { "release" },
         }
     }
 }
@@ -53,11 +45,7 @@ pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The second field is the program's name in parentheses, and may hold anything.
     let (_, fields) = stat.rsplit_once(')').context("no process status")?;
-    let ticks = fields
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(str::parse::<f64>);
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
     let ticks: f64 = ticks.sum::<Result<f64, _>>()?;
     Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
 }

@@ -53,14 +53,8 @@ enum Role {
     Node(node::Options),
 }
 
-const EVERYTHING: [&str; 6] = [
-    "sigkill",
-    "sigkill-resident",
-    "sigterm",
-    "sigterm-64k",
-    "checkpoint",
-    "idle",
-];
+const EVERYTHING: [&str; 6] =
+    ["sigkill", "sigkill-resident", "sigterm", "sigterm-64k", "checkpoint", "idle"];
 
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {

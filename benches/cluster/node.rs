@@ -42,12 +42,7 @@ pub struct Options {
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Command {
     /// Start tasks named `PREFIX/0`, `PREFIX/1` …
-    Run {
-        prefix: String,
-        count: u64,
-        forced: bool,
-        rhythm: Rhythm,
-    },
+    Run { prefix: String, count: u64, forced: bool, rhythm: Rhythm },
     /// How many names are known and run?
     Known,
     /// How long did the forced checkpoints take since this was last asked?
@@ -101,36 +96,23 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         .drain_budget(Duration::from_secs(25))
         .task(Beat(Arc::clone(&recorder)));
     if options.forces {
-        builder = builder.task(Forced {
-            latencies: Arc::clone(&latencies),
-            ended: Mutex::default(),
-        });
+        builder =
+            builder.task(Forced { latencies: Arc::clone(&latencies), ended: Mutex::default() });
     }
     let node = builder.start().await?;
-    say(&Event::Listening {
-        address: node.address(),
-    });
+    say(&Event::Listening { address: node.address() });
     let waiting = node.clone();
     tokio::spawn(async move {
         if waiting.wait_ready().await.is_ok() {
             say(&Event::Ready);
         }
     });
-    tokio::spawn(obey(
-        node.clone(),
-        latencies,
-        Arc::clone(&recorder),
-        commands(),
-    ));
+    tokio::spawn(obey(node.clone(), latencies, Arc::clone(&recorder), commands()));
 
     let report = node.drain_on(signal::term_or_int()).await;
-    say(&Event::Drained {
-        report: serde_json::to_value(&report)?,
-    });
+    say(&Event::Drained { report: serde_json::to_value(&report)? });
     node.leave().await?;
-    recorder
-        .flush()
-        .context("the step log could not be written")?;
+    recorder.flush().context("the step log could not be written")?;
     drop(std::hint::black_box(ballast));
     Ok(report.exit_code())
 }
@@ -143,12 +125,9 @@ async fn obey(
 ) {
     while let Some(command) = commands.recv().await {
         say(&match command {
-            Command::Run {
-                prefix,
-                count,
-                forced,
-                rhythm,
-            } => submit(&node, &prefix, count, forced, rhythm).await,
+            Command::Run { prefix, count, forced, rhythm } => {
+                submit(&node, &prefix, count, forced, rhythm).await
+            }
             Command::Known => {
                 let mut running: BTreeMap<String, usize> = BTreeMap::new();
                 for entry in node.list("") {
@@ -168,10 +147,7 @@ async fn obey(
             Command::Checkpoints => {
                 let mut latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
                 let latencies = std::mem::take(&mut *latencies);
-                Event::Checkpoints {
-                    count: latencies.len(),
-                    ms: Percentiles::millis(latencies),
-                }
+                Event::Checkpoints { count: latencies.len(), ms: Percentiles::millis(latencies) }
             }
         });
     }
@@ -189,9 +165,7 @@ async fn submit(node: &Node, prefix: &str, count: u64, forced: bool, rhythm: Rhy
     let mut submissions = stream::iter(submissions).buffer_unordered(SUBMITTED_AT_ONCE);
     while let Some(submitted) = submissions.next().await {
         if let Err(error) = submitted {
-            return Event::Refused {
-                why: error.to_string(),
-            };
+            return Event::Refused { why: error.to_string() };
         }
     }
     Event::Submitted

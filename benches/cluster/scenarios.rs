@@ -20,10 +20,7 @@ const CHECKPOINTED: Duration = Duration::from_secs(3);
 pub async fn sigkill(tasks: u64, ballast_mib: usize) -> anyhow::Result<Value> {
     let ballast = ballast_mib.to_string();
     let mut cluster = Cluster::of_four(&["--ballast", &ballast]).await?;
-    let rhythm = Rhythm {
-        wait_ms: 1000,
-        ..Rhythm::default()
-    };
+    let rhythm = Rhythm { wait_ms: 1000, ..Rhythm::default() };
     cluster.submit(1, "beat", tasks, rhythm).await?;
     let running = cluster.all_run(tasks).await?;
     tokio::time::sleep(CHECKPOINTED).await;
@@ -57,11 +54,7 @@ pub async fn sigterm(tasks: u64, step_ms: u64, pad: usize) -> anyhow::Result<Val
     let mut cluster = Cluster::new()?;
     cluster.launch(1, &[]).await?;
     cluster.ready(1).await?;
-    let rhythm = Rhythm {
-        step_ms,
-        wait_ms: 0,
-        pad,
-    };
+    let rhythm = Rhythm { step_ms, wait_ms: 0, pad };
     cluster.submit(1, "beat", tasks, rhythm).await?;
     for number in 2..=NODES {
         cluster.launch(number, &[]).await?;
@@ -73,11 +66,7 @@ pub async fn sigterm(tasks: u64, step_ms: u64, pad: usize) -> anyhow::Result<Val
     cluster.all_run(tasks).await?;
     let measured = cluster.finish().await?;
 
-    let moves: Vec<_> = measured
-        .moves
-        .iter()
-        .filter(|moved| moved.from == id(1))
-        .collect();
+    let moves: Vec<_> = measured.moves.iter().filter(|moved| moved.from == id(1)).collect();
     let distinct: BTreeSet<_> = moves.iter().map(|moved| &moved.name).collect();
     Ok(json!({
         "tasks_on_the_stopped": running.get(&id(1)),
@@ -95,19 +84,14 @@ pub async fn sigterm(tasks: u64, step_ms: u64, pad: usize) -> anyhow::Result<Val
 /// A checkpoint of 64 KiB that one replica acknowledges: first one task at a time, then many.
 pub async fn checkpoint() -> anyhow::Result<Value> {
     let mut cluster = Cluster::of_four(&["--forces"]).await?;
-    let rhythm = Rhythm {
-        pad: 64 << 10,
-        ..Rhythm::default()
-    };
+    let rhythm = Rhythm { pad: 64 << 10, ..Rhythm::default() };
     let window = Duration::from_secs(10);
     let mut results = Vec::new();
     let mut running = 0;
     for concurrent in [1, 4, 16, 64] {
         let more = concurrent - running;
         running = concurrent;
-        cluster
-            .submit_forced(&format!("forced{concurrent}"), more, rhythm)
-            .await?;
+        cluster.submit_forced(&format!("forced{concurrent}"), more, rhythm).await?;
         tokio::time::sleep(Duration::from_secs(1)).await;
         cluster.checkpoints().await?;
         let begun = Instant::now();
@@ -125,10 +109,7 @@ pub async fn checkpoint() -> anyhow::Result<Value> {
 /// A node in a cluster that has `tasks` which all wait.
 pub async fn idle(tasks: u64) -> anyhow::Result<Value> {
     let mut cluster = Cluster::of_four(&[]).await?;
-    let rhythm = Rhythm {
-        wait_ms: 3_600_000,
-        ..Rhythm::default()
-    };
+    let rhythm = Rhythm { wait_ms: 3_600_000, ..Rhythm::default() };
     let submitted = cluster.submit(1, "idle", tasks, rhythm).await?;
     let running = cluster.all_run(tasks).await?;
     tokio::time::sleep(Duration::from_secs(10)).await;
@@ -158,19 +139,11 @@ pub async fn idle(tasks: u64) -> anyhow::Result<Value> {
 /// How many tasks ever ran twice at once.
 fn doubled(measured: &Measured) -> usize {
     let twice = measured.moves.iter().filter(|moved| moved.overlap > 0);
-    twice
-        .map(|moved| &moved.name)
-        .collect::<BTreeSet<_>>()
-        .len()
+    twice.map(|moved| &moved.name).collect::<BTreeSet<_>>().len()
 }
 
 /// A duration as serde writes it.
 fn seconds(duration: &Value) -> f64 {
-    let part = |name| {
-        duration
-            .get(name)
-            .and_then(Value::as_f64)
-            .unwrap_or_default()
-    };
+    let part = |name| duration.get(name).and_then(Value::as_f64).unwrap_or_default();
     part("secs") + part("nanos") / 1e9
 }

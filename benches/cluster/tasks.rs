@@ -21,10 +21,7 @@ pub struct Recorder {
 impl Recorder {
     /// Writes to this log.
     pub const fn new(log: Arc<StepLog>) -> Self {
-        Self {
-            log,
-            last: Mutex::new(BTreeMap::new()),
-        }
+        Self { log, last: Mutex::new(BTreeMap::new()) }
     }
 
     fn note(&self, cx: &Cx, seq: u64, start: u64) -> std::io::Result<()> {
@@ -136,10 +133,7 @@ impl Task for Forced {
         let begun = meter::now();
         let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(ended) = ended.get(cx.name()) {
-            let mut latencies = self
-                .latencies
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut latencies = self.latencies.lock().unwrap_or_else(PoisonError::into_inner);
             latencies.push(begun - ended);
         }
         count.advance(rhythm.pad);

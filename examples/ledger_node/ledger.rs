@@ -40,10 +40,7 @@ pub struct Line {
 
 impl Default for Line {
     fn default() -> Self {
-        Self {
-            next: 1,
-            pad: Bytes::new(),
-        }
+        Self { next: 1, pad: Bytes::new() }
     }
 }
 
@@ -68,9 +65,7 @@ impl Task for Clerk {
     ) -> handover::Result<Step<u64>> {
         let running = self.log.begin(cx.name(), cx.fence().epoch.0, at.next, 1)?;
         let (path, line) = (ledger.path.clone(), at.next);
-        let running = cx
-            .blocking(move || append(&path, line).map(|()| running))
-            .await??;
+        let running = cx.blocking(move || append(&path, line).map(|()| running)).await??;
         tokio::time::sleep(Duration::from_millis(ledger.delay_ms)).await;
         drop(running);
         if at.pad.len() != ledger.pad {

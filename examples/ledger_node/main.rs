@@ -71,17 +71,13 @@ async fn main() -> anyhow::Result<ExitCode> {
         builder = builder.data_dir(directory);
     }
     let node = builder.start().await?;
-    say(&Event::Listening {
-        address: node.address(),
-    });
+    say(&Event::Listening { address: node.address() });
     tokio::spawn(notice(node.clone()));
     tokio::spawn(obey(node.clone(), commands()));
     tokio::spawn(say_when_ready(node.clone()));
 
     let report = node.drain_on(signal::term_or_int()).await;
-    say(&Event::Drained {
-        report: serde_json::to_value(&report)?,
-    });
+    say(&Event::Drained { report: serde_json::to_value(&report)? });
     node.leave().await?;
     Ok(report.exit_code())
 }
@@ -110,9 +106,7 @@ async fn say_when_ready(node: Node) {
 async fn notice(node: Node) {
     let mut events = std::pin::pin!(node.events());
     while let Some(event) = events.next().await {
-        say(&Event::Noticed {
-            what: format!("{event:?}"),
-        });
+        say(&Event::Noticed { what: format!("{event:?}") });
     }
 }
 
@@ -134,10 +128,7 @@ async fn answer(node: &Node, command: Command) -> Event {
                 name,
                 run: handle.run().map_or_else(String::new, |run| run.to_string()),
             },
-            Err(error) => Event::Refused {
-                name,
-                why: error.to_string(),
-            },
+            Err(error) => Event::Refused { name, why: error.to_string() },
         },
         Command::Whereis { name } => {
             let entry = node.whereis(&name);
@@ -151,10 +142,7 @@ async fn answer(node: &Node, command: Command) -> Event {
         }
         Command::Await { name } => {
             let output = node.get::<Clerk>(&name).output().await;
-            Event::Ended {
-                name,
-                output: output.map_err(|error| error.to_string()),
-            }
+            Event::Ended { name, output: output.map_err(|error| error.to_string()) }
         }
         Command::Pause { name } => {
             let paused = node.get::<Clerk>(&name).pause().await;

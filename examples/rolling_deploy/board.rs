@@ -42,11 +42,7 @@ impl Board {
     /// Bars if standard output is a terminal.
     pub fn new(tasks: &[(String, u64)]) -> Self {
         let bars = std::io::stdout().is_terminal().then(|| Bars::new(tasks));
-        Self {
-            started: Instant::now(),
-            last_line: Instant::now(),
-            bars,
-        }
+        Self { started: Instant::now(), last_line: Instant::now(), bars }
     }
 
     /// Something happened.
@@ -127,10 +123,6 @@ impl Bars {
         let tasks = bars.collect();
         let nodes = ProgressBar::new(0)
             .with_style(plain.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-        Self {
-            nodes: all.add(nodes),
-            all,
-            tasks,
-        }
+        Self { nodes: all.add(nodes), all, tasks }
     }
 }

@@ -49,16 +49,12 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         .drain_budget(Duration::from_secs(25))
         .start()
         .await?;
-    say(&Event::Listening {
-        address: node.address(),
-    });
+    say(&Event::Listening { address: node.address() });
     tokio::spawn(say_when_ready(node.clone()));
     tokio::spawn(obey(node.clone(), commands()));
 
     let report = node.drain_on(signal::term_or_int()).await;
-    say(&Event::Drained {
-        report: serde_json::to_value(&report)?,
-    });
+    say(&Event::Drained { report: serde_json::to_value(&report)? });
     node.leave().await?;
     Ok(report.exit_code())
 }
@@ -78,10 +74,7 @@ async fn obey(node: Node, mut commands: mpsc::Receiver<Command>) {
                 Command::Run { name, job } => {
                     say(&match node.run::<Compress>(&name, job).await {
                         Ok(_) => Event::Accepted { name },
-                        Err(error) => Event::Refused {
-                            name,
-                            why: error.to_string(),
-                        },
+                        Err(error) => Event::Refused { name, why: error.to_string() },
                     });
                 }
                 Command::Status { names } => say(&status(&node, names).await),
@@ -113,9 +106,6 @@ async fn status(node: &Node, names: Vec<String>) -> Event {
 async fn say_output(node: Node, name: String) {
     say(&match node.get::<Compress>(&name).output().await {
         Ok(written) => Event::Output { name, written },
-        Err(error) => Event::Failed {
-            name,
-            why: error.to_string(),
-        },
+        Err(error) => Event::Failed { name, why: error.to_string() },
     });
 }

@@ -58,9 +58,7 @@ impl Task for Compress {
         let len = job.frame.min(job.source.len - at.read);
         let last = at.read + len == job.source.len;
         let earliest_end = tokio::time::Instant::now() + Duration::from_millis(job.pace_ms);
-        let running = self
-            .log
-            .begin(cx.name(), cx.fence().epoch.0, at.frames, len)?;
+        let running = self.log.begin(cx.name(), cx.fence().epoch.0, at.frames, len)?;
 
         let (job_, read, written) = (job.clone(), at.read, at.written);
         let (frame, running) = cx
@@ -76,11 +74,7 @@ impl Task for Compress {
         at.written += frame;
         at.frames += 1;
         cx.progress(at.read, job.source.len);
-        Ok(if last {
-            Step::Done(at.written)
-        } else {
-            Step::More
-        })
+        Ok(if last { Step::Done(at.written) } else { Step::More })
     }
 }
 
@@ -93,11 +87,7 @@ fn write_frame(job: &Job, read: u64, len: u64, written: u64, last: bool) -> io::
     let mut input = vec![0; len as usize];
     File::open(&job.source.path)?.read_exact_at(&mut input, job.source.offset + read)?;
     let frame = zstd::encode_all(input.as_slice(), job.level)?;
-    let output = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&job.output)?;
+    let output = File::options().create(true).truncate(false).write(true).open(&job.output)?;
     output.write_all_at(&frame, written)?;
     let end = written + frame.len() as u64;
     if last {

@@ -115,11 +115,7 @@ impl Corpus {
             .iter()
             .map(|(root, len)| format!("{} of {}", mebibytes(*len), root.display()))
             .collect();
-        Ok(Self {
-            path,
-            len,
-            origin: format!("{files} files: {}", shares.join(", ")),
-        })
+        Ok(Self { path, len, origin: format!("{files} files: {}", shares.join(", ")) })
     }
 
     /// Cuts it into `parts` ranges of nearly the same length.

@@ -57,12 +57,8 @@ struct Member {
 impl Member {
     fn state(&self) -> &'static str {
         match self {
-            Self {
-                exited: Some(_), ..
-            } => "gone",
-            Self {
-                signalled: Some(_), ..
-            } => "draining",
+            Self { exited: Some(_), .. } => "gone",
+            Self { signalled: Some(_), .. } => "draining",
             Self { ready: true, .. } => "up",
             _ => "joining",
         }
@@ -76,9 +72,7 @@ impl Member {
 impl Deploy {
     /// Of these tasks; the step logs go to `logs`.
     pub fn new(jobs: Jobs, logs: &Path) -> Self {
-        let sizes = jobs
-            .iter()
-            .map(|(name, job)| (name.clone(), job.source.len));
+        let sizes = jobs.iter().map(|(name, job)| (name.clone(), job.source.len));
         let board = Board::new(&sizes.collect::<Vec<_>>());
         let key: [u8; 32] = rand::random();
         Self {
@@ -119,8 +113,7 @@ impl Deploy {
         });
         self.board.say(&format!("{id} ({revision}) starts"));
         let listening = |deploy: &Self| deploy.member(id).is_some_and(|n| n.address.is_some());
-        self.until(Duration::from_secs(20), &format!("{id} listens"), listening)
-            .await
+        self.until(Duration::from_secs(20), &format!("{id} listens"), listening).await
     }
 
     /// Waits until every process that lives takes part.
@@ -129,8 +122,7 @@ impl Deploy {
             let mut living = deploy.nodes.iter().filter(|node| node.exited.is_none());
             living.all(|node| node.ready)
         };
-        self.until(Duration::from_secs(60), "all nodes are up", ready)
-            .await
+        self.until(Duration::from_secs(60), "all nodes are up", ready).await
     }
 
     /// Submits every task, to each node in turn.
@@ -144,8 +136,7 @@ impl Deploy {
         }
         let all = self.jobs.len();
         let accepted = |deploy: &Self| deploy.accepted.len() == all;
-        self.until(Duration::from_secs(30), "all tasks are accepted", accepted)
-            .await?;
+        self.until(Duration::from_secs(30), "all tasks are accepted", accepted).await?;
         let ids: Vec<_> = self.living().map(str::to_owned).collect();
         for id in ids {
             self.await_outputs(&id).await?;
@@ -161,8 +152,7 @@ impl Deploy {
             let all = deploy.jobs.values().map(|job| job.source.len).sum::<u64>();
             sum(|task| task.done) * 100 >= all * percent || deploy.is_finished()
         };
-        self.until(Duration::from_secs(120), "the tasks get on", enough)
-            .await
+        self.until(Duration::from_secs(120), "the tasks get on", enough).await
     }
 
     /// Replaces one process by a new one: the new one up, then the old one down.
@@ -174,8 +164,7 @@ impl Deploy {
         let member = self.member_mut(old)?;
         member.signalled = Some(member.process.signal(Signal::TERM)?);
         let gone = |deploy: &Self| deploy.member(old).is_none_or(|n| n.exited.is_some());
-        self.until(Duration::from_secs(60), &format!("{old} exits"), gone)
-            .await
+        self.until(Duration::from_secs(60), &format!("{old} exits"), gone).await
     }
 
     /// Kills the process that runs most tasks, and says which it was.
@@ -186,8 +175,7 @@ impl Deploy {
             .context("no node is left to be killed")?
             .to_owned();
         let running = self.unfinished_on(&victim);
-        self.board
-            .say(&format!("SIGKILL to {victim}, which runs {running} tasks"));
+        self.board.say(&format!("SIGKILL to {victim}, which runs {running} tasks"));
         let member = self.member_mut(&victim)?;
         let end = member.process.kill().await?;
         member.signalled = Some(end.signalled);
@@ -212,8 +200,7 @@ impl Deploy {
             }
             deploy.is_finished() || seen.2.elapsed() > patience
         };
-        self.until(Duration::from_secs(3600), "all tasks are done", over)
-            .await
+        self.until(Duration::from_secs(3600), "all tasks are done", over).await
     }
 
     /// Stops all processes that still run.
@@ -224,8 +211,7 @@ impl Deploy {
             }
         }
         let gone = |deploy: &Self| deploy.nodes.iter().all(|node| node.exited.is_some());
-        self.until(Duration::from_secs(60), "all nodes exit", gone)
-            .await?;
+        self.until(Duration::from_secs(60), "all nodes exit", gone).await?;
         self.board.close();
         Ok(())
     }
@@ -244,10 +230,7 @@ impl Deploy {
     }
 
     fn living(&self) -> impl Iterator<Item = &str> {
-        self.nodes
-            .iter()
-            .filter(|node| node.serves())
-            .map(|node| node.process.name())
+        self.nodes.iter().filter(|node| node.serves()).map(|node| node.process.name())
     }
 
     fn member(&self, id: &str) -> Option<&Member> {
@@ -262,10 +245,7 @@ impl Deploy {
     async fn await_outputs(&mut self, id: &str) -> anyhow::Result<()> {
         let names = self.jobs.keys().cloned().collect();
         let member = self.member_mut(id)?;
-        member
-            .process
-            .send(&control::Command::Await { names })
-            .await
+        member.process.send(&control::Command::Await { names }).await
     }
 
     /// Takes in what the processes say until `condition` holds.
@@ -295,11 +275,7 @@ impl Deploy {
 
     fn take_in(&mut self) -> anyhow::Result<()> {
         for index in 0..self.nodes.len() {
-            while let Some(event) = self
-                .nodes
-                .get_mut(index)
-                .and_then(|n| n.process.try_event())
-            {
+            while let Some(event) = self.nodes.get_mut(index).and_then(|n| n.process.try_event()) {
                 self.hear(index, event)?;
             }
             let Some(node) = self.nodes.get_mut(index) else {
@@ -317,8 +293,7 @@ impl Deploy {
                 Some(signalled) => {
                     let exited = meter::now();
                     let took = meter::millis(exited - signalled);
-                    self.board
-                        .say(&format!("{id} is gone after {took:.0} ms: {status}"));
+                    self.board.say(&format!("{id} is gone after {took:.0} ms: {status}"));
                     self.ends.push(ProcessEnd {
                         node: id,
                         cause: Cause::Sigterm,

@@ -84,9 +84,7 @@ async fn main() -> anyhow::Result<ExitCode> {
             .init();
         return child::run(options).await;
     }
-    let directory = tempfile::Builder::new()
-        .prefix("rolling_deploy-")
-        .tempdir()?;
+    let directory = tempfile::Builder::new().prefix("rolling_deploy-").tempdir()?;
     let run = run(&arguments, directory.path());
     let good = tokio::select! {
         good = run => good,
@@ -96,10 +94,7 @@ async fn main() -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let kept = directory.keep();
-    eprintln!(
-        "Input, outputs and step logs are kept in {}",
-        kept.display()
-    );
+    eprintln!("Input, outputs and step logs are kept in {}", kept.display());
     good.map(|_| ExitCode::FAILURE)
 }
 
@@ -164,15 +159,9 @@ struct Plan {
     at_least_ms: u64,
 }
 
-const FULL: Plan = Plan {
-    level: 15,
-    at_least_ms: 40_000,
-};
+const FULL: Plan = Plan { level: 15, at_least_ms: 40_000 };
 
-const QUICK: Plan = Plan {
-    level: 12,
-    at_least_ms: 20_000,
-};
+const QUICK: Plan = Plan { level: 12, at_least_ms: 20_000 };
 
 fn jobs(corpus: &Corpus, tasks: u64, plan: &Plan, outputs: &Path) -> Jobs {
     let share = corpus.len.div_ceil(tasks);

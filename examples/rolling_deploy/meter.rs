@@ -53,10 +53,7 @@ impl StepLog {
     pub fn open(directory: &Path, node: &str) -> io::Result<Self> {
         let path = directory.join(format!("{node}.steps.jsonl"));
         let file = File::options().create(true).append(true).open(path)?;
-        Ok(Self {
-            file,
-            node: node.to_owned(),
-        })
+        Ok(Self { file, node: node.to_owned() })
     }
 
     /// Notes that a step begins. Dropping what is returned notes the end, so that a step that fails
@@ -68,10 +65,7 @@ impl StepLog {
         seq: u64,
         units: u64,
     ) -> io::Result<Running> {
-        let step = Step {
-            end: None,
-            ..self.step(name, epoch, seq, now(), units)
-        };
+        let step = Step { end: None, ..self.step(name, epoch, seq, now(), units) };
         self.append(&step)?;
         let log = Arc::clone(self);
         Ok(Running { log, step })
@@ -315,13 +309,7 @@ fn phase(ends: &[ProcessEnd], at: u64) -> Cause {
 fn by_task(lines: &[Step]) -> BTreeMap<String, Vec<Step>> {
     let mut steps: BTreeMap<(&str, u64, u64, &str, u64), Step> = BTreeMap::new();
     for line in lines {
-        let key = (
-            line.name.as_str(),
-            line.start,
-            line.seq,
-            line.node.as_str(),
-            line.epoch,
-        );
+        let key = (line.name.as_str(), line.start, line.seq, line.node.as_str(), line.epoch);
         let step = steps.entry(key).or_insert_with(|| line.clone());
         step.end = step.end.max(line.end);
     }
@@ -342,16 +330,14 @@ fn tenures(steps: &[Step], ends: &[ProcessEnd], until: u64) -> Vec<Tenure> {
                 .map_or(until, ProcessEnd::last_moment)
         };
         let end = step.end.unwrap_or_else(last_moment).max(step.start);
-        let tenure = tenures
-            .entry((step.epoch, &step.node))
-            .or_insert_with(|| Tenure {
-                node: step.node.clone(),
-                epoch: step.epoch,
-                start: step.start,
-                first_seq: step.seq,
-                end,
-                last_end: step.start,
-            });
+        let tenure = tenures.entry((step.epoch, &step.node)).or_insert_with(|| Tenure {
+            node: step.node.clone(),
+            epoch: step.epoch,
+            start: step.start,
+            first_seq: step.seq,
+            end,
+            last_end: step.start,
+        });
         if step.start < tenure.start {
             tenure.start = step.start;
             tenure.first_seq = step.seq;
@@ -385,11 +371,7 @@ impl Percentiles {
             let index = nearest.saturating_sub(1);
             values.get(index).copied().unwrap_or_default()
         };
-        Self {
-            p50: rank(0.50),
-            p99: rank(0.99),
-            max: rank(1.0),
-        }
+        Self { p50: rank(0.50), p99: rank(0.99), max: rank(1.0) }
     }
 
     /// Of nanoseconds, in milliseconds rounded to microseconds.

@@ -56,12 +56,7 @@ impl<E: DeserializeOwned + Send + 'static> Process<E> {
                 }
             }
         });
-        Ok(Self {
-            name: name.to_owned(),
-            child,
-            commands,
-            events,
-        })
+        Ok(Self { name: name.to_owned(), child, commands, events })
     }
 
     /// The name it was given.
@@ -107,10 +102,7 @@ impl<E: DeserializeOwned + Send + 'static> Process<E> {
         match tokio::time::timeout(within, search).await {
             Ok(Some(found)) => Ok(found),
             Ok(None) => Err(anyhow!("{} ended before it said {what}", self.name)),
-            Err(_) => Err(anyhow!(
-                "{} did not say {what} within {within:?}",
-                self.name
-            )),
+            Err(_) => Err(anyhow!("{} did not say {what} within {within:?}", self.name)),
         }
     }
 

@@ -74,18 +74,9 @@ impl Report<'_> {
             tasks: self.jobs.len(),
             completed: self.outputs.len(),
             lost: self.jobs.len() - self.outputs.len(),
-            verified: self
-                .verdicts
-                .values()
-                .filter(|verdict| verdict.is_intact())
-                .count(),
+            verified: self.verdicts.values().filter(|verdict| verdict.is_intact()).count(),
             moves_total: self.measured.moves.len(),
-            moves_max_per_task: self
-                .measured
-                .moves_per_task()
-                .into_values()
-                .max()
-                .unwrap_or(0),
+            moves_max_per_task: self.measured.moves_per_task().into_values().max().unwrap_or(0),
             sigterm: Drains {
                 gap_ms: gaps(&drained),
                 overlap_ms_max: overlap(&drained),
@@ -120,9 +111,7 @@ impl Report<'_> {
         for moved in self.measured.moves.iter().filter(|moved| moved.overlap > 0) {
             let Move { name, from, to, .. } = moved;
             let overlap = millis(moved.overlap);
-            faults.push(format!(
-                "{name} ran on {from} and {to} at once for {overlap} ms"
-            ));
+            faults.push(format!("{name} ran on {from} and {to} at once for {overlap} ms"));
         }
         if self.measured.overlap > 0 && self.measured.moves.iter().all(|m| m.overlap == 0) {
             faults.push("a task ran twice at once on one node".into());
@@ -182,22 +171,13 @@ impl Report<'_> {
     fn print_task(&self, name: &str, job: &Job) {
         let owners = self.measured.tenures.get(name).into_iter().flatten();
         let path: Vec<_> = owners.map(|tenure| tenure.node.as_str()).collect();
-        let moves: Vec<_> = self
-            .measured
-            .moves
-            .iter()
-            .filter(|m| m.name == name)
-            .collect();
-        let gaps: Vec<_> = moves
-            .iter()
-            .map(|moved| format!("{:.0}", millis(moved.gap)))
-            .collect();
+        let moves: Vec<_> = self.measured.moves.iter().filter(|m| m.name == name).collect();
+        let gaps: Vec<_> = moves.iter().map(|moved| format!("{:.0}", millis(moved.gap))).collect();
         let redone = moves.iter().map(|moved| moved.redone).sum();
         let (output, verdict) = match self.verdicts.get(name) {
-            Some(Verdict::Intact { compressed, sha256 }) => (
-                mebibytes(*compressed),
-                format!("sha256 {}…", sha256.get(..12).unwrap_or(sha256)),
-            ),
+            Some(Verdict::Intact { compressed, sha256 }) => {
+                (mebibytes(*compressed), format!("sha256 {}…", sha256.get(..12).unwrap_or(sha256)))
+            }
             Some(Verdict::Damaged(_)) => ("-".into(), "DAMAGED".into()),
             None => ("-".into(), "NO".into()),
         };

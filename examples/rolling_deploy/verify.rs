@@ -42,10 +42,9 @@ pub fn verify(source: &Source, output: &Path) -> Verdict {
         Ok((original, decoded, compressed))
     };
     match digests() {
-        Ok((original, decoded, compressed)) if original == decoded => Verdict::Intact {
-            compressed,
-            sha256: original.1,
-        },
+        Ok((original, decoded, compressed)) if original == decoded => {
+            Verdict::Intact { compressed, sha256: original.1 }
+        }
         Ok((original, decoded, _)) => Verdict::Damaged(format!(
             "decodes to {} bytes of SHA-256 {}, but the source has {} bytes of {}",
             decoded.0, decoded.1, original.0, original.1,

@@ -173,3 +173,30 @@ impl Branches {
         })
     }
 }
+
+impl Branches {
+    /// The best branch at or above the floor (Rule 20).
+    pub fn best_from(&self, floor: Option<Position>) -> Option<&Header> {
+        match floor {
+            None => self.best(),
+            Some(floor) => {
+                let above = self.0.iter().filter(|h| h.position >= floor).cloned().collect();
+                let best = Self(above).best().cloned()?;
+                self.0.iter().find(|header| **header == best)
+            }
+        }
+    }
+
+    /// Forgets one checkpoint: it could not be stored, or not be read.
+    pub fn drop_exact(&mut self, header: &Header) {
+        self.0.retain(|kept| kept != header);
+    }
+
+    /// Forgets what a checkpoint's line contains, and names it.
+    pub fn drop_contained(&mut self, header: &Header) -> Vec<Header> {
+        let (contained, rest) =
+            std::mem::take(&mut self.0).into_iter().partition(|kept| header.descends_from(kept));
+        self.0 = rest;
+        contained
+    }
+}

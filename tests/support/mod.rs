@@ -30,9 +30,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// Runs a test with a limit on its time.
 pub async fn bounded(test: impl Future<Output = ()>) {
-    tokio::time::timeout(Duration::from_secs(58), test)
-        .await
-        .expect("the test is stuck");
+    tokio::time::timeout(Duration::from_secs(58), test).await.expect("the test is stuck");
 }
 
 /// What a node process is started with, beyond its id.
@@ -125,9 +123,7 @@ impl Cluster {
 
     async fn launch(&mut self, id: &str) {
         let mut command = tokio::process::Command::new(node_program());
-        command
-            .args(["--id", id, "--logs"])
-            .arg(self.directory.path().join("logs"));
+        command.args(["--id", id, "--logs"]).arg(self.directory.path().join("logs"));
         for peer in self.nodes.values() {
             command.args(["--seed", &peer.address.to_string()]);
         }
@@ -148,8 +144,7 @@ impl Cluster {
             })
             .await
             .expect("a node that listens");
-        self.nodes
-            .insert(id.to_owned(), Member { process, address });
+        self.nodes.insert(id.to_owned(), Member { process, address });
     }
 
     async fn ready(&mut self, id: &str) {
@@ -227,12 +222,9 @@ impl Cluster {
         let name = wanted.to_owned();
         self.tell(node, &Command::Whereis { name }).await;
         self.hear(node, "where the ledger is", |event| match event {
-            Event::Place {
-                name,
-                node,
-                state,
-                done,
-            } if name == wanted => Some(Place { node, state, done }),
+            Event::Place { name, node, state, done } if name == wanted => {
+                Some(Place { node, state, done })
+            }
             _ => None,
         })
         .await
@@ -252,11 +244,7 @@ impl Cluster {
     /// Waits until every ledger has at least so many lines, so that there is something to lose.
     pub async fn written(&self, lines: usize) {
         let begun = Instant::now();
-        while self
-            .ledgers
-            .keys()
-            .any(|name| self.lines(name).len() < lines)
-        {
+        while self.ledgers.keys().any(|name| self.lines(name).len() < lines) {
             assert!(begun.elapsed() < SOON, "the ledgers do not grow");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -265,10 +253,7 @@ impl Cluster {
     /// Says something to a node.
     pub async fn tell(&mut self, node: &str, command: &Command) {
         let node = self.nodes.get_mut(node).expect("a node that runs");
-        node.process
-            .send(command)
-            .await
-            .expect("a node that listens");
+        node.process.send(command).await.expect("a node that listens");
     }
 
     /// Waits for a node to say something; what it says before is lost.
@@ -307,10 +292,7 @@ impl Cluster {
             _ => None,
         };
         let within = Duration::from_secs(50);
-        let ended = node
-            .process
-            .expect(within, "how the ledger ended", ended)
-            .await;
+        let ended = node.process.expect(within, "how the ledger ended", ended).await;
         ended.unwrap_or_else(|error| panic!("{wanted}: {error}"))
     }
 
@@ -351,11 +333,7 @@ impl Cluster {
                 report = Some(said);
             }
         }
-        Stopped {
-            status,
-            report,
-            after: Duration::from_nanos(exited - signalled),
-        }
+        Stopped { status, report, after: Duration::from_nanos(exited - signalled) }
     }
 
     /// The lines of a ledger.
@@ -364,12 +342,8 @@ impl Cluster {
             return Vec::new();
         };
         let text = fs::read_to_string(&ledger.path).unwrap_or_default();
-        let whole = text
-            .split_inclusive('\n')
-            .filter(|line| line.ends_with('\n'));
-        whole
-            .map(|line| line.trim_end().parse().expect("a number"))
-            .collect()
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        whole.map(|line| line.trim_end().parse().expect("a number")).collect()
     }
 
     /// Every ledger is `seq 1 LAST`, line by line.
@@ -393,11 +367,7 @@ impl Cluster {
             let lines = self.lines(name);
             let mut highest = 0;
             for line in &lines {
-                assert!(
-                    *line <= highest + 1,
-                    "{name} left lines out: {}",
-                    flaws(&lines)
-                );
+                assert!(*line <= highest + 1, "{name} left lines out: {}", flaws(&lines));
                 if *line + most <= highest {
                     panic!("{name} went back by more than {most}: {}", flaws(&lines));
                 }
@@ -424,10 +394,7 @@ impl Cluster {
 }
 
 fn run(name: &str, ledger: Ledger) -> Command {
-    Command::Run {
-        name: name.to_owned(),
-        ledger,
-    }
+    Command::Run { name: name.to_owned(), ledger }
 }
 
 /// Where a ledger departs from counting, for people.
