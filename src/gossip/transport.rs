@@ -99,8 +99,7 @@ impl ChannelSocket {
     fn is_awaited(&mut self, to: SocketAddr) -> bool {
         let now = self.shared.clock.boot();
         let patience = self.patience;
-        self.unanswered
-            .retain(|_, sent| now.since(*sent) < patience);
+        self.unanswered.retain(|_, sent| now.since(*sent) < patience);
         if self.unanswered.contains_key(&to) {
             return true;
         }

@@ -49,7 +49,8 @@ pub(super) async fn open(
     match path {
         None => {
             let store: Arc<dyn CheckpointStore> = Arc::new(MemoryStore::default());
-            let (worker, replies) = StoreWorker::new(store.clone(), Execution::Inline, Limits::default());
+            let (worker, replies) =
+                StoreWorker::new(store.clone(), Execution::Inline, Limits::default());
             Ok(Disk {
                 store,
                 worker,

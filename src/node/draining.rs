@@ -156,7 +156,9 @@ impl Draining {
             // Not handed over, yet somebody or something else keeps its state.
             let kept = durable || !claim.replicas.is_empty();
             match claim.phase {
-                Phase::Parked { .. } | Phase::Quarantined | Phase::Paused if kept => report.parked += 1,
+                Phase::Parked { .. } | Phase::Quarantined | Phase::Paused if kept => {
+                    report.parked += 1
+                }
                 _ => drop(abandoned.insert(name.clone())),
             }
         }

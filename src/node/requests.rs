@@ -32,11 +32,7 @@ impl Control {
                 let call = self.call(reply);
                 self.feed(Event::Want { call, name, want });
             }
-            Command::Ask {
-                query,
-                attempt,
-                reply,
-            } => self.ask(query, attempt, reply),
+            Command::Ask { query, attempt, reply } => self.ask(query, attempt, reply),
             Command::Cordon(on) => self.feed(Event::Cordon(on)),
             Command::Drain { budget, reply } => self.drain(budget, reply),
             Command::Hurry { signal } => self.hurry(signal),
@@ -156,11 +152,7 @@ impl Control {
 
     fn hurry(&mut self, signal: Option<Signal>) {
         let now = self.clock.boot();
-        if self
-            .draining
-            .as_mut()
-            .is_some_and(|draining| draining.hurry(now, signal))
-        {
+        if self.draining.as_mut().is_some_and(|draining| draining.hurry(now, signal)) {
             tracing::warn!(target: "handover::drain", "hurried: steps are dropped, last commits are handed over");
             self.feed(Event::DrainNow);
         }

@@ -42,9 +42,7 @@ impl Entry {
         let ran_on = if state == TaskState::Running {
             Some(claim.session.clone())
         } else {
-            before
-                .filter(|before| before.run == claim.run)
-                .and_then(|before| before.ran_on.clone())
+            before.filter(|before| before.run == claim.run).and_then(|before| before.ran_on.clone())
         };
         Self {
             name: claim.name.clone(),
@@ -112,10 +110,7 @@ impl TaskState {
 
     /// Whether the run has ended.
     pub const fn is_ended(self) -> bool {
-        matches!(
-            self,
-            Self::Finished | Self::Failed | Self::Cancelled | Self::Superseded
-        )
+        matches!(self, Self::Finished | Self::Failed | Self::Cancelled | Self::Superseded)
     }
 
     /// The state as one word, as in metrics and JSON.

@@ -25,10 +25,7 @@ struct Counted {
 impl Counting {
     fn count(&self, stream: Box<dyn Stream>) -> Box<dyn Stream> {
         self.open.fetch_add(1, Ordering::Relaxed);
-        Box::new(Counted {
-            stream,
-            open: self.open.clone(),
-        })
+        Box::new(Counted { stream, open: self.open.clone() })
     }
 }
 
@@ -83,10 +80,7 @@ impl Network for Counting {
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
-        SystemNetwork
-            .connect(address)
-            .await
-            .map(|stream| self.count(stream))
+        SystemNetwork.connect(address).await.map(|stream| self.count(stream))
     }
 
     async fn refuses_datagrams(&self, address: SocketAddr) -> Option<bool> {
@@ -114,10 +108,7 @@ impl Listener for CountingListener {
 
 async fn counted(node: &str, delay_ms: u64) -> (Node, Arc<AtomicUsize>) {
     let open = Arc::new(AtomicUsize::new(0));
-    let network = Counting {
-        open: open.clone(),
-        delay: Duration::from_millis(delay_ms),
-    };
+    let network = Counting { open: open.clone(), delay: Duration::from_millis(delay_ms) };
     let node = Node::with(node, |config| config.network = Arc::new(network)).await;
     (node, open)
 }
@@ -207,12 +198,8 @@ async fn a_changed_address_is_dialled_at_once() {
     a.links.want(&b.session, place.local_addr().unwrap());
     place.accept().await.unwrap();
     a.want(&b);
-    a.links
-        .send(&b.session, Class::Control, Bytes::new())
-        .unwrap();
-    timeout(Duration::from_millis(500), a.expect_up(&b.session))
-        .await
-        .unwrap();
+    a.links.send(&b.session, Class::Control, Bytes::new()).unwrap();
+    timeout(Duration::from_millis(500), a.expect_up(&b.session)).await.unwrap();
 }
 
 #[tokio::test]

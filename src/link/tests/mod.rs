@@ -64,11 +64,7 @@ impl Node {
         change(&mut config);
         let (sender, events) = mpsc::channel(16);
         let links = Links::start(config, sender).await.unwrap();
-        Self {
-            session,
-            links,
-            events,
-        }
+        Self { session, links, events }
     }
 
     fn address(&self) -> SocketAddr {
@@ -94,10 +90,7 @@ impl Node {
     }
 
     async fn expect_down(&mut self, with: &SessionId, refused: bool) {
-        let down = LinkEvent::Down {
-            session: with.clone(),
-            refused,
-        };
+        let down = LinkEvent::Down { session: with.clone(), refused };
         let event = self.next().await;
         assert!(event == down, "expected {down:?}, got {}", brief(&event));
     }
@@ -132,12 +125,8 @@ async fn linked(a: &mut Node, b: &mut Node) {
 
 /// A message goes and another comes back.
 async fn expect_exchange(a: &mut Node, b: &mut Node) {
-    a.links
-        .send(&b.session, Class::Control, Bytes::from_static(b"ping"))
-        .unwrap();
+    a.links.send(&b.session, Class::Control, Bytes::from_static(b"ping")).unwrap();
     assert_eq!(b.expect_frame(&a.session).await, "ping");
-    b.links
-        .send(&a.session, Class::Control, Bytes::from_static(b"pong"))
-        .unwrap();
+    b.links.send(&a.session, Class::Control, Bytes::from_static(b"pong")).unwrap();
     assert_eq!(a.expect_frame(&b.session).await, "pong");
 }
