@@ -18,6 +18,9 @@ mod takeover;
 mod task;
 mod transfer;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -641,6 +644,7 @@ impl Machine {
             Doing::Running | Doing::Kept => {
                 self.look_parked(name);
                 self.look_replicas(name);
+                self.look_callers(name);
                 self.look_hand(name);
             }
             Doing::Stopping(_) | Doing::Sealing { .. } | Doing::Moving { .. } => {

@@ -107,13 +107,17 @@ impl Machine {
             task.replicas.iter().filter(|s| have(task, s)).cloned().collect();
         let wanted = task.replicas.len();
         let (replicas, mut changed) = (holders.len(), false);
+        let mut obsolete: Vec<SessionId> = Vec::new();
+        let latest = task.latest.clone();
         if replicas > 0 || (wanted == 0 && durable) {
             changed |= !std::mem::replace(&mut task.claim.checkpointed, true);
         }
         if replicas == wanted {
             let nodes: Vec<_> = holders.iter().map(|session| session.node.clone()).collect();
             if wanted > 0 && task.claim.replicas != nodes {
-                task.claim.replicas = nodes;
+                for old in std::mem::replace(&mut task.claim.replicas, nodes) {
+                    obsolete.extend(self.members.session_of(&old).cloned());
+                }
                 changed = true;
             }
         }
@@ -131,6 +135,11 @@ impl Machine {
             self.publish(name);
         }
         self.push(Action::Replicated { name: name.clone(), position, replicas, wanted });
+        if let Some(header) = latest.filter(|latest| latest.position == position) {
+            for old in obsolete.into_iter().filter(|old| !holders.contains(old)) {
+                self.send(&old, Message::Obsolete { header: header.clone() });
+            }
+        }
     }
 
     /// Membership changed: commits go to other nodes from now on, the newest at once.
@@ -151,8 +160,6 @@ impl Machine {
         let Some(latest) = task.latest.clone() else {
             return;
         };
-        let dropped: Vec<SessionId> =
-            task.replicas.iter().filter(|old| !targets.contains(old)).cloned().collect();
         let missing = targets
             .iter()
             .any(|new| task.acked.get(new).is_none_or(|held| *held < latest.position));
@@ -161,11 +168,6 @@ impl Machine {
             self.push(Action::Load { header: latest.clone() });
         } else {
             self.replicated(name, latest.position);
-        }
-        for old in dropped {
-            if !self.members.is_gone(&old) && !missing {
-                self.send(&old, Message::Obsolete { header: latest.clone() });
-            }
         }
     }
 

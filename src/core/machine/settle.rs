@@ -48,8 +48,10 @@ impl Machine {
             strikes,
             note: String::new(),
         };
-        if let Some(old) = self.tasks.get(&name) {
+        let mut callers = callers;
+        if let Some(old) = self.tasks.get_mut(&name) {
             self.holding.remove(&old.claim.number);
+            callers.append(&mut old.callers);
         }
         let from = same_run.map(|top| top.session.clone()).filter(|from| *from != self.config.me);
         let doing = Doing::Settling(Settling {
@@ -144,6 +146,23 @@ impl Machine {
         }
     }
 
+    /// `run` returns once a peer knows the spec, where one lives: until then it is asked again.
+    pub(super) fn look_callers(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get(name) else { return };
+        if task.callers.is_empty() {
+            return;
+        }
+        let (run, ask) = (task.claim.run, (task.claim.clone(), task.spec.clone()));
+        let live: Vec<SessionId> = self.members.live().cloned().collect();
+        if live.is_empty() {
+            return self.answer_callers(name, Ok(run));
+        }
+        for session in live {
+            self.asks.entry(session).or_default().push(ask.clone());
+        }
+        self.alarm_in(name, self.config.timing.convergence());
+    }
+
     /// Asks a peer again whose link has come up.
     pub(super) fn ask_again(&mut self, session: &SessionId) {
         for task in self.tasks.values() {
@@ -185,8 +204,10 @@ impl Machine {
         if task.claim.epoch != answer.epoch {
             return;
         }
+        let run = task.claim.run;
         let Doing::Settling(settling) = &mut task.doing else {
-            return;
+            // It started unanswered; now a peer knows the spec.
+            return self.answer_callers(&name, Ok(run));
         };
         match answer.verdict {
             Verdict::Held(claim) => {
@@ -236,8 +257,7 @@ impl Machine {
         });
         if above && over {
             let (spec, cause, purpose) = (task.spec.clone(), task.cause, settling.purpose);
-            let callers = task.callers.clone();
-            return self.claim(spec, cause, purpose, callers);
+            return self.claim(spec, cause, purpose, Vec::new());
         }
         if settling.waiting.is_empty() || self.now.at >= settling.until {
             self.settled(name);

@@ -140,8 +140,8 @@ impl Machine {
     pub(super) fn on_start(&mut self, from: &SessionId, call: u64, spec: Spec) {
         let caller = Caller::There(from.clone(), call);
         let name = spec.name.clone();
+        // Whatever run of the name is being settled here, this start joins it.
         if let Some(task) = self.tasks.get_mut(&name)
-            && task.claim.run == spec.run
             && matches!(task.doing, Doing::Settling(_))
         {
             if !task.callers.contains(&caller) {
