@@ -6,17 +6,6 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::link::connection::Connection;
-use crate::link::handshake;
-
-fn local(of: &SessionId) -> Local {
-    Local {
-        cluster: "test".into(),
-        keyring: Key::new([7; 32]).into(),
-        session: of.clone(),
-        // A port that refuses.
-        address: ([127, 0, 0, 1], 1).into(),
-    }
-}
 
 /// What `node` says to these bytes until it closes the connection.
 async fn answer_to(node: &Node, bytes: &[u8]) -> Vec<u8> {
