@@ -248,7 +248,7 @@ async fn many_nodes_that_all_want_each_other_are_all_linked_once() {
 #[tokio::test]
 async fn a_changed_address_is_dialled_at_once() {
     let (mut a, b) = (Node::start("a").await, Node::start("b").await);
-    let place = tokio::net::TcpListener::bind(loopback()).await.unwrap();
+    let place = TcpListener::bind(loopback()).await.unwrap();
     // Accepts, and says nothing.
     a.links.want(&b.session, place.local_addr().unwrap());
     place.accept().await.unwrap();

@@ -43,7 +43,7 @@ async fn strangers_get_no_answer_and_no_link() {
     unknown_key[1] ^= 1;
     let mut other_version = named.clone();
     other_version[0] = 2;
-    let garbage: Vec<u8> = (0..5000_u32).map(|at| (at * at >> 3) as u8).collect();
+    let garbage: Vec<u8> = (0..5000_u32).map(|at| ((at * at) >> 3) as u8).collect();
     for bytes in [named, long, unknown_key, other_version, garbage, Vec::new()] {
         assert_eq!(answer_to(&a, &bytes).await, b"");
     }
