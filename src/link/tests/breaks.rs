@@ -30,6 +30,23 @@ async fn a_process_that_is_gone_is_known_to_refuse_at_once() {
 }
 
 #[tokio::test]
+async fn a_dying_listener_that_still_accepts_does_not_hide_the_death() {
+    let mut a = Node::start("a").await;
+    let scripted = Scripted::listen("b").await;
+    a.links.want(&scripted.session, scripted.address());
+    let connection = scripted.accept(0).await;
+    a.expect_up(&scripted.session).await;
+    drop(connection);
+    for _ in 0..3 {
+        let (stream, _) = scripted.listener.accept().await.unwrap();
+        drop(stream);
+    }
+    let dead = scripted.session.clone();
+    drop(scripted);
+    a.expect_down(&dead, true).await;
+}
+
+#[tokio::test]
 async fn a_wanted_peer_that_is_gone_is_dialled_on_and_found_when_it_listens() {
     let mut a = Node::start("a").await;
     let b = session("b");
@@ -102,7 +119,7 @@ async fn expect_nothing_but_the_reconnect(a: &mut Node, b: &SessionId) {
 
 #[tokio::test]
 async fn a_peer_that_falls_silent_is_down_within_the_limit() {
-    let dead_after = Duration::from_millis(500);
+    let dead_after = Duration::from_secs(1);
     let verdict = Duration::from_millis(50);
     let impatient = |config: &mut LinkConfig| {
         config.limits.ping_every = Duration::from_millis(50);
@@ -122,10 +139,7 @@ async fn a_peer_that_falls_silent_is_down_within_the_limit() {
     a.expect_down(&b.session, false).await;
     let took = since.elapsed();
     assert!(took > dead_after / 2, "{took:?}");
-    assert!(
-        took < dead_after + verdict + Duration::from_millis(100),
-        "{took:?}"
-    );
+    assert!(took < dead_after * 2, "{took:?}");
 }
 
 #[tokio::test]

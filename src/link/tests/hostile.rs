@@ -6,17 +6,6 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::link::connection::Connection;
-use crate::link::handshake;
-
-fn local(of: &SessionId) -> Local {
-    Local {
-        cluster: "test".into(),
-        keyring: Key::new([7; 32]).into(),
-        session: of.clone(),
-        // A port that refuses.
-        address: ([127, 0, 0, 1], 1).into(),
-    }
-}
 
 /// What `node` says to these bytes until it closes the connection.
 async fn answer_to(node: &Node, bytes: &[u8]) -> Vec<u8> {
@@ -54,7 +43,7 @@ async fn strangers_get_no_answer_and_no_link() {
     unknown_key[1] ^= 1;
     let mut other_version = named.clone();
     other_version[0] = 2;
-    let garbage: Vec<u8> = (0..5000_u32).map(|at| (at * at >> 3) as u8).collect();
+    let garbage: Vec<u8> = (0..5000_u32).map(|at| ((at * at) >> 3) as u8).collect();
     for bytes in [named, long, unknown_key, other_version, garbage, Vec::new()] {
         assert_eq!(answer_to(&a, &bytes).await, b"");
     }
