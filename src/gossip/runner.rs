@@ -26,7 +26,7 @@ use super::peers::Peers;
 use super::pump::{Ends, Pump};
 use super::seal::Sealer;
 use super::shared::{Shared, lock};
-use super::transport::{ChannelTransport, Note, Processed};
+use super::transport::{ChannelTransport, LARGE, Note, Processed};
 use super::view::{self, View};
 use super::{GossipConfig, GossipEvent};
 
@@ -35,9 +35,6 @@ const COALESCE: Duration = Duration::from_millis(1);
 
 /// How many peers a change is pushed to; rounds bring it to the others.
 const PUSH_TO: usize = 8;
-
-/// A message over this length probably left something behind.
-const LARGE: usize = 32 << 10;
 
 /// How long a pull may stay unanswered before another one is made.
 const PULL_PATIENCE: Duration = Duration::from_secs(1);

@@ -3,7 +3,6 @@
 //! The engine awaits `send` inside its gossip loop and drops `recv` whenever something else happens
 //! first; channels make the one never wait and the other safe to drop.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,9 +14,9 @@ use chitchat::{ChitchatMessage, Deserializable, Serializable};
 use tokio::sync::mpsc;
 
 use crate::core::ids::SessionId;
-use crate::core::time::Time;
 
 use super::digest::{Shown, Step, step};
+use super::exchange::{Exchanges, versions};
 use super::rejected::Rejected;
 use super::shared::{Shared, lock};
 
@@ -51,6 +50,9 @@ pub(super) struct Processed {
     pub(super) shown: Vec<Shown>,
 }
 
+/// A message over this length probably leaves something behind.
+pub(super) const LARGE: usize = 32 << 10;
+
 /// Where the pump delivers: replaced when the engine starts afresh.
 pub(super) type Inbox = Arc<Mutex<Option<mpsc::Sender<Inbound>>>>;
 
@@ -61,7 +63,7 @@ pub(super) struct ChannelTransport {
     pub(super) inbox: Inbox,
     pub(super) notes: mpsc::Sender<Note>,
     pub(super) queue: usize,
-    /// How long a SYN counts as unanswered.
+    /// How long a SYN counts as unanswered, at least.
     pub(super) patience: Duration,
 }
 
@@ -75,9 +77,8 @@ impl Transport for ChannelTransport {
             outbound: self.outbound.clone(),
             inbound,
             notes: self.notes.clone(),
-            patience: self.patience,
             processing: None,
-            unanswered: BTreeMap::new(),
+            exchanges: Exchanges::new(self.patience),
         }))
     }
 }
@@ -87,34 +88,28 @@ struct ChannelSocket {
     outbound: mpsc::Sender<Outbound>,
     inbound: mpsc::Receiver<Inbound>,
     notes: mpsc::Sender<Note>,
-    patience: Duration,
-    /// The engine asks for the next message once it has taken this one in.
+    /// What the engine is taking in: it answers before it asks for the next message.
     processing: Option<Processed>,
-    unanswered: BTreeMap<SocketAddr, Time>,
-}
-
-impl ChannelSocket {
-    /// A second SYN on the way draws the same delta again. What it was meant to push travels in
-    /// answer to the reply of the first; if that is lost, with the next round.
-    fn is_awaited(&mut self, to: SocketAddr) -> bool {
-        let now = self.shared.clock.boot();
-        let patience = self.patience;
-        self.unanswered
-            .retain(|_, sent| now.since(*sent) < patience);
-        if self.unanswered.contains_key(&to) {
-            return true;
-        }
-        self.unanswered.insert(to, now);
-        false
-    }
+    exchanges: Exchanges,
 }
 
 #[async_trait]
 impl Socket for ChannelSocket {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
-        let is_syn = matches!(message, ChitchatMessage::Syn { .. });
-        if self.shared.is_fenced() || (is_syn && self.is_awaited(to)) {
+        if self.shared.is_fenced() {
             return Ok(());
+        }
+        let now = self.shared.clock.boot();
+        if matches!(message, ChitchatMessage::Syn { .. }) {
+            if !self.exchanges.may_ask(to, now) {
+                return Ok(());
+            }
+        } else if let Some(answered) = &self.processing {
+            let len = message.serialized_len();
+            let versions = versions(&answered.shown);
+            if len > LARGE && !self.exchanges.may_answer(to, versions, now) {
+                return Ok(());
+            }
         }
         let message = message.serialize_to_vec().into();
         if self.outbound.try_send(Outbound { to, message }).is_err() {
@@ -132,8 +127,16 @@ impl Socket for ChannelSocket {
                 anyhow::bail!("the datagram pump has ended");
             };
             let step = step(&inbound.message);
-            if step == Step::SynAck {
-                self.unanswered.remove(&inbound.from);
+            let now = self.shared.clock.boot();
+            match step {
+                Step::Syn => {
+                    let versions = versions(&inbound.shown);
+                    if self.exchanges.is_answered(inbound.from, versions, now) {
+                        continue;
+                    }
+                }
+                Step::SynAck => self.exchanges.answered(inbound.from, now),
+                Step::Ack | Step::Other => {}
             }
             match ChitchatMessage::deserialize(&mut &inbound.message[..]) {
                 Ok(message) => {
