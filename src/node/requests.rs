@@ -172,7 +172,7 @@ impl Control {
         let Some(draining) = self.draining.as_mut().filter(|drain| !drain.is_over()) else {
             return;
         };
-        let report = draining.finish(now, &self.own, self.durable, abort);
+        let report = draining.finish(now, &self.own, self.disk.is_durable(), abort);
         metrics::drained(report);
         tracing::info!(
             target: "handover::drain",

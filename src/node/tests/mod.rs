@@ -14,6 +14,8 @@ use crate::registry::TaskState;
 use crate::task::{Cx, Step, Task};
 
 mod many;
+mod starting;
+mod using;
 
 const SOON: Duration = Duration::from_secs(30);
 
