@@ -71,10 +71,7 @@ impl Error {
     }
 
     fn new(class: Class, message: String) -> Self {
-        Self {
-            class,
-            source: message.into(),
-        }
+        Self { class, source: message.into() }
     }
 
     /// Whether no further attempt is made.
@@ -96,10 +93,7 @@ impl Error {
 
 impl<E: StdError + Send + Sync + 'static> From<E> for Error {
     fn from(error: E) -> Self {
-        Self {
-            class: Class::Retry,
-            source: Box::new(error),
-        }
+        Self { class: Class::Retry, source: Box::new(error) }
     }
 }
 
@@ -138,17 +132,11 @@ pub trait Classify<T> {
 
 impl<T, E: Into<Error>> Classify<T> for std::result::Result<T, E> {
     fn retryable(self) -> Result<T> {
-        self.map_err(|error| Error {
-            class: Class::Retry,
-            ..error.into()
-        })
+        self.map_err(|error| Error { class: Class::Retry, ..error.into() })
     }
 
     fn fatal(self) -> Result<T> {
-        self.map_err(|error| Error {
-            class: Class::Fatal,
-            ..error.into()
-        })
+        self.map_err(|error| Error { class: Class::Fatal, ..error.into() })
     }
 }
 
@@ -187,13 +175,7 @@ mod tests {
     fn a_panic_keeps_its_message() {
         let literal = std::panic::catch_unwind(|| panic!("literal")).unwrap_err();
         let formatted = std::panic::catch_unwind(|| panic!("number {}", 7)).unwrap_err();
-        assert_eq!(
-            Error::panicked("a step", &*literal).to_string(),
-            "a step panicked: literal"
-        );
-        assert_eq!(
-            Error::panicked("a step", &*formatted).to_string(),
-            "a step panicked: number 7"
-        );
+        assert_eq!(Error::panicked("a step", &*literal).to_string(), "a step panicked: literal");
+        assert_eq!(Error::panicked("a step", &*formatted).to_string(), "a step panicked: number 7");
     }
 }

@@ -84,10 +84,7 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            requests: 4096,
-            bytes: 256 << 20,
-        }
+        Self { requests: 4096, bytes: 256 << 20 }
     }
 }
 
@@ -106,15 +103,8 @@ pub(crate) struct StoreWorker<T> {
 
 #[derive(Debug)]
 enum Way<T> {
-    Inline {
-        store: Arc<dyn CheckpointStore>,
-        replies: mpsc::Sender<Answer<T>>,
-    },
-    Queued {
-        jobs: mpsc::Sender<Job<T>>,
-        bytes: Arc<Semaphore>,
-        limit: usize,
-    },
+    Inline { store: Arc<dyn CheckpointStore>, replies: mpsc::Sender<Answer<T>> },
+    Queued { jobs: mpsc::Sender<Job<T>>, bytes: Arc<Semaphore>, limit: usize },
 }
 
 #[derive(Debug)]
@@ -141,11 +131,7 @@ impl<T: Send + 'static> StoreWorker<T> {
                 let (jobs, queue) = mpsc::channel(requests);
                 let limit = limits.bytes.clamp(1, u32::MAX as usize);
                 handle.spawn(drive(store, handle.clone(), queue, replies, limit));
-                Way::Queued {
-                    jobs,
-                    bytes: Arc::new(Semaphore::new(limit)),
-                    limit,
-                }
+                Way::Queued { jobs, bytes: Arc::new(Semaphore::new(limit)), limit }
             }
         };
         (Self { way }, answers)
@@ -171,10 +157,9 @@ impl<T: Send + 'static> StoreWorker<T> {
             }
             Way::Queued { jobs, bytes, limit } => {
                 let weight = weight(&request).min(*limit) as u32;
-                let (Ok(slot), Ok(room)) = (
-                    jobs.try_reserve(),
-                    bytes.clone().try_acquire_many_owned(weight),
-                ) else {
+                let (Ok(slot), Ok(room)) =
+                    (jobs.try_reserve(), bytes.clone().try_acquire_many_owned(weight))
+                else {
                     return Err(QueueFull(tag, request));
                 };
                 slot.send(Job { tag, request, room });
@@ -229,13 +214,7 @@ async fn drive<T: Send + 'static>(
                 let size = size.min(limit) as u32;
                 let room = reading.clone().acquire_many_owned(size).await.ok();
                 // Nobody listens any more: what was submitted is done all the same.
-                let _ = replies
-                    .send(Answer {
-                        tag,
-                        reply,
-                        _room: room,
-                    })
-                    .await;
+                let _ = replies.send(Answer { tag, reply, _room: room }).await;
             }
         }
     }
@@ -266,12 +245,9 @@ fn run(store: &dyn CheckpointStore, requests: Vec<Request>) -> Vec<Reply> {
     for request in requests {
         match request {
             Request::Write(write) => writes.push(write),
-            Request::Load {
-                name,
-                run,
-                position,
-                writer,
-            } => done.push(Reply::Loaded(store.get(&name, run, position, &writer))),
+            Request::Load { name, run, position, writer } => {
+                done.push(Reply::Loaded(store.get(&name, run, position, &writer)))
+            }
             Request::Output { name, run } => {
                 done.push(Reply::Output(store.get_output(&name, run)));
             }

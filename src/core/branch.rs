@@ -153,9 +153,8 @@ impl Branches {
         if self.0.iter().any(|kept| kept.descends_from(&header)) {
             return Admission::Known;
         }
-        let (superseded, mut kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.0)
-            .into_iter()
-            .partition(|kept| header.descends_from(kept));
+        let (superseded, mut kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.0).into_iter().partition(|kept| header.descends_from(kept));
         let full = kept.len() >= Self::MAX;
         if !full {
             let at = kept.partition_point(|kept| kept.key() < header.key());
@@ -170,10 +169,7 @@ impl Branches {
 
     /// Forgets one of the branches' newest checkpoints: reconciled, or found to be damaged.
     pub fn remove(&mut self, position: Position, writer: &SessionId) -> Option<Header> {
-        let at = self
-            .0
-            .iter()
-            .position(|kept| kept.key() == (position, writer))?;
+        let at = self.0.iter().position(|kept| kept.key() == (position, writer))?;
         Some(self.0.remove(at))
     }
 

@@ -71,12 +71,7 @@ pub(super) struct Shown {
 impl Screen {
     /// Digests of known ids stay below `limit` bytes: chitchat panics when one exceeds a message.
     pub(super) fn new(limit: usize, unix_ms: u64, now: Time) -> Self {
-        Self {
-            ids: BTreeMap::new(),
-            bytes: 0,
-            limit,
-            origin: (unix_ms, now),
-        }
+        Self { ids: BTreeMap::new(), bytes: 0, limit, origin: (unix_ms, now) }
     }
 
     /// Takes implausible entries out of a message's digest and holds heartbeats to what time
@@ -268,9 +263,7 @@ mod tests {
     #[test]
     fn a_forged_heartbeat_is_held_to_the_last_one() {
         let mut screen = screen();
-        screen
-            .check(&mut syn(&[(id("a", NOW), 7, 1)]), at(1))
-            .unwrap();
+        screen.check(&mut syn(&[(id("a", NOW), 7, 1)]), at(1)).unwrap();
         let mut forged = syn(&[(id("a", NOW), u64::MAX, 1)]);
         screen.check(&mut forged, at(2)).unwrap();
         assert_eq!(forged, syn(&[(id("a", NOW), 7, 1)]));
@@ -295,9 +288,8 @@ mod tests {
     #[test]
     fn more_ids_than_a_digest_can_carry_are_refused_until_some_are_forgotten() {
         let mut screen = screen();
-        let all: Vec<_> = (0..2000)
-            .map(|i| (id(&format!("node-{i}/{:032x}", i), NOW), 1, 1))
-            .collect();
+        let all: Vec<_> =
+            (0..2000).map(|i| (id(&format!("node-{i}/{:032x}", i), NOW), 1, 1)).collect();
         for (number, entry) in all.iter().enumerate() {
             let mut message = syn(std::slice::from_ref(entry));
             let shown = screen.check(&mut message, at(1)).unwrap();

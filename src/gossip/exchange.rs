@@ -60,11 +60,7 @@ struct Asked {
 
 impl Exchanges {
     pub(super) const fn new(least: Duration) -> Self {
-        Self {
-            peers: BTreeMap::new(),
-            least,
-            swept: Time::ZERO,
-        }
+        Self { peers: BTreeMap::new(), least, swept: Time::ZERO }
     }
 
     /// Whether a SYN may be sent; it is, then. One that may not need not: what it was meant to push
@@ -113,8 +109,7 @@ impl Exchanges {
     fn with(&mut self, peer: SocketAddr, now: Time) -> &mut Exchange {
         if now.since(self.swept) > KEEP {
             self.swept = now;
-            self.peers
-                .retain(|_, exchange| now.since(exchange.used) <= KEEP);
+            self.peers.retain(|_, exchange| now.since(exchange.used) <= KEEP);
         }
         let exchange = self.peers.entry(peer).or_insert(Exchange {
             asked: None,
@@ -152,9 +147,7 @@ mod tests {
     #[test]
     fn a_slow_peer_is_asked_ever_more_rarely_until_a_round_trip_is_measured() {
         let mut exchanges = Exchanges::new(Duration::from_millis(25));
-        let asked = (0..800)
-            .filter(|ms| exchanges.may_ask(peer(), at(*ms)))
-            .count();
+        let asked = (0..800).filter(|ms| exchanges.may_ask(peer(), at(*ms))).count();
         assert_eq!(asked, 6);
         exchanges.answered(peer(), at(800));
         assert!(exchanges.may_ask(peer(), at(801)));

@@ -91,12 +91,7 @@ pub(super) struct Ask {
 
 impl Reassembly {
     pub(super) fn new(per_session: usize, in_total: usize) -> Self {
-        Self {
-            sessions: BTreeMap::new(),
-            held: 0,
-            per_session,
-            in_total,
-        }
+        Self { sessions: BTreeMap::new(), held: 0, per_session, in_total }
     }
 
     /// Takes a fragment; returns the message it completes. What a message will need is charged to
@@ -127,10 +122,8 @@ impl Reassembly {
         if incoming.done.contains(&fragment.message) {
             return Ok(None);
         }
-        let known = incoming
-            .partials
-            .iter()
-            .position(|partial| partial.message == fragment.message);
+        let known =
+            incoming.partials.iter().position(|partial| partial.message == fragment.message);
         let at = match known {
             Some(at) => at,
             None => {
@@ -266,9 +259,7 @@ fn bitmap(arrived: &[bool]) -> Vec<u8> {
 /// The fragments a bitmap names, ascending.
 fn named(bitmap: &[u8]) -> impl Iterator<Item = usize> + '_ {
     bitmap.iter().enumerate().flat_map(|(byte, bits)| {
-        (0..8)
-            .filter(move |bit| bits & (1 << bit) != 0)
-            .map(move |bit| byte * 8 + bit)
+        (0..8).filter(move |bit| bits & (1 << bit) != 0).map(move |bit| byte * 8 + bit)
     })
 }
 
@@ -299,11 +290,7 @@ pub(super) struct Resend {
 
 impl Kept {
     pub(super) fn new(limit: usize) -> Self {
-        Self {
-            peers: BTreeMap::new(),
-            held: 0,
-            limit,
-        }
+        Self { peers: BTreeMap::new(), held: 0, limit }
     }
 
     /// Keeps a message that was sent in `count` fragments of `chunk` bytes, unless there is no room.
@@ -329,14 +316,7 @@ impl Kept {
             return;
         }
         self.held += bytes.len();
-        queue.push_back(Message {
-            number,
-            bytes,
-            chunk,
-            count,
-            sent: now,
-            resends: 0,
-        });
+        queue.push_back(Message { number, bytes, chunk, count, sent: now, resends: 0 });
     }
 
     /// The fragments of a message that a peer misses; none if it is no longer kept, or was asked
@@ -417,15 +397,13 @@ mod tests {
         text: &[u8],
         (chunk, count): (usize, usize),
     ) -> impl Iterator<Item = Fragment<'_>> {
-        text.chunks(chunk)
-            .enumerate()
-            .map(move |(index, bytes)| Fragment {
-                message,
-                index: index as u16,
-                count: count as u16,
-                total: text.len() as u32,
-                bytes,
-            })
+        text.chunks(chunk).enumerate().map(move |(index, bytes)| Fragment {
+            message,
+            index: index as u16,
+            count: count as u16,
+            total: text.len() as u32,
+            bytes,
+        })
     }
 
     #[test]
@@ -435,11 +413,7 @@ mod tests {
         let plan = split(text.len(), 1300);
         let whole: Vec<_> = pieces(1, &text, plan)
             .chain(pieces(1, &text, plan))
-            .filter_map(|piece| {
-                reassembly
-                    .take(&session(1), address(), piece, at(0))
-                    .unwrap()
-            })
+            .filter_map(|piece| reassembly.take(&session(1), address(), piece, at(0)).unwrap())
             .collect();
         assert_eq!(whole, [text]);
         assert_eq!(reassembly.held, 0);
@@ -454,9 +428,7 @@ mod tests {
         let plan = split(text.len(), 1300);
         let mut honest = pieces(1, &text, plan);
         let first = honest.next().unwrap();
-        reassembly
-            .take(&session(99), address(), first, at(0))
-            .unwrap();
+        reassembly.take(&session(99), address(), first, at(0)).unwrap();
         let mut refused = 0;
         for message in 1..200u64 {
             for flooding in 1..20 {
@@ -467,21 +439,12 @@ mod tests {
                     refused += 1;
                 }
                 assert!(reassembly.held <= in_total);
-                assert!(
-                    reassembly
-                        .sessions
-                        .values()
-                        .all(|incoming| incoming.held <= per_session)
-                );
+                assert!(reassembly.sessions.values().all(|incoming| incoming.held <= per_session));
             }
         }
         assert!(refused > 0);
         let whole = honest
-            .filter_map(|piece| {
-                reassembly
-                    .take(&session(99), address(), piece, at(2))
-                    .unwrap()
-            })
+            .filter_map(|piece| reassembly.take(&session(99), address(), piece, at(2)).unwrap())
             .next();
         assert_eq!(whole, Some(text));
     }
@@ -491,9 +454,7 @@ mod tests {
         let mut reassembly = Reassembly::new(1 << 20, 1 << 20);
         let text = text(5000);
         let piece = pieces(1, &text, split(text.len(), 1300)).nth(2).unwrap();
-        reassembly
-            .take(&session(1), address(), piece, at(0))
-            .unwrap();
+        reassembly.take(&session(1), address(), piece, at(0)).unwrap();
         assert_eq!(reassembly.due(at(5)), []);
         let first = reassembly.due(at(8));
         assert_eq!(first.len(), 1);
@@ -514,9 +475,7 @@ mod tests {
         assert!(kept.held <= 100_000);
         assert_eq!(kept.missing(address(), 3, &[1]), []);
         assert_eq!(kept.missing(([127, 0, 0, 1], 1).into(), 1, &[1]), []);
-        let answers = (0..100)
-            .filter(|_| kept.missing(address(), 1, &[1]).len() == 1)
-            .count();
+        let answers = (0..100).filter(|_| kept.missing(address(), 1, &[1]).len() == 1).count();
         assert_eq!(answers as u32, RESENDS);
         kept.expire(at(3000));
         assert_eq!(kept.held, 0);
@@ -528,9 +487,7 @@ mod tests {
         let mut reassembly = Reassembly::new(1 << 20, 1 << 20);
         let text = text(5000);
         let piece = pieces(1, &text, split(text.len(), 1300)).next().unwrap();
-        reassembly
-            .take(&session(1), address(), piece, at(0))
-            .unwrap();
+        reassembly.take(&session(1), address(), piece, at(0)).unwrap();
         assert!(reassembly.held > 0);
         reassembly.retain(|_| false);
         assert_eq!(reassembly.held, 0);

@@ -160,14 +160,8 @@ fn read(mut bytes: &[u8]) -> Option<(Header, Payload<'_>)> {
     for _ in 0..listed {
         released.push(head.try_get_u64().ok()?);
     }
-    let header = Header {
-        session: SessionId::new(node, nonce),
-        counter,
-        echo,
-        state,
-        watermark,
-        released,
-    };
+    let header =
+        Header { session: SessionId::new(node, nonce), counter, echo, state, watermark, released };
 
     let payload = match body.try_get_u8().ok()? {
         PROBE => Payload::Probe,
@@ -179,10 +173,7 @@ fn read(mut bytes: &[u8]) -> Option<(Header, Payload<'_>)> {
             total: body.try_get_u32().ok()?,
             bytes: body,
         }),
-        MISSING => Payload::Missing {
-            message: body.try_get_u64().ok()?,
-            bitmap: body,
-        },
+        MISSING => Payload::Missing { message: body.try_get_u64().ok()?, bitmap: body },
         _ => return None,
     };
     Some((header, payload))
@@ -200,10 +191,7 @@ mod tests {
         Header {
             session: SessionId::new(NodeId::new("n1").unwrap(), Uuid::from_u128(7)),
             counter: 42,
-            echo: Some(Echo {
-                nonce: Uuid::from_u128(9),
-                counter: 41,
-            }),
+            echo: Some(Echo { nonce: Uuid::from_u128(9), counter: 41 }),
             state: NodeState::Draining,
             watermark: 3,
             released: vec![5, 8],
@@ -212,21 +200,12 @@ mod tests {
 
     #[test]
     fn every_payload_survives() {
-        let fragment = Fragment {
-            message: 1,
-            index: 2,
-            count: 3,
-            total: 300,
-            bytes: b"abc",
-        };
+        let fragment = Fragment { message: 1, index: 2, count: 3, total: 300, bytes: b"abc" };
         for payload in [
             Payload::Probe,
             Payload::Answer,
             Payload::Fragment(fragment),
-            Payload::Missing {
-                message: 1,
-                bitmap: &[0xa5],
-            },
+            Payload::Missing { message: 1, bitmap: &[0xa5] },
         ] {
             let mut out = Vec::new();
             encode(&header(), payload, &mut out);

@@ -122,12 +122,7 @@ impl GossipLimits {
             ("page_bytes", self.page_bytes, 256, 11 << 10),
             ("page_digits", usize::from(self.page_digits), 1, 4),
             ("max_digest_bytes", self.max_digest_bytes, 1024, 48 << 10),
-            (
-                "max_partial_bytes",
-                self.max_partial_bytes,
-                128 << 10,
-                usize::MAX,
-            ),
+            ("max_partial_bytes", self.max_partial_bytes, 128 << 10, usize::MAX),
             (
                 "max_partial_bytes_total",
                 self.max_partial_bytes_total,
@@ -140,12 +135,7 @@ impl GossipLimits {
         ];
         for (what, value, least, most) in ranges {
             if value < least || value > most {
-                return Err(GossipError::Limit {
-                    what,
-                    value,
-                    least,
-                    most,
-                });
+                return Err(GossipError::Limit { what, value, least, most });
             }
         }
         Ok(())
@@ -311,9 +301,7 @@ pub(crate) struct Gossip {
 
 impl fmt::Debug for Gossip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gossip")
-            .field("local", &self.local)
-            .finish_non_exhaustive()
+        f.debug_struct("Gossip").field("local", &self.local).finish_non_exhaustive()
     }
 }
 
@@ -336,21 +324,13 @@ impl Gossip {
                 _ => GossipError::Bind { address, source },
             }
         })?;
-        let local = socket.local_addr().map_err(|source| GossipError::Bind {
-            address: config.listen,
-            source,
-        })?;
+        let local = socket
+            .local_addr()
+            .map_err(|source| GossipError::Bind { address: config.listen, source })?;
         let page_bytes = config.limits.page_bytes;
         let cancel = CancellationToken::new();
         let (shared, runner) = runner::start(config, socket, local, events, cancel.clone());
-        Ok(Self {
-            shared,
-            local,
-            page_bytes,
-            runner,
-            _stop: cancel.clone().drop_guard(),
-            cancel,
-        })
+        Ok(Self { shared, local, page_bytes, runner, _stop: cancel.clone().drop_guard(), cancel })
     }
 
     /// Publishes the static record.

@@ -46,10 +46,7 @@ pub(super) struct PageKey {
 impl Prefix {
     fn of(hash: u64, digits: u8) -> Self {
         let digits = digits.clamp(1, MAX_DIGITS);
-        Self {
-            hash: hash & (u64::MAX << (64 - 4 * u32::from(digits))),
-            digits,
-        }
+        Self { hash: hash & (u64::MAX << (64 - 4 * u32::from(digits))), digits }
     }
 
     pub(super) fn covers(self, name: &Name) -> bool {
@@ -62,12 +59,10 @@ impl Prefix {
 
     fn children(self) -> impl Iterator<Item = Self> {
         let digits = self.digits + 1;
-        (0..16u64)
-            .filter(move |_| digits <= MAX_DIGITS)
-            .map(move |digit| Self {
-                hash: self.hash | digit << (64 - 4 * u32::from(digits)),
-                digits,
-            })
+        (0..16u64).filter(move |_| digits <= MAX_DIGITS).map(move |digit| Self {
+            hash: self.hash | digit << (64 - 4 * u32::from(digits)),
+            digits,
+        })
     }
 
     /// The prefixes of the pages it may have been split from.
@@ -85,10 +80,7 @@ impl Prefix {
 impl Ord for Prefix {
     /// Deeper pages first: written in this order, what moves is rarely seen to be missing.
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        other
-            .digits
-            .cmp(&self.digits)
-            .then(self.hash.cmp(&other.hash))
+        other.digits.cmp(&self.digits).then(self.hash.cmp(&other.hash))
     }
 }
 
@@ -100,9 +92,7 @@ impl PartialOrd for Prefix {
 
 impl Ord for PageKey {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.table
-            .cmp(&other.table)
-            .then(self.prefix.cmp(&other.prefix))
+        self.table.cmp(&other.table).then(self.prefix.cmp(&other.prefix))
     }
 }
 
@@ -124,9 +114,7 @@ impl PageKey {
     /// Reads a key; none if it is no page's.
     pub(super) fn parse(key: &str) -> Option<Self> {
         let (letter, digits) = key.split_once(':')?;
-        let table = Table::ALL
-            .into_iter()
-            .find(|table| table.letter() == letter)?;
+        let table = Table::ALL.into_iter().find(|table| table.letter() == letter)?;
         let len = u8::try_from(digits.len()).ok()?;
         if len == 0 || len > MAX_DIGITS || digits.bytes().any(|byte| !byte.is_ascii_hexdigit()) {
             return None;
@@ -159,9 +147,7 @@ pub(super) fn decode(value: &str) -> Result<Page, Rejected> {
     if value == SPLIT {
         return Ok(Page::Split);
     }
-    let bytes = STANDARD_NO_PAD
-        .decode(value)
-        .map_err(|_| Rejected::Malformed)?;
+    let bytes = STANDARD_NO_PAD.decode(value).map_err(|_| Rejected::Malformed)?;
     let records: Vec<(Name, Bytes)> =
         rmp_serde::from_slice(&bytes).map_err(|_| Rejected::Malformed)?;
     Ok(Page::Records(records.into_iter().collect()))
@@ -194,22 +180,14 @@ struct Own {
 impl Pages {
     /// With `16^digits` pages per table to begin with, of at most `limit` bytes each before base64.
     pub(super) const fn new(digits: u8, limit: usize) -> Self {
-        Self {
-            pages: BTreeMap::new(),
-            digits,
-            limit,
-        }
+        Self { pages: BTreeMap::new(), digits, limit }
     }
 
     /// Whether a record can be published at all.
     pub(super) fn check(limit: usize, name: &Name, record: &Bytes) -> Result<(), RecordTooLarge> {
         let len = cost(name, record);
         if len > limit {
-            return Err(RecordTooLarge {
-                name: name.clone(),
-                len,
-                limit,
-            });
+            return Err(RecordTooLarge { name: name.clone(), len, limit });
         }
         Ok(())
     }
@@ -223,11 +201,7 @@ impl Pages {
         changed: &mut BTreeSet<PageKey>,
     ) {
         let mut prefix = Prefix::of(hash(name), self.digits);
-        while self
-            .pages
-            .get(&PageKey { table, prefix })
-            .is_some_and(|page| page.split)
-        {
+        while self.pages.get(&PageKey { table, prefix }).is_some_and(|page| page.split) {
             let Some(deeper) = prefix.deeper(name) else {
                 return;
             };
@@ -347,15 +321,7 @@ mod tests {
                 assert_eq!(PageKey::parse(&key.to_string()), Some(key));
             }
         }
-        for text in [
-            "",
-            "node",
-            "c:",
-            "c:xyz",
-            "x:012",
-            "c:+12",
-            "c:00000000000000000",
-        ] {
+        for text in ["", "node", "c:", "c:xyz", "x:012", "c:+12", "c:00000000000000000"] {
             assert_eq!(PageKey::parse(text), None, "{text}");
         }
     }
@@ -367,12 +333,7 @@ mod tests {
         let mut splits = 0;
         for number in 0..500 {
             changed.clear();
-            pages.put(
-                Table::Claims,
-                &name(number),
-                Some(record(1, 90)),
-                &mut changed,
-            );
+            pages.put(Table::Claims, &name(number), Some(record(1, 90)), &mut changed);
             let written: Vec<_> = changed.iter().collect();
             for (at, key) in written.iter().enumerate() {
                 let value = pages.value(key);
@@ -380,10 +341,7 @@ mod tests {
                 if value == SPLIT {
                     splits += 1;
                     let rest = written.get(at + 1..).unwrap();
-                    assert!(
-                        rest.iter()
-                            .all(|later| later.prefix.digits <= key.prefix.digits)
-                    );
+                    assert!(rest.iter().all(|later| later.prefix.digits <= key.prefix.digits));
                 }
             }
         }

@@ -136,9 +136,7 @@ impl Peers {
         }
         let entry = Entry { address, seen: now };
         self.book.insert(session.clone(), entry);
-        self.by_address
-            .entry(address)
-            .or_insert_with(|| session.clone());
+        self.by_address.entry(address).or_insert_with(|| session.clone());
         self.add_target(address, now);
     }
 
@@ -151,10 +149,7 @@ impl Peers {
 
     /// Everybody remembered, by session.
     pub(super) fn book(&self) -> Vec<(SessionId, SocketAddr)> {
-        self.book
-            .iter()
-            .map(|(session, entry)| (session.clone(), entry.address))
-            .collect()
+        self.book.iter().map(|(session, entry)| (session.clone(), entry.address)).collect()
     }
 
     /// Probe this address at the next opportunity.
@@ -199,10 +194,7 @@ impl Peers {
         if peer.address == to {
             peer.challenge.get_or_insert(counter);
         }
-        Some(Echo {
-            nonce: session.nonce,
-            counter: peer.window.highest(),
-        })
+        Some(Echo { nonce: session.nonce, counter: peer.window.highest() })
     }
 
     /// Takes note of an authentic datagram; `sent` is the highest counter this node has used.
@@ -220,10 +212,7 @@ impl Peers {
         if !self.sessions.contains_key(session) {
             self.make_room(now)?;
         }
-        let peer = self
-            .sessions
-            .entry(session.clone())
-            .or_insert_with(|| Peer::new(from, now));
+        let peer = self.sessions.entry(session.clone()).or_insert_with(|| Peer::new(from, now));
         if !peer.window.take(header.counter) {
             return Err(Rejected::Replayed);
         }
@@ -238,9 +227,7 @@ impl Peers {
         peer.heard = now;
 
         let mut accepted = Accepted::default();
-        let echo = header
-            .echo
-            .filter(|echo| echo.nonce == self.own.nonce && echo.counter <= sent);
+        let echo = header.echo.filter(|echo| echo.nonce == self.own.nonce && echo.counter <= sent);
         if let Some(echo) = echo.filter(|echo| echo.counter > peer.echoed) {
             peer.echoed = echo.counter;
             accepted.echoed = Some(echo.counter);
@@ -250,10 +237,8 @@ impl Peers {
             accepted.returned = peer.verified && std::mem::take(&mut peer.returning);
         }
         accepted.verified = peer.verified;
-        accepted.challenge = !peer.verified
-            && peer
-                .challenged
-                .is_none_or(|last| now.since(last) >= CHALLENGE_EVERY);
+        accepted.challenge =
+            !peer.verified && peer.challenged.is_none_or(|last| now.since(last) >= CHALLENGE_EVERY);
         if accepted.challenge {
             peer.challenged = Some(now);
         }
@@ -303,8 +288,7 @@ impl Peers {
     /// Whom to probe now: everybody silent, ten times in as long as the silence has lasted, though
     /// not more often than every 100 ms nor more rarely than every 5 s.
     pub(super) fn due(&mut self, now: Time) -> Vec<SocketAddr> {
-        self.book
-            .retain(|_, entry| now.since(entry.seen) <= self.remember);
+        self.book.retain(|_, entry| now.since(entry.seen) <= self.remember);
         self.retired.retain(|_, at| now.since(*at) <= self.remember);
         let remembered: BTreeSet<SocketAddr> =
             self.book.values().map(|entry| entry.address).collect();
@@ -342,14 +326,12 @@ impl Peer {
     }
 
     fn tells(&self, header: &Header, now: Time) -> bool {
-        self.told
-            .as_ref()
-            .is_none_or(|(at, state, watermark, released)| {
-                now.since(*at) >= HEARD_EVERY
-                    || *state != header.state
-                    || *watermark != header.watermark
-                    || *released != header.released
-            })
+        self.told.as_ref().is_none_or(|(at, state, watermark, released)| {
+            now.since(*at) >= HEARD_EVERY
+                || *state != header.state
+                || *watermark != header.watermark
+                || *released != header.released
+        })
     }
 }
 
@@ -383,10 +365,7 @@ mod tests {
         Header {
             session: session(from),
             counter,
-            echo: echo.map(|counter| Echo {
-                nonce: Uuid::from_u128(1),
-                counter,
-            }),
+            echo: echo.map(|counter| Echo { nonce: Uuid::from_u128(1), counter }),
             state: NodeState::Up,
             watermark: 0,
             released: Vec::new(),
@@ -399,22 +378,13 @@ mod tests {
         let first = peers.accept(&header(2, 1, None), address(2), 0, at(0));
         assert!(matches!(
             first,
-            Ok(Accepted {
-                verified: false,
-                challenge: true,
-                returned: false,
-                ..
-            })
+            Ok(Accepted { verified: false, challenge: true, returned: false, .. })
         ));
         assert_eq!(peers.reachable(at(0)), []);
-        let second = peers
-            .accept(&header(2, 2, Some(1)), address(2), 1, at(1))
-            .unwrap();
+        let second = peers.accept(&header(2, 2, Some(1)), address(2), 1, at(1)).unwrap();
         assert!(second.verified && second.returned);
         assert_eq!(second.echoed, Some(1));
-        let third = peers
-            .accept(&header(2, 3, Some(1)), address(2), 1, at(2))
-            .unwrap();
+        let third = peers.accept(&header(2, 3, Some(1)), address(2), 1, at(2)).unwrap();
         assert!(third.verified && !third.returned);
         assert_eq!(third.echoed, None);
         assert_eq!(peers.reachable(at(3)), [address(2)]);
@@ -438,24 +408,15 @@ mod tests {
         let mut peers = peers();
         let taken = header(2, 1, None);
         assert!(peers.accept(&taken, address(2), 0, at(0)).is_ok());
-        assert_eq!(
-            peers.accept(&taken, address(2), 0, at(1)),
-            Err(Rejected::Replayed)
-        );
-        assert_eq!(
-            peers.accept(&header(1, 1, None), address(2), 0, at(1)),
-            Err(Rejected::Own)
-        );
+        assert_eq!(peers.accept(&taken, address(2), 0, at(1)), Err(Rejected::Replayed));
+        assert_eq!(peers.accept(&header(1, 1, None), address(2), 0, at(1)), Err(Rejected::Own));
     }
 
     #[test]
     fn a_recording_is_news_for_no_longer_than_the_silence_floor() {
         let mut peers = peers();
         let news = |peers: &mut Peers, counter, millis| {
-            peers
-                .accept(&header(2, counter, None), address(2), 0, at(millis))
-                .unwrap()
-                .news
+            peers.accept(&header(2, counter, None), address(2), 0, at(millis)).unwrap().news
         };
         assert!(news(&mut peers, 1, 0));
         assert!(news(&mut peers, 2, 9_000));
@@ -465,12 +426,8 @@ mod tests {
     #[test]
     fn a_session_at_a_new_address_has_to_prove_itself_again() {
         let mut peers = peers();
-        peers
-            .accept(&header(2, 1, Some(5)), address(2), 5, at(0))
-            .unwrap();
-        let moved = peers
-            .accept(&header(2, 2, Some(6)), address(3), 6, at(1))
-            .unwrap();
+        peers.accept(&header(2, 1, Some(5)), address(2), 5, at(0)).unwrap();
+        let moved = peers.accept(&header(2, 2, Some(6)), address(3), 6, at(1)).unwrap();
         assert!(!moved.verified && moved.challenge);
         assert!(peers.sending(address(3), 9).is_some());
         let stale = peers.accept(&header(2, 3, Some(8)), address(3), 9, at(2));
@@ -482,14 +439,9 @@ mod tests {
     #[test]
     fn silent_peers_are_probed_often_at_first_and_more_rarely_later() {
         let mut peers = peers();
-        peers
-            .accept(&header(2, 1, Some(1)), address(2), 1, at(0))
-            .unwrap();
+        peers.accept(&header(2, 1, Some(1)), address(2), 1, at(0)).unwrap();
         let count = |peers: &mut Peers, from: u64, to: u64| {
-            (from..to)
-                .step_by(10)
-                .filter(|ms| !peers.due(at(*ms)).is_empty())
-                .count()
+            (from..to).step_by(10).filter(|ms| !peers.due(at(*ms)).is_empty()).count()
         };
         assert_eq!(count(&mut peers, 0, 1000), 0);
         let early = count(&mut peers, 1010, 2010);
@@ -503,19 +455,10 @@ mod tests {
     fn the_address_book_outlives_silence_and_forgets_who_left() {
         let mut peers = peers();
         for number in [2, 3] {
-            peers
-                .accept(
-                    &header(number, 1, Some(1)),
-                    address(number as u16),
-                    1,
-                    at(0),
-                )
-                .unwrap();
+            peers.accept(&header(number, 1, Some(1)), address(number as u16), 1, at(0)).unwrap();
         }
         peers.retire(&session(3), at(1));
-        peers
-            .accept(&header(3, 2, Some(2)), address(3), 2, at(2))
-            .unwrap();
+        peers.accept(&header(3, 2, Some(2)), address(3), 2, at(2)).unwrap();
         let hours = |hours: u64| at(hours * 3600 * 1000);
         assert_eq!(peers.due(hours(23)), [address(2)]);
         assert_eq!(peers.book(), [(session(2), address(2))]);
@@ -538,21 +481,10 @@ mod tests {
     fn a_flood_of_sessions_pushes_out_nobody_who_is_heard() {
         let mut peers = peers();
         for number in 2..12 {
-            assert!(
-                peers
-                    .accept(&header(number, 1, None), address(2), 0, at(0))
-                    .is_ok()
-            );
+            assert!(peers.accept(&header(number, 1, None), address(2), 0, at(0)).is_ok());
         }
-        assert_eq!(
-            peers.accept(&header(12, 1, None), address(2), 0, at(1)),
-            Err(Rejected::Limit)
-        );
-        assert!(
-            peers
-                .accept(&header(12, 1, None), address(2), 0, at(11_000))
-                .is_ok()
-        );
+        assert_eq!(peers.accept(&header(12, 1, None), address(2), 0, at(1)), Err(Rejected::Limit));
+        assert!(peers.accept(&header(12, 1, None), address(2), 0, at(11_000)).is_ok());
         assert_eq!(peers.sessions.len(), 10);
     }
 }

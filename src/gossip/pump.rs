@@ -157,9 +157,7 @@ impl Pump {
                 state: header.state,
                 watermark: header.watermark,
                 released: header.released,
-                echoed: accepted
-                    .echoed
-                    .and_then(|counter| self.sent.time_of(counter)),
+                echoed: accepted.echoed.and_then(|counter| self.sent.time_of(counter)),
             };
             if self.events.try_send(heard).is_err() {
                 metrics::counter!("handover_gossip_dropped_total", "what" => "event").increment(1);
@@ -195,12 +193,7 @@ impl Pump {
         now: Time,
     ) -> Result<(), Rejected> {
         let shown = lock(&self.shared.screen).check(&mut message, now)?;
-        let inbound = Inbound {
-            from,
-            session,
-            message,
-            shown,
-        };
+        let inbound = Inbound { from, session, message, shown };
         match &*lock(&self.inbox) {
             Some(inbox) => inbox.try_send(inbound).map_err(|_| Rejected::Busy),
             None => Err(Rejected::Busy),
@@ -224,8 +217,7 @@ impl Pump {
                 total: total as u32,
                 bytes,
             };
-            self.send(to, Payload::Fragment(fragment), RELEASED_BESIDE)
-                .await;
+            self.send(to, Payload::Fragment(fragment), RELEASED_BESIDE).await;
         }
         let now = self.shared.clock.boot();
         self.kept.keep(to, number, message, (chunk, count), now);
@@ -243,8 +235,7 @@ impl Pump {
                 total: resend.total,
                 bytes: &resend.bytes,
             };
-            self.send(to, Payload::Fragment(fragment), RELEASED_BESIDE)
-                .await;
+            self.send(to, Payload::Fragment(fragment), RELEASED_BESIDE).await;
         }
     }
 
@@ -285,10 +276,7 @@ impl Pump {
         self.probe_silent().await;
         let now = self.shared.clock.boot();
         for ask in self.reassembly.due(now) {
-            let missing = Payload::Missing {
-                message: ask.message,
-                bitmap: &ask.bitmap,
-            };
+            let missing = Payload::Missing { message: ask.message, bitmap: &ask.bitmap };
             self.send(ask.to, missing, RELEASED_BESIDE).await;
         }
         self.kept.expire(now);
@@ -355,9 +343,7 @@ impl SentLog {
     /// When a counter was sent, at most a millisecond early and never late; none if that is long
     /// ago.
     fn time_of(&self, counter: u64) -> Option<Time> {
-        let after = self
-            .stretches
-            .partition_point(|(first, _)| *first <= counter);
+        let after = self.stretches.partition_point(|(first, _)| *first <= counter);
         let (_, sent) = self.stretches.get(after.checked_sub(1)?)?;
         (counter <= self.last).then_some(*sent)
     }

@@ -191,10 +191,7 @@ impl Runner {
                     if now.since(started) > BACKOFF_MAX {
                         backoff = BACKOFF_MIN;
                     } else {
-                        let _ = self
-                            .cancel
-                            .run_until_cancelled(tokio::time::sleep(backoff))
-                            .await;
+                        let _ = self.cancel.run_until_cancelled(tokio::time::sleep(backoff)).await;
                         backoff = (backoff * 2).min(BACKOFF_MAX);
                     }
                     self.generation = (self.generation + 1).max(self.shared.clock.wall_ms());
@@ -336,10 +333,8 @@ impl Runner {
             self.shared.renew.notify_one();
             return;
         }
-        let keys: Vec<String> = state
-            .key_values_including_deleted()
-            .map(|(key, _)| key.to_owned())
-            .collect();
+        let keys: Vec<String> =
+            state.key_values_including_deleted().map(|(key, _)| key.to_owned()).collect();
         // Emptied first, so that even an equal value gets a version of this node's own.
         for key in keys {
             state.set(key, "");

@@ -46,11 +46,7 @@ impl Lane {
         associated.push(VERSION);
         associated.extend_from_slice(&id);
         associated.extend_from_slice(cluster.as_bytes());
-        Self {
-            id,
-            cipher: XChaCha20Poly1305::new(&derived.into()),
-            associated,
-        }
+        Self { id, cipher: XChaCha20Poly1305::new(&derived.into()), associated }
     }
 }
 
@@ -91,18 +87,10 @@ impl Sealer {
         if *version != VERSION {
             return Err(Rejected::Version);
         }
-        let (id, rest) = rest
-            .split_first_chunk_mut::<KEY_ID>()
-            .ok_or(Rejected::Short)?;
-        let (nonce, rest) = rest
-            .split_first_chunk_mut::<NONCE>()
-            .ok_or(Rejected::Short)?;
+        let (id, rest) = rest.split_first_chunk_mut::<KEY_ID>().ok_or(Rejected::Short)?;
+        let (nonce, rest) = rest.split_first_chunk_mut::<NONCE>().ok_or(Rejected::Short)?;
         let (sealed, tag) = rest.split_last_chunk_mut::<TAG>().ok_or(Rejected::Short)?;
-        let lane = self
-            .receiving
-            .iter()
-            .find(|lane| lane.id == *id)
-            .ok_or(Rejected::Key)?;
+        let lane = self.receiving.iter().find(|lane| lane.id == *id).ok_or(Rejected::Key)?;
         lane.cipher
             .decrypt_in_place_detached(
                 XNonce::from_slice(nonce),

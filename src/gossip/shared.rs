@@ -78,11 +78,7 @@ impl Shared {
     pub(super) fn set_header(&self, state: NodeState, watermark: u64, mut released: Vec<u64>) {
         released.retain(|number| *number > watermark);
         released.sort_unstable();
-        *lock(&self.own) = Own {
-            state,
-            watermark,
-            released,
-        };
+        *lock(&self.own) = Own { state, watermark, released };
     }
 
     /// What to say of oneself, with as many released numbers as there is room for.

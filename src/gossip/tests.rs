@@ -179,14 +179,7 @@ impl Node {
                 notify.notify_one();
             }
         });
-        Self {
-            gossip,
-            session,
-            faults,
-            told,
-            news,
-            generations,
-        }
+        Self { gossip, session, faults, told, news, generations }
     }
 
     /// Waits until what was told satisfies `done`.
@@ -294,8 +287,7 @@ async fn a_change_is_pushed_long_before_the_next_round() {
     let start = SystemClock.boot();
     for round in 0..10 {
         a.put(&name(1), Some(&format!("{round}")));
-        b.until_record(&a, &name(1), Some(&format!("{round}")))
-            .await;
+        b.until_record(&a, &name(1), Some(&format!("{round}"))).await;
     }
     let took = SystemClock.boot().since(start);
     assert!(took < Duration::from_secs(4), "ten updates took {took:?}");
@@ -310,22 +302,12 @@ async fn three_nodes_learn_of_each_other_through_one_seed() {
         address: b.gossip.local_addr(),
         revision: "r1".into(),
         since_ms: 5,
-        kinds: [(
-            Kind::new("zip").unwrap(),
-            Versions {
-                oldest: 1,
-                newest: 2,
-            },
-        )]
-        .into(),
+        kinds: [(Kind::new("zip").unwrap(), Versions { oldest: 1, newest: 2 })].into(),
         max_running: 9,
         succeeds: None,
     };
     b.gossip.set_record(&record);
-    b.gossip.set_load(Load {
-        running: 3,
-        full: true,
-    });
+    b.gossip.set_load(Load { running: 3, full: true });
     b.put(&name(1), Some("one"));
     c.until_record(&b, &name(1), Some("one")).await;
     c.until_event(
@@ -343,23 +325,13 @@ async fn three_nodes_learn_of_each_other_through_one_seed() {
         |event| matches!(event, GossipEvent::Heard { from, echoed: Some(_), .. } if *from == b.session),
     )
     .await;
-    let book: BTreeSet<SessionId> = c
-        .gossip
-        .address_book()
-        .into_iter()
-        .map(|(session, _)| session)
-        .collect();
-    assert_eq!(
-        book,
-        [a.session.clone(), b.session.clone()].into_iter().collect()
-    );
+    let book: BTreeSet<SessionId> =
+        c.gossip.address_book().into_iter().map(|(session, _)| session).collect();
+    assert_eq!(book, [a.session.clone(), b.session.clone()].into_iter().collect());
 }
 
 async fn converges(count: usize, loss: u64) {
-    let faults = |loss| Faulty {
-        loss,
-        ..Faulty::default()
-    };
+    let faults = |loss| Faulty { loss, ..Faulty::default() };
     let a = Node::start_with(1, &[], faults(loss)).await;
     for number in 0..count {
         a.put(&name(number), Some(&noise(300)));
@@ -367,18 +339,14 @@ async fn converges(count: usize, loss: u64) {
     let b = Node::start_with(2, &[&a], faults(loss)).await;
     let c = Node::start_with(3, &[&a], faults(loss)).await;
     for node in [&b, &c] {
-        node.until("all records are there", |told| told.records.len() == count)
-            .await;
+        node.until("all records are there", |told| told.records.len() == count).await;
         node.until_caught_up(&a).await;
     }
     for number in (0..count).step_by(2) {
         a.put(&name(number), None);
     }
     for node in [&b, &c] {
-        node.until("every other record is gone", |told| {
-            told.records.len() == count / 2
-        })
-        .await;
+        node.until("every other record is gone", |told| told.records.len() == count / 2).await;
     }
 }
 
@@ -409,8 +377,7 @@ async fn pages_that_split_lose_nothing_on_the_way() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
-    b.until("all records are there", |told| told.records.len() == 400)
-        .await;
+    b.until("all records are there", |told| told.records.len() == 400).await;
     let gone = b.count(|event| match event {
         GossipEvent::Records { changes, .. } => changes.iter().any(|(_, record)| record.is_none()),
         _ => false,
@@ -422,10 +389,7 @@ async fn pages_that_split_lose_nothing_on_the_way() {
 async fn a_record_longer_than_a_page_is_refused() {
     let a = Node::start(1, &[]).await;
     let long = Bytes::from(vec![0; 9000]);
-    let error = a
-        .gossip
-        .put(Table::Specs, &name(1), Some(long))
-        .unwrap_err();
+    let error = a.gossip.put(Table::Specs, &name(1), Some(long)).unwrap_err();
     assert_eq!(error.limit, GossipLimits::default().page_bytes);
 }
 
@@ -433,15 +397,10 @@ async fn a_record_longer_than_a_page_is_refused() {
 async fn state_and_watermark_reach_a_peer() {
     let a = Node::start(1, &[]).await;
     let b = Node::start(2, &[&a]).await;
-    a.gossip
-        .set_header(NodeState::Draining, 17, vec![21, 19, 3]);
+    a.gossip.set_header(NodeState::Draining, 17, vec![21, 19, 3]);
     b.until_event("the header arrives", |event| match event {
         GossipEvent::Heard {
-            from,
-            state: NodeState::Draining,
-            watermark: 17,
-            released,
-            ..
+            from, state: NodeState::Draining, watermark: 17, released, ..
         } => *from == a.session && *released == [19, 21],
         _ => false,
     })
@@ -505,11 +464,9 @@ async fn silence_is_suspected_and_life_clears_it() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     a.faults.cut.store(true, Ordering::Relaxed);
     let suspicion = |of: SessionId, wanted| move |event: &GossipEvent| matches!(event, GossipEvent::Suspicion { of: about, suspected } if *about == of && *suspected == wanted);
-    b.until_event("a is suspected", suspicion(a.session.clone(), true))
-        .await;
+    b.until_event("a is suspected", suspicion(a.session.clone(), true)).await;
     a.faults.cut.store(false, Ordering::Relaxed);
-    b.until_event("a is cleared", suspicion(a.session.clone(), false))
-        .await;
+    b.until_event("a is cleared", suspicion(a.session.clone(), false)).await;
 }
 
 #[tokio::test]
@@ -520,21 +477,14 @@ async fn gossip_restarted_inside_a_process_continues_the_session() {
         a.put(&name(number), Some(&noise(400)));
     }
     b.put(&name(1), Some("of b"));
-    b.until("all records are there", |told| told.records.len() == 300)
-        .await;
+    b.until("all records are there", |told| told.records.len() == 300).await;
     a.until_record(&b, &name(1), Some("of b")).await;
     a.drain();
     b.drain();
 
     a.gossip.shared.renew.notify_one();
     a.until_event("the end is reported", |event| {
-        matches!(
-            event,
-            GossipEvent::Ended {
-                restarted: true,
-                ..
-            }
-        )
+        matches!(event, GossipEvent::Ended { restarted: true, .. })
     })
     .await;
     a.put(&name(0), None);
@@ -554,22 +504,14 @@ async fn gossip_restarted_inside_a_process_continues_the_session() {
         match event {
             GossipEvent::Forgotten { of } => panic!("{of} was forgotten"),
             GossipEvent::Records { changes, .. } => removed.extend(
-                changes
-                    .into_iter()
-                    .filter(|(_, record)| record.is_none())
-                    .map(|(name, _)| name),
+                changes.into_iter().filter(|(_, record)| record.is_none()).map(|(name, _)| name),
             ),
             _ => {}
         }
     }
     assert_eq!(removed, [name(0)]);
     let told = a.told.lock().unwrap();
-    assert!(
-        !told
-            .events
-            .iter()
-            .any(|event| matches!(event, GossipEvent::Forgotten { .. }))
-    );
+    assert!(!told.events.iter().any(|event| matches!(event, GossipEvent::Forgotten { .. })));
 }
 
 #[tokio::test]
@@ -580,8 +522,7 @@ async fn a_late_joiner_catches_up_with_everybody_and_holds_all_by_then() {
         a.put(&name(number), Some(&noise(300)));
         b.put(&name(number), Some(&noise(300)));
     }
-    b.until("a's records are there", |told| told.records.len() == 500)
-        .await;
+    b.until("a's records are there", |told| told.records.len() == 500).await;
     let c = Node::start(3, &[&a]).await;
     for peer in [&a, &b] {
         c.until_caught_up(peer).await;
@@ -606,10 +547,7 @@ async fn strangers_are_not_answered_and_change_nothing() {
     let a = Node::start(1, &[]).await;
     let b = Node::start(2, &[&a]).await;
     b.until_caught_up(&a).await;
-    let stranger = SystemNetwork
-        .bind(([127, 0, 0, 1], 0).into())
-        .await
-        .unwrap();
+    let stranger = SystemNetwork.bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let to = a.gossip.local_addr();
     let foreign = [
         Sealer::new(&Key::new([8; 32]).into(), "test"),
@@ -646,20 +584,12 @@ async fn strangers_are_not_answered_and_change_nothing() {
     right.seal(&plain, &mut datagram).unwrap();
     stranger.send_to(&datagram, to).await.unwrap();
     stranger.send_to(&datagram, to).await.unwrap();
-    let (len, _) = tokio::time::timeout(PATIENCE, stranger.recv_from(&mut buffer))
-        .await
-        .unwrap()
-        .unwrap();
+    let (len, _) =
+        tokio::time::timeout(PATIENCE, stranger.recv_from(&mut buffer)).await.unwrap().unwrap();
     let (answer, payload) = header::decode(right.open(&mut buffer[..len]).unwrap()).unwrap();
     assert_eq!(payload, header::Payload::Answer);
     assert_eq!(answer.session, a.session);
-    assert_eq!(
-        answer.echo,
-        Some(header::Echo {
-            nonce: header.session.nonce,
-            counter: 1
-        })
-    );
+    assert_eq!(answer.echo, Some(header::Echo { nonce: header.session.nonce, counter: 1 }));
     assert!(len <= datagram.len() + 32);
     let again = stranger.recv_from(&mut buffer);
     let again = tokio::time::timeout(Duration::from_millis(50), again).await;
@@ -684,13 +614,7 @@ async fn a_senseless_limit_is_a_typed_error() {
     config.limits.page_bytes = 1 << 20;
     let (sender, _receiver) = mpsc::channel(16);
     let error = Gossip::start(config, sender).await.unwrap_err();
-    assert!(matches!(
-        error,
-        GossipError::Limit {
-            what: "page_bytes",
-            ..
-        }
-    ));
+    assert!(matches!(error, GossipError::Limit { what: "page_bytes", .. }));
 }
 
 #[tokio::test]

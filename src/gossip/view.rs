@@ -193,21 +193,14 @@ impl Session {
     }
 
     fn read_page(&mut self, key: PageKey, version: u64, value: &str, changes: &mut Vec<Change>) {
-        if self
-            .pages
-            .get(&key)
-            .is_some_and(|seen| seen.version >= version)
-        {
+        if self.pages.get(&key).is_some_and(|seen| seen.version >= version) {
             return;
         }
         let page = match pages::decode(value) {
             Ok(page) => page,
             Err(reason) => return reason.count(),
         };
-        let mut before = self
-            .pages
-            .remove(&key)
-            .map_or_else(BTreeMap::new, |seen| seen.records);
+        let mut before = self.pages.remove(&key).map_or_else(BTreeMap::new, |seen| seen.records);
         for prefix in key.prefix.above() {
             let table = key.table;
             if let Some(above) = self.pages.get_mut(&PageKey { table, prefix }) {
@@ -221,11 +214,7 @@ impl Session {
             }
         }
         let seen = match page {
-            Page::Split => Seen {
-                version,
-                split: true,
-                records: before,
-            },
+            Page::Split => Seen { version, split: true, records: before },
             Page::Records(records) => {
                 let mut hashes = BTreeMap::new();
                 for (name, record) in records {
@@ -241,11 +230,7 @@ impl Session {
                     hashes.insert(name, hash);
                 }
                 changes.extend(before.into_keys().map(|name| (name, None)));
-                Seen {
-                    version,
-                    split: false,
-                    records: hashes,
-                }
+                Seen { version, split: false, records: hashes }
             }
         };
         self.pages.insert(key, seen);
@@ -254,9 +239,7 @@ impl Session {
     /// Whether a deeper page that is here speaks for the name.
     fn deeper(&self, key: PageKey, name: &Name) -> bool {
         let table = key.table;
-        key.prefix
-            .below(name)
-            .any(|prefix| self.pages.contains_key(&PageKey { table, prefix }))
+        key.prefix.below(name).any(|prefix| self.pages.contains_key(&PageKey { table, prefix }))
     }
 
     /// All of the newest incarnation is here: what only earlier ones published is gone.
@@ -324,10 +307,7 @@ impl View {
         }
 
         for (of, (id, state)) in &newest {
-            let session = self
-                .sessions
-                .entry(of.clone())
-                .or_insert_with(|| Session::new(id, now));
+            let session = self.sessions.entry(of.clone()).or_insert_with(|| Session::new(id, now));
             if session.reading < **id {
                 session.succeed(id, now);
             } else if session.reading != **id {
@@ -348,10 +328,7 @@ impl View {
                 session.suspected
             };
             if std::mem::replace(&mut session.suspected, suspected) != suspected {
-                found.events.push(GossipEvent::Suspicion {
-                    of: of.clone(),
-                    suspected,
-                });
+                found.events.push(GossipEvent::Suspicion { of: of.clone(), suspected });
             }
             if !session.complete && !suspected {
                 found.incomplete.push(id.gossip_advertise_addr);

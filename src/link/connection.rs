@@ -68,21 +68,11 @@ impl Connection {
     ) -> Broken {
         let pulse = Pulse::default();
         let (reader, writer) = tokio::io::split(self.stream);
-        let mut receiving = pin!(ended(receive(
-            reader,
-            self.opener,
-            session,
-            reports,
-            limits.max_message,
-            &pulse,
-        )));
-        let sending = ended(transmit(
-            writer,
-            self.sealer,
-            self.opening,
-            outbox,
-            limits.ping_every,
-        ));
+        let mut receiving =
+            pin!(ended(
+                receive(reader, self.opener, session, reports, limits.max_message, &pulse,)
+            ));
+        let sending = ended(transmit(writer, self.sealer, self.opening, outbox, limits.ping_every));
         tokio::select! {
             broken = &mut receiving => broken,
             broken = sending => match broken {
@@ -161,10 +151,7 @@ async fn receive(
         }
         pulse.delivering.store(true, Ordering::Relaxed);
         for bytes in complete.drain(..) {
-            let event = LinkEvent::Frame {
-                from: session.clone(),
-                bytes,
-            };
+            let event = LinkEvent::Frame { from: session.clone(), bytes };
             if !reports.send(event).await {
                 return Err(Broken::Unheard);
             }

@@ -64,11 +64,7 @@ pub(super) fn put_piece(
     packed: usize,
 ) -> Option<usize> {
     let rest = message.get(packed..)?;
-    let header = if packed == 0 {
-        FIRST_HEADER
-    } else {
-        MORE_HEADER
-    };
+    let header = if packed == 0 { FIRST_HEADER } else { MORE_HEADER };
     let room = FRAME.checked_sub(frame.len() + header)?;
     if room == 0 && !rest.is_empty() {
         return None;
@@ -129,11 +125,7 @@ pub(super) struct Assembler {
 impl Assembler {
     /// For messages of up to `limit` bytes.
     pub(super) const fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            control: None,
-            bulk: None,
-        }
+        Self { limit, control: None, bulk: None }
     }
 
     /// Takes the records of one frame and adds the messages they complete to `complete`.
@@ -237,28 +229,18 @@ mod tests {
         let mut frame = first(FIRST_BULK, 6, b"abc");
         frame.extend(first(FIRST_CONTROL, 2, b"!!"));
         assert_eq!(feed(&mut assembler, &frame).unwrap(), ["!!"]);
-        assert_eq!(
-            feed(&mut assembler, &more(MORE_BULK, b"def")).unwrap(),
-            ["abcdef"]
-        );
+        assert_eq!(feed(&mut assembler, &more(MORE_BULK, b"def")).unwrap(), ["abcdef"]);
     }
 
     #[test]
     fn a_message_over_the_limit_is_refused_by_its_announcement() {
         let mut assembler = Assembler::new(100);
-        assert!(
-            feed(&mut assembler, &first(FIRST_BULK, 100, b"x"))
-                .unwrap()
-                .is_empty()
-        );
+        assert!(feed(&mut assembler, &first(FIRST_BULK, 100, b"x")).unwrap().is_empty());
         let mut assembler = Assembler::new(100);
         for declared in [101, 1 << 40, u64::MAX] {
             assert_eq!(
                 feed(&mut assembler, &first(FIRST_BULK, declared, b"x")),
-                Err(FrameError::TooLarge {
-                    declared,
-                    limit: 100
-                })
+                Err(FrameError::TooLarge { declared, limit: 100 })
             );
         }
     }
@@ -266,10 +248,7 @@ mod tests {
     #[test]
     fn memory_follows_what_arrived_and_ends_exact() {
         let total = 1 << 20;
-        let mut partial = Partial {
-            total,
-            bytes: Vec::new(),
-        };
+        let mut partial = Partial { total, bytes: Vec::new() };
         partial.append(&[1; 1000]).unwrap();
         assert!(partial.bytes.capacity() < 4096);
         while !partial.is_complete() {
@@ -292,14 +271,8 @@ mod tests {
                 [first(FIRST_BULK, 2, b"a"), first(FIRST_BULK, 2, b"a")].concat(),
                 FrameError::Interrupted,
             ),
-            (
-                [first(FIRST_BULK, 2, b"a"), more(MORE_BULK, b"bc")].concat(),
-                FrameError::Overrun,
-            ),
-            (
-                [first(FIRST_BULK, 2, b"a"), more(MORE_BULK, b"")].concat(),
-                FrameError::EmptyPiece,
-            ),
+            ([first(FIRST_BULK, 2, b"a"), more(MORE_BULK, b"bc")].concat(), FrameError::Overrun),
+            ([first(FIRST_BULK, 2, b"a"), more(MORE_BULK, b"")].concat(), FrameError::EmptyPiece),
         ];
         for (frame, error) in cases {
             assert_eq!(feed(&mut Assembler::new(100), &frame), Err(error));

@@ -130,14 +130,11 @@ pub(super) async fn dial(
     let mut noise = seal::handshake(Role::Initiator, key, &local.cluster)
         .map_err(|_| DialError::NotAuthentic)?;
     let mut buffer = [0; MAX_MESSAGE];
-    let introduction = encode(&Introduction {
-        session: local.session.clone(),
-        address: local.address,
-    })
-    .ok_or(DialError::NotAuthentic)?;
-    let len = noise
-        .write_message(&introduction, &mut buffer)
-        .map_err(|_| DialError::NotAuthentic)?;
+    let introduction =
+        encode(&Introduction { session: local.session.clone(), address: local.address })
+            .ok_or(DialError::NotAuthentic)?;
+    let len =
+        noise.write_message(&introduction, &mut buffer).map_err(|_| DialError::NotAuthentic)?;
     let mut first = vec![VERSION];
     first.extend(key.id());
     first.extend((len as u16).to_be_bytes());
@@ -147,25 +144,16 @@ pub(super) async fn dial(
 
     let mut plain = [0; MAX_MESSAGE];
     let second = read(&mut *stream, &mut buffer).await?;
-    let len = noise
-        .read_message(second, &mut plain)
-        .map_err(|_| DialError::NotAuthentic)?;
+    let len = noise.read_message(second, &mut plain).map_err(|_| DialError::NotAuthentic)?;
     let peer: Introduction = plain
         .get(..len)
         .and_then(|plain| rmp_serde::from_slice(plain).ok())
         .ok_or(DialError::NotAuthentic)?;
     if peer.session != *expected {
-        return Err(DialError::WrongPeer {
-            found: peer.session,
-        });
+        return Err(DialError::WrongPeer { found: peer.session });
     }
     let (sealer, opener) = seal::split(noise).map_err(|_| DialError::NotAuthentic)?;
-    Ok(Dialled {
-        stream,
-        sealer,
-        opener,
-        address: peer.address,
-    })
+    Ok(Dialled { stream, sealer, opener, address: peer.address })
 }
 
 impl Dialled {
@@ -181,10 +169,7 @@ impl Dialled {
 
         let mut buffer = [0; MAX_MESSAGE];
         let fourth = read(&mut *self.stream, &mut buffer).await?;
-        let plain = self
-            .opener
-            .open(fourth)
-            .map_err(|_| DialError::NotAuthentic)?;
+        let plain = self.opener.open(fourth).map_err(|_| DialError::NotAuthentic)?;
         match rmp_serde::from_slice(plain) {
             Ok(Verdict::Yes(void)) => Ok((
                 Connection {
@@ -242,22 +227,17 @@ pub(super) async fn answer(
     let first = read(&mut *stream, &mut buffer).await?;
     let mut noise = seal::handshake(Role::Responder, key, &local.cluster)
         .map_err(|_| AnswerError::NotAuthentic)?;
-    let len = noise
-        .read_message(first, &mut plain)
-        .map_err(|_| AnswerError::NotAuthentic)?;
+    let len = noise.read_message(first, &mut plain).map_err(|_| AnswerError::NotAuthentic)?;
     let peer: Introduction = plain
         .get(..len)
         .and_then(|plain| rmp_serde::from_slice(plain).ok())
         .ok_or(AnswerError::NotAuthentic)?;
 
-    let introduction = encode(&Introduction {
-        session: local.session.clone(),
-        address: local.address,
-    })
-    .ok_or(AnswerError::NotAuthentic)?;
-    let len = noise
-        .write_message(&introduction, &mut buffer)
-        .map_err(|_| AnswerError::NotAuthentic)?;
+    let introduction =
+        encode(&Introduction { session: local.session.clone(), address: local.address })
+            .ok_or(AnswerError::NotAuthentic)?;
+    let len =
+        noise.write_message(&introduction, &mut buffer).map_err(|_| AnswerError::NotAuthentic)?;
     let mut second = (len as u16).to_be_bytes().to_vec();
     second.extend(buffer.iter().take(len));
     stream.write_all(&second).await?;
@@ -269,14 +249,7 @@ pub(super) async fn answer(
     let Ok(Verdict::Yes(attempt)) = rmp_serde::from_slice(plain) else {
         return Err(AnswerError::NotAuthentic);
     };
-    Ok(Candidate {
-        session: peer.session,
-        address: peer.address,
-        attempt,
-        stream,
-        sealer,
-        opener,
-    })
+    Ok(Candidate { session: peer.session, address: peer.address, attempt, stream, sealer, opener })
 }
 
 impl Candidate {

@@ -108,14 +108,8 @@ impl Default for LinkLimits {
             unauthenticated: 64,
             peers: 2048,
             max_message: (64 << 20) + (64 << 10),
-            control: QueueLimits {
-                messages: 8192,
-                bytes: 16 << 20,
-            },
-            bulk: QueueLimits {
-                messages: 8192,
-                bytes: 64 << 20,
-            },
+            control: QueueLimits { messages: 8192, bytes: 16 << 20 },
+            bulk: QueueLimits { messages: 8192, bytes: 64 << 20 },
             ping_every: Duration::from_millis(500),
             dead_after: Duration::from_secs(5),
             verdict: Duration::from_millis(250),
@@ -258,10 +252,7 @@ impl Links {
         config: LinkConfig,
         events: mpsc::Sender<LinkEvent>,
     ) -> Result<Self, LinkError> {
-        let failed = |source| LinkError::Listen {
-            address: config.listen,
-            source,
-        };
+        let failed = |source| LinkError::Listen { address: config.listen, source };
         let listener = config.network.listen(config.listen).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let mut advertise = config.advertise;
@@ -282,17 +273,10 @@ impl Links {
             events,
             runtime: runtime.clone(),
             dials: AtomicU64::new(0),
-            peers: Mutex::new(Peers {
-                open: true,
-                map: BTreeMap::new(),
-            }),
+            peers: Mutex::new(Peers { open: true, map: BTreeMap::new() }),
         });
         let listening = runtime.spawn(listener::listen(listener, shared.clone()));
-        Ok(Self {
-            shared,
-            listener: AbortOnDropHandle::new(listening),
-            address,
-        })
+        Ok(Self { shared, listener: AbortOnDropHandle::new(listening), address })
     }
 
     /// Keeps a link to this session, dialling `address` whenever there is none, until [`Self::unwant`].
@@ -342,20 +326,12 @@ impl Links {
 
     /// Bytes queued for this session, not yet handed to the system.
     pub(crate) fn queued_bytes(&self, to: &SessionId) -> usize {
-        self.shared
-            .peers()
-            .map
-            .get(to)
-            .map_or(0, |peer| peer.outbox().bytes())
+        self.shared.peers().map.get(to).map_or(0, |peer| peer.outbox().bytes())
     }
 
     /// Whether there is a link now.
     pub(crate) fn is_up(&self, session: &SessionId) -> bool {
-        self.shared
-            .peers()
-            .map
-            .get(session)
-            .is_some_and(Peer::is_up)
+        self.shared.peers().map.get(session).is_some_and(Peer::is_up)
     }
 
     /// The address listened on.

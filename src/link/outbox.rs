@@ -48,12 +48,7 @@ struct Queue {
 
 impl Queue {
     const fn new(limits: QueueLimits) -> Self {
-        Self {
-            limits,
-            messages: VecDeque::new(),
-            bytes: 0,
-            packed: 0,
-        }
+        Self { limits, messages: VecDeque::new(), bytes: 0, packed: 0 }
     }
 
     /// An empty queue takes any message, or one near the limit could never be sent.
@@ -135,10 +130,7 @@ impl Outbox {
     /// Queues a message; never waits.
     pub(super) fn push(&self, class: Class, message: Bytes) -> Result<(), SendError> {
         if message.len() > self.max_message {
-            return Err(SendError::TooLarge {
-                len: message.len(),
-                limit: self.max_message,
-            });
+            return Err(SendError::TooLarge { len: message.len(), limit: self.max_message });
         }
         let mut state = self.state();
         if !state.open {
@@ -146,10 +138,7 @@ impl Outbox {
         }
         let queue = state.queue(class);
         if !queue.has_room(message.len()) {
-            return Err(SendError::Full {
-                messages: queue.messages.len(),
-                bytes: queue.bytes,
-            });
+            return Err(SendError::Full { messages: queue.messages.len(), bytes: queue.bytes });
         }
         queue.bytes += message.len();
         queue.messages.push_back(message);
@@ -277,18 +266,12 @@ mod tests {
         outbox.push(Class::Control, message(10)).unwrap();
         assert_eq!(
             outbox.push(Class::Control, message(10)),
-            Err(SendError::Full {
-                messages: 2,
-                bytes: 20
-            })
+            Err(SendError::Full { messages: 2, bytes: 20 })
         );
         outbox.push(Class::Bulk, message(100)).unwrap();
         assert_eq!(
             outbox.push(Class::Bulk, message(1)),
-            Err(SendError::Full {
-                messages: 1,
-                bytes: 100
-            })
+            Err(SendError::Full { messages: 1, bytes: 100 })
         );
         assert_eq!(outbox.bytes(), 120);
     }
@@ -299,10 +282,7 @@ mod tests {
         outbox.push(Class::Bulk, message(1000)).unwrap();
         assert_eq!(
             outbox.push(Class::Bulk, message((1 << 20) + 1)),
-            Err(SendError::TooLarge {
-                len: (1 << 20) + 1,
-                limit: 1 << 20
-            })
+            Err(SendError::TooLarge { len: (1 << 20) + 1, limit: 1 << 20 })
         );
     }
 

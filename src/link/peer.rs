@@ -66,13 +66,7 @@ impl Peer {
             verdict: None,
         };
         let task = AbortOnDropHandle::new(shared.runtime.spawn(keeper.run()));
-        Self {
-            outbox,
-            up,
-            want,
-            candidates,
-            task,
-        }
+        Self { outbox, up, want, candidates, task }
     }
 
     pub(super) const fn outbox(&self) -> &Arc<Outbox> {
@@ -266,9 +260,7 @@ impl Keeper {
         let refused = matches!(error, DialError::Refused)
             && self.shared.network.refuses_datagrams(address).await != Some(false);
         if !self.report_down(refused) && refused {
-            self.reports.push(LinkEvent::Refused {
-                session: self.session.clone(),
-            });
+            self.reports.push(LinkEvent::Refused { session: self.session.clone() });
         }
         if let DialError::WrongPeer { found } = error {
             self.reports.push(LinkEvent::WrongPeer {
@@ -283,10 +275,7 @@ impl Keeper {
     async fn keep(&mut self, connection: Connection) -> Result<Option<Connection>, Broken> {
         let address = connection.address;
         self.report_down(false);
-        self.reports.push(LinkEvent::Up {
-            session: self.session.clone(),
-            address,
-        });
+        self.reports.push(LinkEvent::Up { session: self.session.clone(), address });
         tracing::debug!(target: "handover::link", peer = %self.session, %address, "link up");
         self.advertised = Some(address);
         self.failures = self.failures.min(1);
@@ -388,10 +377,7 @@ impl Keeper {
     fn report_down(&mut self, refused: bool) -> bool {
         let unreported = self.verdict.take().is_some();
         if unreported {
-            self.reports.push(LinkEvent::Down {
-                session: self.session.clone(),
-                refused,
-            });
+            self.reports.push(LinkEvent::Down { session: self.session.clone(), refused });
         }
         unreported
     }

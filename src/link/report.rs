@@ -15,10 +15,7 @@ pub(super) struct Reports {
 
 impl Reports {
     pub(super) const fn new(events: mpsc::Sender<LinkEvent>) -> Self {
-        Self {
-            events,
-            waiting: VecDeque::new(),
-        }
+        Self { events, waiting: VecDeque::new() }
     }
 
     /// Adds one. What waits stays bounded, since repetitions and the middle of a flapping link tell
@@ -28,10 +25,7 @@ impl Reports {
             if matches!(self.waiting.back(), Some(LinkEvent::Up { .. })) {
                 self.waiting.pop_back();
             }
-            if let Some(LinkEvent::Down {
-                refused: before, ..
-            }) = self.waiting.back_mut()
-            {
+            if let Some(LinkEvent::Down { refused: before, .. }) = self.waiting.back_mut() {
                 *before |= refused;
                 return;
             }
@@ -88,17 +82,9 @@ mod tests {
         let session = SessionId::new(NodeId::new("a").unwrap(), Uuid::nil());
         let address = ([127, 0, 0, 1], 1).into();
         for round in 0..1000 {
-            reports.push(LinkEvent::Down {
-                session: session.clone(),
-                refused: round == 500,
-            });
-            reports.push(LinkEvent::Refused {
-                session: session.clone(),
-            });
-            reports.push(LinkEvent::Up {
-                session: session.clone(),
-                address,
-            });
+            reports.push(LinkEvent::Down { session: session.clone(), refused: round == 500 });
+            reports.push(LinkEvent::Refused { session: session.clone() });
+            reports.push(LinkEvent::Up { session: session.clone(), address });
         }
         assert!(reports.waiting.len() < 8);
         assert!(reports.drain().await);

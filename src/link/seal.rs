@@ -81,15 +81,8 @@ pub(super) fn handshake(
 /// The two directions of a completed handshake.
 pub(super) fn split(handshake: HandshakeState) -> Result<(Sealer, Opener), snow::Error> {
     let transport = Arc::new(handshake.into_stateless_transport_mode()?);
-    let sealer = Sealer {
-        transport: transport.clone(),
-        nonce: 0,
-    };
-    let opener = Opener {
-        transport,
-        nonce: 0,
-        plain: vec![0; MAX_SEALED],
-    };
+    let sealer = Sealer { transport: transport.clone(), nonce: 0 };
+    let opener = Opener { transport, nonce: 0, plain: vec![0; MAX_SEALED] };
     Ok((sealer, opener))
 }
 
@@ -107,9 +100,7 @@ impl Sealer {
         let start = out.len();
         out.resize(start + usize::from(len), 0);
         let sealed = out.get_mut(start..).ok_or(SealError)?;
-        self.transport
-            .write_message(self.nonce, plain, sealed)
-            .map_err(|_| SealError)?;
+        self.transport.write_message(self.nonce, plain, sealed).map_err(|_| SealError)?;
         self.nonce += 1;
         Ok(())
     }

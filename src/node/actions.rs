@@ -42,22 +42,12 @@ impl Control {
                 self.put(Table::Desires, &desired.name, Some(&desired));
             }
             Action::RetractDesired(name) => self.put(Table::Desires, &name, None::<&()>),
-            Action::Header {
-                state,
-                watermark,
-                released,
-            } => {
+            Action::Header { state, watermark, released } => {
                 self.gossip.set_header(state, watermark, released);
                 self.show_state(state);
             }
             Action::PublishLoad(load) => self.gossip.set_load(load),
-            Action::Start {
-                spec,
-                lease,
-                from,
-                lineage,
-                seq,
-            } => {
+            Action::Start { spec, lease, from, lineage, seq } => {
                 if let From::Checkpoint { header, .. } = &from {
                     self.note_progress(header);
                     let now_ms = self.clock.wall_ms();
@@ -70,47 +60,19 @@ impl Control {
             Action::Stop { name, how } => self.runner.stop(&name, how),
             Action::CommitAll => self.runner.commit_all(),
             Action::FreeSlot(name) => self.runner.free_slot(&name),
-            Action::Replicated {
-                name,
-                position,
-                replicas,
-                wanted,
-            } => self.runner.replicated(&name, position, replicas, wanted),
+            Action::Replicated { name, position, replicas, wanted } => {
+                self.runner.replicated(&name, position, replicas, wanted)
+            }
             Action::Permit { until } => self.runner.permit(until),
-            Action::Store {
-                spec,
-                header,
-                state,
-                from,
-            } => {
+            Action::Store { spec, header, state, from } => {
                 self.note_progress(&header);
-                let answer = Written::Checkpoint {
-                    header: header.clone(),
-                    from,
-                };
-                let write = Write::Put {
-                    spec,
-                    header,
-                    state,
-                };
+                let answer = Written::Checkpoint { header: header.clone(), from };
+                let write = Write::Put { spec, header, state };
                 self.ask_store(Pending::Write(answer), Request::Write(write));
             }
-            Action::StoreEnd {
-                claim,
-                spec,
-                output,
-                from,
-            } => {
-                let answer = Written::End {
-                    name: claim.name.clone(),
-                    run: claim.run,
-                    from,
-                };
-                let write = Write::End {
-                    claim,
-                    spec,
-                    output,
-                };
+            Action::StoreEnd { claim, spec, output, from } => {
+                let answer = Written::End { name: claim.name.clone(), run: claim.run, from };
+                let write = Write::End { claim, spec, output };
                 self.ask_store(Pending::Write(answer), Request::Write(write));
             }
             Action::Load { header } => {
@@ -123,10 +85,8 @@ impl Control {
                 self.ask_store(Pending::Load(header), request);
             }
             Action::Discard { name, run, headers } => {
-                let headers = headers
-                    .into_iter()
-                    .map(|header| (header.position, header.writer))
-                    .collect();
+                let headers =
+                    headers.into_iter().map(|header| (header.position, header.writer)).collect();
                 let answer = Written::Deletion { name: name.clone() };
                 let write = Write::Discard { name, run, headers };
                 self.ask_store(Pending::Write(answer), Request::Write(write));
@@ -213,17 +173,11 @@ impl Control {
         };
         let known = self.progress.get(&header.name);
         if known.is_none_or(|(run, known)| *run < header.run || known.done <= progress.done) {
-            self.progress
-                .insert(header.name.clone(), (header.run, progress.clone()));
+            self.progress.insert(header.name.clone(), (header.run, progress.clone()));
         }
     }
-
 }
 
 fn class(bytes: &Bytes) -> Class {
-    if bytes.len() <= SMALL {
-        Class::Control
-    } else {
-        Class::Bulk
-    }
+    if bytes.len() <= SMALL { Class::Control } else { Class::Bulk }
 }

@@ -80,10 +80,7 @@ impl Board {
     /// Ends every stream and every wait.
     pub(crate) fn close(&self) {
         self.registry.close();
-        self.events
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.update(|view| {
             view.closed = true;
             view.ready = false;

@@ -55,13 +55,8 @@ pub(super) async fn start(mut config: Config) -> Result<Node, StartError> {
     let (call_timeout, executor) = (settings.call_timeout, settings.executor);
 
     let (ready, started) = oneshot::channel();
-    let parts = Parts {
-        config,
-        tasks,
-        kinds: kinds.clone(),
-        board: board.clone(),
-        commands: queue,
-    };
+    let parts =
+        Parts { config, tasks, kinds: kinds.clone(), board: board.clone(), commands: queue };
     let running = Running::spawn(executor, launch(parts, ready)).map_err(StartError::Thread)?;
     let up = match started.await {
         Ok(Ok(up)) => up,
@@ -103,10 +98,7 @@ struct Parts {
 async fn launch(parts: Parts, ready: oneshot::Sender<Result<Up, StartError>>) {
     match assemble(parts).await {
         Ok((control, inputs)) => {
-            let up = Up {
-                session: control.me.clone(),
-                address: control.address,
-            };
+            let up = Up { session: control.me.clone(), address: control.address };
             // Whoever wanted the node may have stopped waiting: then it ends before it began.
             if ready.send(Ok(up)).is_ok() {
                 Box::pin(control.run(inputs)).await;
@@ -209,10 +201,10 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
         goodbye: None,
         ending: None,
         gauged: now,
-        unanswered: settings.seeds.any().then_some(Unanswered {
-            seeds,
-            until: now + settings.timing.silence_floor,
-        }),
+        unanswered: settings
+            .seeds
+            .any()
+            .then_some(Unanswered { seeds, until: now + settings.timing.silence_floor }),
         _resolving: resolving,
     };
     let inputs = Inputs {

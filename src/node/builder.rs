@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::Node;
 use super::boot;
 use super::error::StartError;
 use super::executor::Executor;
 use super::seeds::Seeds;
-use super::Node;
 use crate::clock::{SharedClock, SystemClock};
 use crate::core::ids::{InvalidName, NodeId};
 use crate::core::machine::OnLostState;
@@ -299,13 +299,7 @@ impl Settings {
             }
             None => return Err(StartError::ListenWithoutKey(listen)),
         };
-        Ok(Config {
-            settings: self,
-            node_id,
-            listen,
-            advertise,
-            keyring,
-        })
+        Ok(Config { settings: self, node_id, listen, advertise, keyring })
     }
 }
 
@@ -314,25 +308,19 @@ fn check_cluster(cluster: &str) -> Result<(), InvalidName> {
     match NodeId::new(cluster) {
         Ok(_) => Ok(()),
         Err(InvalidName::Empty { .. }) => Err(InvalidName::Empty { what: "cluster" }),
-        Err(InvalidName::TooLong { len, limit, .. }) => Err(InvalidName::TooLong {
-            what: "cluster",
-            len,
-            limit,
-        }),
-        Err(InvalidName::Control { at, .. }) => Err(InvalidName::Control {
-            what: "cluster",
-            at,
-        }),
+        Err(InvalidName::TooLong { len, limit, .. }) => {
+            Err(InvalidName::TooLong { what: "cluster", len, limit })
+        }
+        Err(InvalidName::Control { at, .. }) => Err(InvalidName::Control { what: "cluster", at }),
     }
 }
 
 fn parse(what: &'static str, text: &str) -> Result<SocketAddr, StartError> {
-    text.parse()
-        .map_err(|error: std::net::AddrParseError| StartError::InvalidAddress {
-            what,
-            text: text.to_owned(),
-            why: error.to_string(),
-        })
+    text.parse().map_err(|error: std::net::AddrParseError| StartError::InvalidAddress {
+        what,
+        text: text.to_owned(),
+        why: error.to_string(),
+    })
 }
 
 fn host_name() -> Result<NodeId, StartError> {

@@ -16,17 +16,9 @@ use crate::signal::Signal;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Start a task, or join its run.
-    Run {
-        spec: Spec,
-        again: bool,
-        reply: oneshot::Sender<Result<RunId, CallError>>,
-    },
+    Run { spec: Spec, again: bool, reply: oneshot::Sender<Result<RunId, CallError>> },
     /// Pause, resume, cancel.
-    Want {
-        name: Name,
-        want: Want,
-        reply: oneshot::Sender<Result<RunId, CallError>>,
-    },
+    Want { name: Name, want: Want, reply: oneshot::Sender<Result<RunId, CallError>> },
     /// Ask whoever should know.
     Ask {
         query: Query,
@@ -37,10 +29,7 @@ pub(crate) enum Command {
     /// Take no new tasks, or take them again.
     Cordon(bool),
     /// Hand everything over.
-    Drain {
-        budget: Duration,
-        reply: oneshot::Sender<DrainReport>,
-    },
+    Drain { budget: Duration, reply: oneshot::Sender<DrainReport> },
     /// Wait for no step any more.
     Hurry { signal: Option<Signal> },
     /// Report the drain as it stands.

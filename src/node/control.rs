@@ -227,9 +227,7 @@ impl Control {
 
     fn set_gauges(&mut self) {
         let machine = &self.machine;
-        self.tally.gauge(&self.own, |name| {
-            machine.spec(name).map(|spec| spec.kind.to_string())
-        });
+        self.tally.gauge(&self.own, |name| machine.spec(name).map(|spec| spec.kind.to_string()));
     }
 
     /// Shows where the node stands.

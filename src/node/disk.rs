@@ -61,8 +61,7 @@ impl Keep {
             return;
         }
         self.saved = book.clone();
-        let member =
-            |(session, address)| Member { session, address, seen_ms: wall_ms };
+        let member = |(session, address)| Member { session, address, seen_ms: wall_ms };
         let members = book.into_iter().map(member).collect();
         self.saving = Some(spawn_blocking(move || {
             if let Err(error) = directory.save_members(members) {
@@ -116,8 +115,7 @@ fn open_directory(
     let (directory, inheritance) = DataDirectory::open(path, &me.node, cluster, me.nonce)?;
     directory.save_generation(generation(&inheritance, wall_ms))?;
     let file = directory.checkpoints();
-    let unusable =
-        |why: String| StartError::Checkpoints { path: directory.checkpoints(), why };
+    let unusable = |why: String| StartError::Checkpoints { path: directory.checkpoints(), why };
     let store = DurableStore::open(&file).map_err(|error| unusable(error.to_string()))?;
     let runs = store.runs().map_err(|error| unusable(error.to_string()))?;
     let offers = runs.into_iter().map(offer).collect();
@@ -131,11 +129,7 @@ fn generation(inheritance: &Inheritance, wall_ms: u64) -> u64 {
 
 #[cfg(feature = "redb")]
 fn offer(run: StoredRun) -> StoredOffer {
-    StoredOffer {
-        spec: run.spec,
-        headers: run.checkpoints,
-        end: run.end.map(|(claim, _)| claim),
-    }
+    StoredOffer { spec: run.spec, headers: run.checkpoints, end: run.end.map(|(claim, _)| claim) }
 }
 
 fn assemble(
@@ -158,12 +152,7 @@ fn assemble(
         replies,
         generation,
         succeeds: inheritance.predecessor,
-        keep: Keep {
-            store,
-            directory,
-            saved: members.iter().cloned().collect(),
-            saving: None,
-        },
+        keep: Keep { store, directory, saved: members.iter().cloned().collect(), saving: None },
         members,
         offers,
     }

@@ -93,30 +93,16 @@ mod tests {
 
     #[test]
     fn the_exit_code_says_whether_all_is_in_other_hands() {
-        let clean = DrainReport {
-            moved: 3,
-            ..DrainReport::default()
-        };
+        let clean = DrainReport { moved: 3, ..DrainReport::default() };
         assert_eq!(clean.code(), 0);
-        let abandoned = DrainReport {
-            abandoned: vec![Name::new("t").unwrap()],
-            ..clean.clone()
-        };
+        let abandoned = DrainReport { abandoned: vec![Name::new("t").unwrap()], ..clean.clone() };
         assert_eq!(abandoned.code(), 75);
-        let unstoppable = DrainReport {
-            unstoppable: vec![Name::new("t").unwrap()],
-            ..clean.clone()
-        };
+        let unstoppable =
+            DrainReport { unstoppable: vec![Name::new("t").unwrap()], ..clean.clone() };
         assert_eq!(unstoppable.code(), 75);
-        let forced = DrainReport {
-            forced: Some(Signal::Terminate),
-            ..abandoned
-        };
+        let forced = DrainReport { forced: Some(Signal::Terminate), ..abandoned };
         assert_eq!(forced.code(), 143);
-        let interrupted = DrainReport {
-            forced: Some(Signal::Interrupt),
-            ..clean
-        };
+        let interrupted = DrainReport { forced: Some(Signal::Interrupt), ..clean };
         assert_eq!(interrupted.code(), 130);
     }
 }

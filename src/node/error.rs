@@ -42,10 +42,14 @@ pub enum StartError {
     )]
     ListenWithoutKey(SocketAddr),
     /// It listens on every interface, and which of its addresses others reach is not known.
-    #[error("listening on {0} does not say which address others reach this node by: set `advertise`")]
+    #[error(
+        "listening on {0} does not say which address others reach this node by: set `advertise`"
+    )]
     NoAdvertisedAddress(SocketAddr),
     /// Another process uses the address.
-    #[error("the address {0} is in use: is a node running already? stop it, or choose another port")]
+    #[error(
+        "the address {0} is in use: is a node running already? stop it, or choose another port"
+    )]
     AddressInUse(SocketAddr),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
@@ -67,10 +71,14 @@ pub enum StartError {
         why: String,
     },
     /// None of the seeds' names could be resolved.
-    #[error("no seed could be resolved ({0}): check the name, and that DNS publishes nodes that are not ready yet")]
+    #[error(
+        "no seed could be resolved ({0}): check the name, and that DNS publishes nodes that are not ready yet"
+    )]
     NoSeedsResolved(String),
     /// It was started outside of a tokio runtime.
-    #[error("a node starts inside a tokio runtime, where its tasks will run: call `start` from async code")]
+    #[error(
+        "a node starts inside a tokio runtime, where its tasks will run: call `start` from async code"
+    )]
     NoRuntime,
     /// The control thread could not be made, or ended while starting.
     #[error("the node's own thread did not start: {0}")]
@@ -91,7 +99,9 @@ pub enum RunError {
     #[error("no known node can run tasks of kind {0}: start one that registers it with `task`")]
     UnknownKind(Kind),
     /// Every node that could run it is full. Nothing was started.
-    #[error("every node that can run the task is full: raise `max_running`, add a node, or try again later")]
+    #[error(
+        "every node that can run the task is full: raise `max_running`, add a node, or try again later"
+    )]
     Full,
     /// No node took it. Nothing was started.
     #[error("no node took the task ({0}): try again")]
@@ -103,7 +113,9 @@ pub enum RunError {
     #[error("another run of the name was started at the same time and won: get it by name")]
     Superseded,
     /// No answer came in time. Another call with the same name joins whatever was started.
-    #[error("no answer came in time: the task may have been started; call again, the same name joins it")]
+    #[error(
+        "no answer came in time: the task may have been started; call again, the same name joins it"
+    )]
     TimedOut,
     /// The node has been closed.
     #[error(transparent)]
@@ -157,7 +169,9 @@ pub enum OutputError {
     #[error("another run of this name has replaced this one")]
     Superseded,
     /// It finished, and its output is kept no longer, or nowhere that can be reached.
-    #[error("the task finished, but its output is gone or out of reach: raise `retention`, or read it earlier")]
+    #[error(
+        "the task finished, but its output is gone or out of reach: raise `retention`, or read it earlier"
+    )]
     Gone,
     /// The output is not of this type.
     #[error("the output cannot be read as this task's output: {0}")]

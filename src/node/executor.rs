@@ -47,34 +47,21 @@ impl Running {
                 None
             }
             Executor::OwnThread => {
-                let runtime = tokio::runtime::Builder::new_current_thread()
-                    .enable_all()
-                    .build()?;
-                Some(
-                    thread::Builder::new()
-                        .name("handover".into())
-                        .spawn(move || {
-                            let _guard = guard;
-                            runtime.block_on(work);
-                            runtime.shutdown_timeout(LINGER);
-                        })?,
-                )
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+                Some(thread::Builder::new().name("handover".into()).spawn(move || {
+                    let _guard = guard;
+                    runtime.block_on(work);
+                    runtime.shutdown_timeout(LINGER);
+                })?)
             }
         };
-        Ok(Self {
-            ended,
-            thread: Mutex::new(thread),
-        })
+        Ok(Self { ended, thread: Mutex::new(thread) })
     }
 
     /// Waits for its end. Whoever drops a node instead leaves the thread to end by itself: a drop must not block.
     pub(crate) async fn join(&self) {
         self.ended.cancelled().await;
-        let thread = self
-            .thread
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
             && thread.join().is_err()
         {

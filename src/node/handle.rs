@@ -43,12 +43,7 @@ pub struct Handle<T> {
 
 impl<T> Clone for Handle<T> {
     fn clone(&self) -> Self {
-        Self {
-            node: self.node.clone(),
-            name: self.name.clone(),
-            run: self.run,
-            task: PhantomData,
-        }
+        Self { node: self.node.clone(), name: self.name.clone(), run: self.run, task: PhantomData }
     }
 }
 
@@ -67,12 +62,7 @@ impl<T: Job> Handle<T> {
         name: Result<Name, InvalidName>,
         run: Option<RunId>,
     ) -> Self {
-        Self {
-            node,
-            name,
-            run,
-            task: PhantomData,
-        }
+        Self { node, name, run, task: PhantomData }
     }
 
     /// Which run this handle speaks of; none for whatever run the name has.
@@ -106,7 +96,10 @@ impl<T: Job> Handle<T> {
     pub async fn progress(&self) -> Option<Progress> {
         let name = self.name.as_ref().ok()?;
         for attempt in 0..ATTEMPTS {
-            self.entry()?;
+            // A run of our own is known to exist, though its claim may still be on its way.
+            if self.entry().is_none() && self.run.is_none() {
+                return None;
+            }
             let query = Query::Progress { name: name.clone() };
             match self.ask(query, attempt).await.ok()? {
                 Some(Answer::Progress(progress)) => return Some(progress),
@@ -177,10 +170,7 @@ impl<T: Job> Handle<T> {
             _ => return Err(OutputError::Superseded),
         }
         for attempt in 0..ATTEMPTS {
-            let query = Query::Output {
-                name: name.clone(),
-                run,
-            };
+            let query = Query::Output { name: name.clone(), run };
             match self.ask(query, attempt).await? {
                 Some(Answer::Output(bytes)) => {
                     return self
@@ -247,10 +237,7 @@ impl<T: Job> Handle<T> {
 
     async fn want(&self, want: Want) -> Result<(), HandleError> {
         let name = self.name.clone()?;
-        let answer = self
-            .node
-            .call(|reply| Command::Want { name, want, reply })
-            .await?;
+        let answer = self.node.call(|reply| Command::Want { name, want, reply }).await?;
         match answer {
             None => Err(HandleError::TimedOut),
             Some(Ok(_)) => Ok(()),
@@ -262,11 +249,7 @@ impl<T: Job> Handle<T> {
     }
 
     async fn ask(&self, query: Query, attempt: usize) -> Result<Option<Answer>, NodeClosed> {
-        let asked = self.node.request(|reply| Command::Ask {
-            query,
-            attempt,
-            reply,
-        });
+        let asked = self.node.request(|reply| Command::Ask { query, attempt, reply });
         match timeout(ASK_DEADLINE, asked).await {
             Ok(answer) => answer,
             Err(_) => Ok(None),

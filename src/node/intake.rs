@@ -20,22 +20,9 @@ impl Control {
 
     pub(super) fn on_gossip(&mut self, event: GossipEvent) {
         match event {
-            GossipEvent::Heard {
-                from,
-                address,
-                state,
-                watermark,
-                released,
-                echoed,
-            } => {
+            GossipEvent::Heard { from, address, state, watermark, released, echoed } => {
                 self.peers.heard(&from, state, address);
-                self.feed(Event::Heard {
-                    from: from.clone(),
-                    state,
-                    watermark,
-                    released,
-                    echoed,
-                });
+                self.feed(Event::Heard { from: from.clone(), state, watermark, released, echoed });
                 self.want(&from);
             }
             GossipEvent::Heartbeat { of } => self.feed(Event::Heartbeat { of }),
@@ -44,10 +31,7 @@ impl Control {
             }
             GossipEvent::Static { of, record } => {
                 self.peers.record(&of, record.clone());
-                self.feed(Event::Record {
-                    of: of.clone(),
-                    record,
-                });
+                self.feed(Event::Record { of: of.clone(), record });
                 self.want(&of);
             }
             GossipEvent::Load { of, load } => {
@@ -64,17 +48,10 @@ impl Control {
         }
     }
 
-    fn on_records(
-        &mut self,
-        of: SessionId,
-        table: Table,
-        changes: Vec<(Name, Option<Bytes>)>,
-    ) {
+    fn on_records(&mut self, of: SessionId, table: Table, changes: Vec<(Name, Option<Bytes>)>) {
         match table {
             Table::Claims => {
-                let changes = self
-                    .read(&of, changes)
-                    .collect();
+                let changes = self.read(&of, changes).collect();
                 self.feed(Event::Claims { of, changes });
             }
             Table::Specs => {
@@ -82,10 +59,7 @@ impl Control {
                 self.feed(Event::Specs { of, specs });
             }
             Table::Desires => {
-                let desires = self
-                    .read(&of, changes)
-                    .filter_map(|(_, desired)| desired)
-                    .collect();
+                let desires = self.read(&of, changes).filter_map(|(_, desired)| desired).collect();
                 self.feed(Event::Desires { of, desires });
             }
         }
@@ -143,19 +117,13 @@ impl Control {
         match event {
             LinkEvent::Up { session, address } => {
                 self.peers.link_up(&session, address);
-                self.feed(Event::LinkUp {
-                    with: session.clone(),
-                });
+                self.feed(Event::LinkUp { with: session.clone() });
                 self.want(&session);
             }
             LinkEvent::Down { session, refused } => self.on_link_down(session, refused),
             LinkEvent::Refused { session } => self.on_link_down(session, true),
             LinkEvent::Frame { from, bytes } => self.on_frame(from, &bytes),
-            LinkEvent::WrongPeer {
-                expected,
-                found,
-                address,
-            } => {
+            LinkEvent::WrongPeer { expected, found, address } => {
                 tracing::debug!(target: "handover::link", %expected, %found, %address, "another session answers there");
             }
         }
@@ -259,18 +227,11 @@ impl Control {
     fn on_written(&mut self, written: Written, error: Option<String>) {
         match written {
             Written::Checkpoint { header, from } => {
-                self.feed(Event::Stored {
-                    header,
-                    from,
-                    error,
-                });
+                self.feed(Event::Stored { header, from, error });
             }
-            Written::End { name, run, from } => self.feed(Event::StoredEnd {
-                name,
-                run,
-                from,
-                error,
-            }),
+            Written::End { name, run, from } => {
+                self.feed(Event::StoredEnd { name, run, from, error })
+            }
             Written::Deletion { name } => {
                 if let Some(error) = error {
                     tracing::warn!(target: "handover::task", %name, error, "old checkpoints could not be deleted");

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics::{
+    Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 
 use super::drain::DrainReport;
 use crate::core::io::Cause;
@@ -11,18 +13,62 @@ use crate::core::io::Cause;
 pub(crate) fn describe() {
     describe_gauge!("handover_tasks", Unit::Count, "Tasks this node holds, by kind and state");
     describe_gauge!("handover_peers", Unit::Count, "Peers this node knows, by state");
-    describe_counter!("handover_moves_total", Unit::Count, "Tasks that came to run here after running elsewhere, by reason and revisions");
-    describe_counter!("handover_task_double_moves_total", Unit::Count, "Moves of a task that had moved within the last ten minutes");
-    describe_histogram!("handover_move_gap_seconds", Unit::Seconds, "Time in which nobody ran a task that this node handed over: from its stop here to the news that it runs there, so an upper bound by the news' way");
-    describe_histogram!("handover_overlap_seconds", Unit::Seconds, "Time for which this node still ran a task after it saw the claim that ends it here: a lower bound of the overlap");
-    describe_histogram!("handover_checkpoint_age_seconds", Unit::Seconds, "Age by wall clock of the checkpoint that a task taken over here started from");
-    describe_histogram!("handover_drain_seconds", Unit::Seconds, "How long drains took, by outcome");
-    describe_counter!("handover_abandoned_total", Unit::Count, "Tasks whose last commit no other node held when the drain ended");
+    describe_counter!(
+        "handover_moves_total",
+        Unit::Count,
+        "Tasks that came to run here after running elsewhere, by reason and revisions"
+    );
+    describe_counter!(
+        "handover_task_double_moves_total",
+        Unit::Count,
+        "Moves of a task that had moved within the last ten minutes"
+    );
+    describe_histogram!(
+        "handover_move_gap_seconds",
+        Unit::Seconds,
+        "Time in which nobody ran a task that this node handed over: from its stop here to the news that it runs there, so an upper bound by the news' way"
+    );
+    describe_histogram!(
+        "handover_overlap_seconds",
+        Unit::Seconds,
+        "Time for which this node still ran a task after it saw the claim that ends it here: a lower bound of the overlap"
+    );
+    describe_histogram!(
+        "handover_checkpoint_age_seconds",
+        Unit::Seconds,
+        "Age by wall clock of the checkpoint that a task taken over here started from"
+    );
+    describe_histogram!(
+        "handover_drain_seconds",
+        Unit::Seconds,
+        "How long drains took, by outcome"
+    );
+    describe_counter!(
+        "handover_abandoned_total",
+        Unit::Count,
+        "Tasks whose last commit no other node held when the drain ended"
+    );
     describe_gauge!("handover_parked", Unit::Count, "Tasks this node keeps parked");
-    describe_counter!("handover_conflicts_total", Unit::Count, "Tasks that two nodes held at once, by which one went on");
-    describe_counter!("handover_frames_rejected_total", Unit::Count, "Frames of authenticated peers that could not be decoded");
-    describe_counter!("handover_records_rejected_total", Unit::Count, "Gossiped records that were malformed or not their publisher's to write");
-    describe_counter!("handover_messages_dropped_total", Unit::Count, "Messages to peers that no link could take; what matters is sent again");
+    describe_counter!(
+        "handover_conflicts_total",
+        Unit::Count,
+        "Tasks that two nodes held at once, by which one went on"
+    );
+    describe_counter!(
+        "handover_frames_rejected_total",
+        Unit::Count,
+        "Frames of authenticated peers that could not be decoded"
+    );
+    describe_counter!(
+        "handover_records_rejected_total",
+        Unit::Count,
+        "Gossiped records that were malformed or not their publisher's to write"
+    );
+    describe_counter!(
+        "handover_messages_dropped_total",
+        Unit::Count,
+        "Messages to peers that no link could take; what matters is sent again"
+    );
 }
 
 pub(crate) const fn reason(cause: Cause) -> &'static str {

@@ -136,16 +136,11 @@ impl Node {
         let args = self.0.kinds.encode_args(args)?;
         let spec = Spec {
             name: name.clone(),
-            run: RunId {
-                number: 0,
-                uuid: self.fresh_uuid(),
-            },
+            run: RunId { number: 0, uuid: self.fresh_uuid() },
             kind: kind.clone(),
             args,
         };
-        let answer = self
-            .call(|reply| Command::Run { spec, again, reply })
-            .await?;
+        let answer = self.call(|reply| Command::Run { spec, again, reply }).await?;
         match answer {
             None => Err(RunError::TimedOut),
             Some(Ok(run)) => Ok(Handle::new(self.clone(), Ok(name), Some(run))),
@@ -332,10 +327,7 @@ impl Node {
         self.0.running.join().await;
         let goodbye = goodbye?;
         if goodbye.heard < goodbye.told {
-            return Err(LeaveError::Unheard {
-                heard: goodbye.heard,
-                told: goodbye.told,
-            });
+            return Err(LeaveError::Unheard { heard: goodbye.heard, told: goodbye.told });
         }
         Ok(())
     }
@@ -389,11 +381,7 @@ impl Node {
 /// A version 7 uuid of that time, from the clock seam so that a simulation replays.
 pub(crate) fn fresh_uuid(wall_ms: u64) -> Uuid {
     let (seconds, millis) = (wall_ms / 1000, wall_ms % 1000);
-    Uuid::new_v7(Timestamp::from_unix(
-        NoContext,
-        seconds,
-        millis as u32 * 1_000_000,
-    ))
+    Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, millis as u32 * 1_000_000))
 }
 
 #[cfg(test)]

@@ -17,12 +17,9 @@ impl Control {
             Notice::State(state) => self.on_state(state),
             Notice::PeerUp(peer) => self.on_peer_up(peer),
             Notice::PeerGone(peer, why) => self.on_peer_gone(peer, why),
-            Notice::Started {
-                name,
-                epoch,
-                cause,
-                from,
-            } => self.on_started(name, epoch, cause, from),
+            Notice::Started { name, epoch, cause, from } => {
+                self.on_started(name, epoch, cause, from)
+            }
             Notice::Moved { name, to, epoch } => self.on_moved(name, to, epoch),
             Notice::Released { name, replicas } => {
                 tracing::info!(target: "handover::move", %name, replicas, "released");
@@ -50,11 +47,7 @@ impl Control {
                 NodeEvent::Unstoppable { name }
             }
             Notice::Ended { name, phase } => self.on_task_ended(name, &phase),
-            Notice::Conflict {
-                name,
-                kept,
-                stopped,
-            } => self.on_conflict(name, kept, stopped),
+            Notice::Conflict { name, kept, stopped } => self.on_conflict(name, kept, stopped),
             Notice::StateLost { name, what } => {
                 tracing::error!(target: "handover::takeover", %name, what, "the newest state could not be had");
                 NodeEvent::StateLost { name, what }
@@ -64,10 +57,7 @@ impl Control {
                 NodeEvent::Reborn { name }
             }
             Notice::Progress { name, progress } => {
-                let event = TaskEvent::Progress {
-                    name: name.clone(),
-                    progress,
-                };
+                let event = TaskEvent::Progress { name: name.clone(), progress };
                 self.board.registry.report(&name, event);
                 return;
             }
@@ -145,12 +135,7 @@ impl Control {
                 again,
             );
         }
-        NodeEvent::Started {
-            name,
-            epoch,
-            cause,
-            from,
-        }
+        NodeEvent::Started { name, epoch, cause, from }
     }
 
     fn on_moved(&mut self, name: Name, to: SessionId, epoch: Epoch) -> NodeEvent {
@@ -183,10 +168,6 @@ impl Control {
             stopped: stopped.node.clone(),
         };
         self.board.registry.report(&name, event);
-        NodeEvent::Conflict {
-            name,
-            kept,
-            stopped,
-        }
+        NodeEvent::Conflict { name, kept, stopped }
     }
 }

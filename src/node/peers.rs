@@ -26,10 +26,7 @@ pub(super) struct Peer {
 impl Peer {
     /// Where its links are accepted.
     fn address(&self) -> Option<SocketAddr> {
-        self.record
-            .as_ref()
-            .map(|record| record.address)
-            .or(self.heard_at)
+        self.record.as_ref().map(|record| record.address).or(self.heard_at)
     }
 }
 
@@ -47,21 +44,13 @@ impl Peers {
 
     /// The sessions of a node, linked ones first: a restarted node has two for a while.
     pub(super) fn of_node(&self, node: &NodeId) -> Vec<&SessionId> {
-        let mut found: Vec<(&SessionId, &Peer)> = self
-            .all
-            .iter()
-            .filter(|(session, _)| session.node == *node)
-            .collect();
+        let mut found: Vec<(&SessionId, &Peer)> =
+            self.all.iter().filter(|(session, _)| session.node == *node).collect();
         found.sort_by_key(|(_, peer)| !peer.linked);
         found.into_iter().map(|(session, _)| session).collect()
     }
 
-    pub(super) fn heard(
-        &mut self,
-        session: &SessionId,
-        state: NodeState,
-        at: SocketAddr,
-    ) {
+    pub(super) fn heard(&mut self, session: &SessionId, state: NodeState, at: SocketAddr) {
         let Some(peer) = self.entry(session) else {
             return;
         };
@@ -146,6 +135,11 @@ impl Peers {
         self.all.is_empty()
     }
 
+    /// Whether any link stands.
+    pub(super) fn any_linked(&self) -> bool {
+        self.all.values().any(|peer| peer.linked)
+    }
+
     /// Whether a session is known there.
     pub(super) fn is_at(&self, address: SocketAddr) -> bool {
         self.all.values().any(|peer| peer.address() == Some(address))
@@ -169,11 +163,7 @@ impl Peers {
             running: peer.load.running,
             full: peer.load.full,
             linked: peer.linked,
-            kinds: peer
-                .record
-                .iter()
-                .flat_map(|record| record.kinds.keys().cloned())
-                .collect(),
+            kinds: peer.record.iter().flat_map(|record| record.kinds.keys().cloned()).collect(),
         };
         self.all.iter().map(show).collect()
     }

@@ -28,7 +28,9 @@ pub(super) enum Written {
         from: Option<SessionId>,
     },
     /// A deletion: nobody waits.
-    Deletion { name: Name },
+    Deletion {
+        name: Name,
+    },
 }
 
 /// Who asked a question.

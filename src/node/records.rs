@@ -91,16 +91,10 @@ mod tests {
             session: session("a"),
             number: 3,
             version: 0,
-            run: RunId {
-                number: 1,
-                uuid: Uuid::from_u128(2),
-            },
+            run: RunId { number: 1, uuid: Uuid::from_u128(2) },
             epoch: Epoch(4),
             phase: Phase::Incoming { from: session("b") },
-            terms: Terms {
-                mode: Mode::Available,
-                silence_floor: Duration::from_secs(10),
-            },
+            terms: Terms { mode: Mode::Available, silence_floor: Duration::from_secs(10) },
             replicas: vec![NodeId::new("c").unwrap()],
             floor: None,
             checkpointed: true,
@@ -112,10 +106,7 @@ mod tests {
     #[test]
     fn a_claim_is_read_as_it_was_written() {
         let bytes = wire::encode(&claim()).unwrap();
-        assert_eq!(
-            read::<Claim>(&session("a"), &claim().name, &bytes),
-            Ok(claim())
-        );
+        assert_eq!(read::<Claim>(&session("a"), &claim().name, &bytes), Ok(claim()));
     }
 
     #[test]

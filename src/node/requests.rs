@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::command::Command;
 use super::control::{Caller, Control, Ending};
 use super::drain::DrainReport;
-use super::draining::Draining;
+use super::draining::{Draining, Others};
 use super::metrics;
 use super::pending::{Pending, Whom};
 use super::queries::Asker;
@@ -32,11 +32,7 @@ impl Control {
                 let call = self.call(reply);
                 self.feed(Event::Want { call, name, want });
             }
-            Command::Ask {
-                query,
-                attempt,
-                reply,
-            } => self.ask(query, attempt, reply),
+            Command::Ask { query, attempt, reply } => self.ask(query, attempt, reply),
             Command::Cordon(on) => self.feed(Event::Cordon(on)),
             Command::Drain { budget, reply } => self.drain(budget, reply),
             Command::Hurry { signal } => self.hurry(signal),
@@ -156,11 +152,7 @@ impl Control {
 
     fn hurry(&mut self, signal: Option<Signal>) {
         let now = self.clock.boot();
-        if self
-            .draining
-            .as_mut()
-            .is_some_and(|draining| draining.hurry(now, signal))
-        {
+        if self.draining.as_mut().is_some_and(|draining| draining.hurry(now, signal)) {
             tracing::warn!(target: "handover::drain", "hurried: steps are dropped, last commits are handed over");
             self.feed(Event::DrainNow);
         }
@@ -169,10 +161,11 @@ impl Control {
     /// Reports the drain as it stands, if it has not been yet.
     pub(super) fn finish_drain(&mut self, abort: Option<Signal>) {
         let now = self.clock.boot();
+        let others = Others { durable: self.disk.is_durable(), linked: self.peers.any_linked() };
         let Some(draining) = self.draining.as_mut().filter(|drain| !drain.is_over()) else {
             return;
         };
-        let report = draining.finish(now, &self.own, self.disk.is_durable(), abort);
+        let report = draining.finish(now, &self.own, others, abort);
         metrics::drained(report);
         tracing::info!(
             target: "handover::drain",

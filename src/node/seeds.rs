@@ -56,14 +56,17 @@ impl Seeds {
     ///
     /// # Errors
     /// A name that cannot be resolved.
-    pub(super) async fn resolve(&self, network: &dyn Network) -> Result<Vec<SocketAddr>, StartError> {
+    pub(super) async fn resolve(
+        &self,
+        network: &dyn Network,
+    ) -> Result<Vec<SocketAddr>, StartError> {
         match self {
             Self::None => Ok(Vec::new()),
             Self::Addresses(addresses) => Ok(addresses.clone()),
             Self::Dns(name) => match network.resolve(name).await {
-                Ok(found) if found.is_empty() => Err(StartError::NoSeedsResolved(format!(
-                    "{name} has no addresses"
-                ))),
+                Ok(found) if found.is_empty() => {
+                    Err(StartError::NoSeedsResolved(format!("{name} has no addresses")))
+                }
                 Ok(found) => Ok(found),
                 Err(error) => Err(StartError::NoSeedsResolved(format!("{name}: {error}"))),
             },

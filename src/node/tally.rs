@@ -50,10 +50,7 @@ impl Tally {
     /// It runs here after running elsewhere; whether it had moved lately.
     pub(super) fn moved_here(&mut self, now: Time, name: &Name) -> bool {
         self.stopped.remove(name);
-        let again = self
-            .moved
-            .get(name)
-            .is_some_and(|before| now.since(*before) < DOUBLE);
+        let again = self.moved.get(name).is_some_and(|before| now.since(*before) < DOUBLE);
         if self.moved.len() < MAX {
             self.moved.insert(name.clone(), now);
         }
@@ -93,10 +90,7 @@ impl Tally {
             }
             parked += usize::from(matches!(claim.phase, Phase::Parked { .. } | Phase::Quarantined));
             let kind = kind_of(name).unwrap_or_else(|| "unknown".into());
-            *self
-                .shown
-                .entry((kind, TaskState::of(&claim.phase)))
-                .or_default() += 1;
+            *self.shown.entry((kind, TaskState::of(&claim.phase))).or_default() += 1;
         }
         for ((kind, state), count) in &self.shown {
             metrics::tasks(kind, state.as_str(), *count);

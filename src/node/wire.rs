@@ -107,21 +107,10 @@ mod tests {
     fn every_frame_comes_back_as_it_was_sent() {
         let name = Name::new("t").unwrap();
         for wire in [
-            Wire::Core(Message::State {
-                state: NodeState::Draining,
-            }),
-            Wire::Query {
-                id: 7,
-                query: Query::Progress { name },
-            },
-            Wire::Answer {
-                id: 7,
-                answer: Some(Answer::Output(Bytes::from_static(b"x"))),
-            },
-            Wire::Answer {
-                id: 8,
-                answer: None,
-            },
+            Wire::Core(Message::State { state: NodeState::Draining }),
+            Wire::Query { id: 7, query: Query::Progress { name } },
+            Wire::Answer { id: 7, answer: Some(Answer::Output(Bytes::from_static(b"x"))) },
+            Wire::Answer { id: 8, answer: None },
         ] {
             assert_eq!(decode::<Wire>(&encode(&wire).unwrap()).unwrap(), wire);
         }
@@ -132,25 +121,10 @@ mod tests {
         #[derive(Serialize)]
         enum Later {
             #[serde(rename = "a")]
-            Answer {
-                id: u64,
-                answer: Option<()>,
-                since: u64,
-            },
+            Answer { id: u64, answer: Option<()>, since: u64 },
         }
-        let bytes = encode(&Later::Answer {
-            id: 3,
-            answer: None,
-            since: 9,
-        })
-        .unwrap();
-        assert_eq!(
-            decode::<Wire>(&bytes).unwrap(),
-            Wire::Answer {
-                id: 3,
-                answer: None
-            }
-        );
+        let bytes = encode(&Later::Answer { id: 3, answer: None, since: 9 }).unwrap();
+        assert_eq!(decode::<Wire>(&bytes).unwrap(), Wire::Answer { id: 3, answer: None });
     }
 
     #[test]
@@ -170,12 +144,8 @@ mod tests {
 
     #[test]
     fn no_truncation_of_a_frame_decodes_or_panics() {
-        let wire = Wire::Query {
-            id: 1,
-            query: Query::Progress {
-                name: Name::new("a/b").unwrap(),
-            },
-        };
+        let wire =
+            Wire::Query { id: 1, query: Query::Progress { name: Name::new("a/b").unwrap() } };
         let bytes = encode(&wire).unwrap();
         for end in 0..bytes.len() {
             assert!(decode::<Wire>(&bytes[..end]).is_err());

@@ -74,20 +74,12 @@ impl Registry {
             Some(entry) => drop(self.entries.insert(name.clone(), entry.clone())),
             None => drop(self.entries.remove(name)),
         }
-        self.tell(Change {
-            name: name.clone(),
-            entry: new,
-            event,
-        });
+        self.tell(Change { name: name.clone(), entry: new, event });
     }
 
     /// Tells watchers of something that is no change of ownership.
     pub(crate) fn report(&self, name: &Name, event: TaskEvent) {
-        self.tell(Change {
-            name: name.clone(),
-            entry: self.get(name),
-            event: Some(event),
-        });
+        self.tell(Change { name: name.clone(), entry: self.get(name), event: Some(event) });
     }
 
     /// What becomes of names from now on; ended at once if the node has closed.

@@ -17,16 +17,10 @@ fn claim(name: &str, node: &str, epoch: u64, phase: Phase) -> Claim {
         session: SessionId::new(NodeId::new(node).unwrap(), Uuid::nil()),
         number: 1,
         version: 0,
-        run: RunId {
-            number: 1,
-            uuid: Uuid::nil(),
-        },
+        run: RunId { number: 1, uuid: Uuid::nil() },
         epoch: Epoch(epoch),
         phase,
-        terms: Terms {
-            mode: Mode::Available,
-            silence_floor: Duration::from_secs(10),
-        },
+        terms: Terms { mode: Mode::Available, silence_floor: Duration::from_secs(10) },
         replicas: Vec::new(),
         floor: None,
         checkpointed: false,
@@ -53,28 +47,13 @@ async fn a_task_that_changes_nodes_is_told_once_as_a_move_from_where_it_ran() {
     let (a, b) = (NodeId::new("a").unwrap(), NodeId::new("b").unwrap());
     assert_eq!(
         watch.next().await,
-        Some(TaskEvent::Started {
-            name: name.clone(),
-            node: a.clone(),
-            epoch: Epoch(1)
-        })
+        Some(TaskEvent::Started { name: name.clone(), node: a.clone(), epoch: Epoch(1) })
     );
     assert_eq!(
         watch.next().await,
-        Some(TaskEvent::Moved {
-            name: name.clone(),
-            from: a,
-            to: b,
-            epoch: Epoch(2)
-        })
+        Some(TaskEvent::Moved { name: name.clone(), from: a, to: b, epoch: Epoch(2) })
     );
-    assert_eq!(
-        watch.next().await,
-        Some(TaskEvent::Finished {
-            name,
-            state: TaskState::Finished
-        })
-    );
+    assert_eq!(watch.next().await, Some(TaskEvent::Finished { name, state: TaskState::Finished }));
 }
 
 #[tokio::test]

@@ -99,9 +99,7 @@ pub(crate) struct Change {
 /// What to tell watchers of a change of ownership; nothing of the steps between.
 pub(super) fn describe(old: Option<&Entry>, new: Option<&Entry>) -> Option<TaskEvent> {
     let Some(new) = new else {
-        return old.map(|old| TaskEvent::Forgotten {
-            name: old.name.clone(),
-        });
+        return old.map(|old| TaskEvent::Forgotten { name: old.name.clone() });
     };
     let name = new.name.clone();
     let same_run = old.filter(|old| old.run == new.run);
@@ -109,24 +107,21 @@ pub(super) fn describe(old: Option<&Entry>, new: Option<&Entry>) -> Option<TaskE
         return None;
     }
     match new.state {
-        TaskState::Running => Some(match same_run.and_then(|old| old.ran_on.as_ref()) {
-            Some(from) if *from != new.session => TaskEvent::Moved {
+        TaskState::Running => match same_run.and_then(|old| old.ran_on.as_ref()) {
+            None => Some(TaskEvent::Started { name, node: new.node.clone(), epoch: new.epoch }),
+            // An offer that came to nothing: it never stopped.
+            Some(from) if *from == new.session => None,
+            Some(from) => Some(TaskEvent::Moved {
                 name,
                 from: from.node.clone(),
                 to: new.node.clone(),
                 epoch: new.epoch,
-            },
-            _ => TaskEvent::Started {
-                name,
-                node: new.node.clone(),
-                epoch: new.epoch,
-            },
-        }),
+            }),
+        },
         TaskState::Paused => Some(TaskEvent::Paused { name }),
-        TaskState::Parked | TaskState::Quarantined => Some(TaskEvent::Parked {
-            name,
-            needs: new.note.clone(),
-        }),
+        TaskState::Parked | TaskState::Quarantined => {
+            Some(TaskEvent::Parked { name, needs: new.note.clone() })
+        }
         state if state.is_ended() => Some(TaskEvent::Finished { name, state }),
         _ => None,
     }
@@ -143,11 +138,7 @@ pub struct Watch {
 impl Watch {
     pub(crate) fn new(registry: Arc<Registry>, prefix: String) -> Self {
         let changes = BroadcastStream::new(registry.subscribe());
-        Self {
-            registry,
-            prefix,
-            changes,
-        }
+        Self { registry, prefix, changes }
     }
 }
 

@@ -50,11 +50,7 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            args: 4 << 10,
-            state: 64 << 20,
-            output: 64 << 10,
-        }
+        Self { args: 4 << 10, state: 64 << 20, output: 64 << 10 }
     }
 }
 
@@ -130,19 +126,11 @@ pub(crate) fn encode<T: Serialize>(
     limits: &Limits,
 ) -> Result<Bytes, EncodeError> {
     let limit = limits.of(what);
-    let mut out = Bounded {
-        bytes: Vec::new(),
-        len: 0,
-        limit,
-    };
+    let mut out = Bounded { bytes: Vec::new(), len: 0, limit };
     rmp_serde::encode::write_named(&mut out, value)
         .map_err(|source| EncodeError::Refused { what, source })?;
     if out.len > limit {
-        return Err(EncodeError::TooLarge {
-            what,
-            len: out.len,
-            limit,
-        });
+        return Err(EncodeError::TooLarge { what, len: out.len, limit });
     }
     Ok(out.bytes.into())
 }
@@ -207,22 +195,8 @@ mod tests {
         let limits = Limits::default();
         let old = encode(&Old { read: 7 }, Value::State, &limits).unwrap();
         let up: New = decode(&old, Value::State, &limits).unwrap();
-        assert_eq!(
-            up,
-            New {
-                written: 0,
-                read: 7
-            }
-        );
-        let new = encode(
-            &New {
-                written: 3,
-                read: 8,
-            },
-            Value::State,
-            &limits,
-        )
-        .unwrap();
+        assert_eq!(up, New { written: 0, read: 7 });
+        let new = encode(&New { written: 3, read: 8 }, Value::State, &limits).unwrap();
         let down: Old = decode(&new, Value::State, &limits).unwrap();
         assert_eq!(down, Old { read: 8 });
     }
@@ -241,19 +215,9 @@ mod tests {
 
     #[test]
     fn bytes_over_the_limit_are_refused_unread() {
-        let limits = Limits {
-            output: 8,
-            ..Limits::default()
-        };
+        let limits = Limits { output: 8, ..Limits::default() };
         let error = decode::<String>(&[0xff; 9], Value::Output, &limits).unwrap_err();
-        assert!(matches!(
-            error,
-            DecodeError::TooLarge {
-                len: 9,
-                limit: 8,
-                ..
-            }
-        ));
+        assert!(matches!(error, DecodeError::TooLarge { len: 9, limit: 8, .. }));
     }
 
     #[test]

@@ -126,10 +126,7 @@ impl Cx {
         hash.update(spec.run.uuid);
         hash.update(self.turn.seq.to_be_bytes());
         hash.update(label);
-        hash.finalize()[..16]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        hash.finalize()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Marks this step: if it returns `Ok`, its state is committed whatever the throttle says, and
@@ -186,11 +183,7 @@ impl Cx {
     {
         let run = self.scope.clone().run_until_cancelled_owned(future);
         let shared = &self.shared;
-        Tracked(
-            shared
-                .tracker
-                .spawn_on(run.in_current_span(), &shared.handle),
-        )
+        Tracked(shared.tracker.spawn_on(run.in_current_span(), &shared.handle))
     }
 
     pub(crate) fn new(shared: Arc<Shared>, lease: Lease, seq: u64) -> Self {
@@ -198,11 +191,7 @@ impl Cx {
         shared.tracker.close();
         Self {
             scope: shared.life.child_token(),
-            turn: Turn {
-                lease,
-                seq,
-                attempt: 1,
-            },
+            turn: Turn { lease, seq, attempt: 1 },
             force: false,
             shared,
         }
@@ -253,10 +242,7 @@ impl Cx {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Progress>> {
-        self.shared
-            .progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.shared.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

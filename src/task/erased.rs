@@ -122,10 +122,7 @@ struct Stepped<T>(Arc<T>);
 
 impl<T: Task> AnyKind for Stepped<T> {
     fn versions(&self) -> Versions {
-        Versions {
-            oldest: T::OLDEST_STATE_VERSION,
-            newest: T::STATE_VERSION,
-        }
+        Versions { oldest: T::OLDEST_STATE_VERSION, newest: T::STATE_VERSION }
     }
 
     fn retry(&self) -> Retry {
@@ -144,12 +141,7 @@ impl<T: Task> AnyKind for Stepped<T> {
     ) -> Result<Box<dyn Instance>, Unreadable> {
         let upgrade = |from, bytes: &[u8]| self.0.upgrade(from, bytes);
         let (args, state) = decode(args, state, &limits, self.versions(), upgrade)?;
-        Ok(Box::new(Stepping {
-            task: Arc::clone(&self.0),
-            args,
-            state,
-            limits,
-        }))
+        Ok(Box::new(Stepping { task: Arc::clone(&self.0), args, state, limits }))
     }
 }
 

@@ -48,10 +48,7 @@ pub(crate) struct Kinds {
 impl Kinds {
     /// None yet.
     pub(crate) fn new(limits: Limits) -> Self {
-        Self {
-            kinds: BTreeMap::new(),
-            limits,
-        }
+        Self { kinds: BTreeMap::new(), limits }
     }
 
     /// Adds a kind.
@@ -60,11 +57,7 @@ impl Kinds {
         let erased = job.erase().0;
         let Versions { oldest, newest } = erased.versions();
         if oldest > newest {
-            return Err(RegisterError::Versions {
-                kind,
-                oldest,
-                newest,
-            });
+            return Err(RegisterError::Versions { kind, oldest, newest });
         }
         if self.kinds.contains_key(&kind) {
             return Err(RegisterError::Duplicate(kind));

@@ -22,10 +22,7 @@ pub(crate) struct Throttle {
 
 impl Default for Throttle {
     fn default() -> Self {
-        Self {
-            interval: Duration::from_secs(1),
-            bytes: 1 << 20,
-        }
+        Self { interval: Duration::from_secs(1), bytes: 1 << 20 }
     }
 }
 
@@ -105,9 +102,7 @@ impl Line {
 
     /// Whether states are short enough to be kept after every step.
     pub(crate) fn is_small(&self) -> bool {
-        self.kept
-            .as_ref()
-            .is_none_or(|(_, state)| state.len() <= SMALL)
+        self.kept.as_ref().is_none_or(|(_, state)| state.len() <= SMALL)
     }
 
     /// Keeps the newest state.
@@ -116,10 +111,7 @@ impl Line {
             name: self.spec.name.clone(),
             run: self.spec.run,
             kind: self.spec.kind.clone(),
-            position: Position {
-                epoch: self.lease.epoch,
-                seq: self.seq,
-            },
+            position: Position { epoch: self.lease.epoch, seq: self.seq },
             writer: self.lease.session.clone(),
             lineage: self.lineage.clone(),
             state_version: self.state_version,
@@ -151,10 +143,7 @@ impl Line {
         };
         let len = self.kept.as_ref().map_or(0, |(_, state)| state.len());
         let intervals = len.div_ceil(self.throttle.bytes.max(1)).max(1);
-        last + self
-            .throttle
-            .interval
-            .saturating_mul(u32::try_from(intervals).unwrap_or(u32::MAX))
+        last + self.throttle.interval.saturating_mul(u32::try_from(intervals).unwrap_or(u32::MAX))
     }
 
     /// Where the newest committed state stands.

@@ -24,11 +24,11 @@ mod tests;
 pub use self::codec::{DecodeError, EncodeError, Value};
 pub use self::cx::{Cx, Tracked};
 pub use self::erased::Job;
+pub(crate) use self::kinds::Kinds;
 pub use self::kinds::RegisterError;
+pub(crate) use self::line::Throttle;
 pub use self::retry::Retry;
 pub use self::run::{Run, RunCx, Running};
-pub(crate) use self::kinds::Kinds;
-pub(crate) use self::line::Throttle;
 pub(crate) use self::runner::{Runner, RunnerConfig};
 
 /// A kind of task, as a step that is repeated until it is done.
@@ -172,9 +172,5 @@ pub enum Step<O> {
 /// # Errors
 /// The bytes do not fit the type.
 pub fn decode<T: DeserializeOwned>(state: &[u8]) -> Result<T> {
-    Ok(codec::decode(
-        state,
-        Value::State,
-        &codec::Limits::default(),
-    )?)
+    Ok(codec::decode(state, Value::State, &codec::Limits::default())?)
 }

@@ -24,11 +24,7 @@ pub struct Retry {
 impl Default for Retry {
     /// Ten attempts in a row, between them 100 ms, doubling up to 60 s.
     fn default() -> Self {
-        Self {
-            attempts: 10,
-            first: Duration::from_millis(100),
-            longest: Duration::from_secs(60),
-        }
+        Self { attempts: 10, first: Duration::from_millis(100), longest: Duration::from_secs(60) }
     }
 }
 
@@ -48,11 +44,7 @@ impl Retry {
     /// The delay after the first failure, and the longest that doubling it may lead to.
     #[must_use]
     pub fn delays(self, first: Duration, longest: Duration) -> Self {
-        Self {
-            first,
-            longest,
-            ..self
-        }
+        Self { first, longest, ..self }
     }
 
     /// The delay after this many failures in a row; none when the budget is spent. `jitter` is drawn

@@ -187,10 +187,7 @@ impl<S: Serialize + Send> RunCx<S> {
         while let Ok(turn) = self.turns.try_recv() {
             self.cx.begin(turn);
         }
-        let post = Post {
-            state: state.clone(),
-            forced,
-        };
+        let post = Post { state: state.clone(), forced };
         self.opened = Mutex::new(None);
         self.newest = Some((self.version, state));
         if self.posts.send(post).await.is_err() {
@@ -220,10 +217,7 @@ struct RunKind<R>(Arc<R>);
 
 impl<R: Run> AnyKind for RunKind<R> {
     fn versions(&self) -> Versions {
-        Versions {
-            oldest: R::OLDEST_STATE_VERSION,
-            newest: R::STATE_VERSION,
-        }
+        Versions { oldest: R::OLDEST_STATE_VERSION, newest: R::STATE_VERSION }
     }
 
     fn retry(&self) -> Retry {
@@ -282,12 +276,7 @@ impl<R: Run> Stage<R> {
     /// Calls `run`, or lets its pending checkpoint return.
     fn advance(self, cx: &Cx, limits: Limits) -> Self {
         match self {
-            Self::New {
-                run,
-                args,
-                opened,
-                state,
-            } => {
+            Self::New { run, args, opened, state } => {
                 let (posted, posts) = mpsc::channel(1);
                 let (turns, turned) = mpsc::channel(1);
                 let reader = Arc::clone(&run);
@@ -313,18 +302,10 @@ impl<R: Run> Stage<R> {
                     turns,
                 }
             }
-            Self::Begun {
-                future,
-                posts,
-                turns,
-            } => {
+            Self::Begun { future, posts, turns } => {
                 // Full if the run dropped its last checkpoint: it reads this turn all the same.
                 let _ = turns.try_send(cx.turn().clone());
-                Self::Begun {
-                    future,
-                    posts,
-                    turns,
-                }
+                Self::Begun { future, posts, turns }
             }
             Self::Over => Self::Over,
         }

@@ -143,11 +143,7 @@ impl Runner {
             epoch = lease.epoch.0,
         );
         let cx = Cx::new(Arc::clone(&shared), lease.clone(), seq);
-        let writing = (
-            kind.versions().newest,
-            self.config.revision.clone(),
-            self.config.throttle,
-        );
+        let writing = (kind.versions().newest, self.config.revision.clone(), self.config.throttle);
         let line = Line::new(spec.clone(), lease, from, lineage, seq, writing);
         let manners = Manners {
             limits: self.config.kinds.limits(),
@@ -164,15 +160,7 @@ impl Runner {
             Arc::clone(&over),
         );
         let handle = AbortOnDropHandle::new(self.config.handle.spawn(whole.instrument(span)));
-        self.tasks.insert(
-            name,
-            Entry {
-                shared,
-                orders,
-                over,
-                handle,
-            },
-        );
+        self.tasks.insert(name, Entry { shared, orders, over, handle });
     }
 
     /// Stops a task. A name that does not run is ignored: its last event is on its way.
@@ -283,10 +271,7 @@ impl Runner {
         let unreadable = Event::Unreadable {
             name: spec.name.clone(),
             epoch: lease.epoch,
-            why: format!(
-                "this node does not register the kind {}: start one that does",
-                spec.kind
-            ),
+            why: format!("this node does not register the kind {}: start one that does", spec.kind),
         };
         self.config.handle.spawn(async move {
             let _ = events.send(unreadable).await;

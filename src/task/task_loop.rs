@@ -106,12 +106,8 @@ impl TaskLoop {
                 "handover_checkpoint_age_seconds", "kind" => spec.kind.to_string()
             ),
         };
-        let failures = Failures {
-            retry: kind.retry(),
-            in_a_row: 0,
-            at: line.seq(),
-            careful: false,
-        };
+        let failures =
+            Failures { retry: kind.retry(), in_a_row: 0, at: line.seq(), careful: false };
         Self {
             spec,
             kind,
@@ -205,11 +201,7 @@ impl TaskLoop {
                 return Ok(Next::Step);
             }
             let timer = match resume_at {
-                Some(at) if paused => Some(if pending {
-                    at.min(self.line.due_at())
-                } else {
-                    at
-                }),
+                Some(at) if paused => Some(if pending { at.min(self.line.due_at()) } else { at }),
                 _ => None,
             };
             let wait = timer.map(|at| self.wires.until(at));
@@ -319,8 +311,7 @@ impl TaskLoop {
         if let Some(instance) = &mut self.instance {
             let state = catch_unwind(AssertUnwindSafe(|| instance.encode()))
                 .unwrap_or_else(|panic| Err(Error::panicked("encoding", &*panic)))?;
-            self.line
-                .keep(state, self.cx.reported(), self.wires.clock.wall_ms());
+            self.line.keep(state, self.cx.reported(), self.wires.clock.wall_ms());
         }
         Ok(())
     }
@@ -367,8 +358,7 @@ impl TaskLoop {
         self.failures.careful = true;
         self.line.fall_back();
         let kept = self.line.kept();
-        self.cx
-            .report(kept.and_then(|(header, _)| header.progress.clone()));
+        self.cx.report(kept.and_then(|(header, _)| header.progress.clone()));
         let attempts = self.failures.in_a_row;
         let delay = self.failures.retry.delay(attempts, rand::random());
         match delay.filter(|_| !error.is_fatal()) {
@@ -400,11 +390,7 @@ impl TaskLoop {
             Outcome::Failed(text) => Outcome::Failed(clipped(text, Claim::MAX_NOTE)),
             done => done,
         };
-        Event::Ended {
-            name: self.spec.name,
-            epoch: self.line.lease().epoch,
-            outcome,
-        }
+        Event::Ended { name: self.spec.name, epoch: self.line.lease().epoch, outcome }
     }
 
     /// The task was told to stop: returns when nothing of it runs any more (Rule 15).
@@ -427,18 +413,13 @@ impl TaskLoop {
         }
         self.instance = None;
         self.cx.abandon();
-        if timeout(self.manners.closure_grace, self.cx.join())
-            .await
-            .is_err()
-        {
+        if timeout(self.manners.closure_grace, self.cx.join()).await.is_err() {
             tracing::error!(
                 target: "handover::task",
                 "the task cannot be stopped: a closure does not return",
             );
-            let unstoppable = Event::Unstoppable {
-                name: self.spec.name.clone(),
-                epoch: self.line.lease().epoch,
-            };
+            let unstoppable =
+                Event::Unstoppable { name: self.spec.name.clone(), epoch: self.line.lease().epoch };
             self.wires.send(unstoppable).await;
             self.cx.join().await;
         }
@@ -499,9 +480,5 @@ fn committed(line: &mut Line, meters: &Meters, now: Time, forced: bool) -> Optio
     if let Some(age) = age {
         meters.age.record(age);
     }
-    Some(Event::Committed {
-        header,
-        state,
-        forced,
-    })
+    Some(Event::Committed { header, state, forced })
 }

@@ -118,9 +118,9 @@ fn replace(
     }
     let failed = |fault| match fault {
         Fault::Failed(error) => OpenError::from(error),
-        Fault::Broken(what) => OpenError::Io {
-            message: format!("a new checkpoint file cannot be made: {what}"),
-        },
+        Fault::Broken(what) => {
+            OpenError::Io { message: format!("a new checkpoint file cannot be made: {what}") }
+        }
     };
     let (database, aside) = replaced.map_err(failed)?;
     let mut loaded = match guarded(|| scan(&database)) {
@@ -202,10 +202,7 @@ struct Scan {
 }
 
 fn scan(database: &Database) -> Result<Scan, Fault> {
-    let mut scan = Scan {
-        commits: commits(database)?,
-        ..Scan::default()
-    };
+    let mut scan = Scan { commits: commits(database)?, ..Scan::default() };
     let transaction = database.begin_read()?;
     for (table, definition) in Table::ALL.into_iter().zip(TABLES) {
         let rows = transaction.open_table(definition)?;
@@ -260,12 +257,7 @@ impl Scan {
             .into_iter()
             .map(|(table, key, error)| report(&catalog, table, &key, &error))
             .collect();
-        Loaded {
-            database,
-            catalog,
-            commits: self.commits,
-            damage,
-        }
+        Loaded { database, catalog, commits: self.commits, damage }
     }
 }
 
@@ -306,10 +298,7 @@ fn report(catalog: &Catalog, table: Table, key: &[u8], error: &FrameError) -> Da
     match (table, checkpoint) {
         (Table::Outputs, _) => Damage::Output { name, run, what },
         (Table::Checkpoints, Some((position, _))) => Damage::Checkpoint {
-            fell_back_to: catalog
-                .get(&(name.clone(), run))
-                .and_then(Run::newest)
-                .cloned(),
+            fell_back_to: catalog.get(&(name.clone(), run)).and_then(Run::newest).cloned(),
             name,
             run,
             position,

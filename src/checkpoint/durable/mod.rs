@@ -27,10 +27,14 @@ use crate::core::ids::{Name, RunId, SessionId};
 #[non_exhaustive]
 pub(crate) enum OpenError {
     /// Somebody has it open.
-    #[error("the checkpoint file is in use: stop the other process, or give each node its own data directory")]
+    #[error(
+        "the checkpoint file is in use: stop the other process, or give each node its own data directory"
+    )]
     InUse,
     /// It is of another redb file format.
-    #[error("the checkpoint file has file format {0}, which this build cannot read: run the build that wrote it, or move the file away")]
+    #[error(
+        "the checkpoint file has file format {0}, which this build cannot read: run the build that wrote it, or move the file away"
+    )]
     Format(u8),
     /// The system failed.
     #[error("the checkpoint file cannot be opened: {message}; check its permissions and its disk")]
@@ -45,9 +49,7 @@ impl From<redb::Error> for OpenError {
         match error {
             redb::Error::DatabaseAlreadyOpen => Self::InUse,
             redb::Error::UpgradeRequired(version) => Self::Format(version),
-            error => Self::Io {
-                message: error.to_string(),
-            },
+            error => Self::Io { message: error.to_string() },
         }
     }
 }
@@ -127,15 +129,11 @@ impl Inner {
             }
             load::close(database);
         }
-        let Loaded {
-            database,
-            catalog,
-            commits,
-            damage,
-        } = load::load(medium).map_err(|error| StoreError::Io {
-            kind: io::ErrorKind::Other,
-            message: error.to_string(),
-        })?;
+        let Loaded { database, catalog, commits, damage } =
+            load::load(medium).map_err(|error| StoreError::Io {
+                kind: io::ErrorKind::Other,
+                message: error.to_string(),
+            })?;
         self.database = Some(database);
         self.catalog = catalog;
         self.commits = commits;
@@ -160,16 +158,12 @@ impl Inner {
             }
             match fault {
                 Fault::Failed(redb::Error::Io(error)) => error.into(),
-                Fault::Failed(error) => StoreError::Io {
-                    kind: io::ErrorKind::Other,
-                    message: error.to_string(),
-                },
+                Fault::Failed(error) => {
+                    StoreError::Io { kind: io::ErrorKind::Other, message: error.to_string() }
+                }
                 Fault::Broken(what) => {
                     self.suspect = true;
-                    StoreError::Io {
-                        kind: io::ErrorKind::InvalidData,
-                        message: what,
-                    }
+                    StoreError::Io { kind: io::ErrorKind::InvalidData, message: what }
                 }
             }
         })
@@ -182,10 +176,7 @@ impl Inner {
         // Whatever can be refused is refused before the catalog changes.
         let value = match write {
             Write::Put { header, state, .. } => envelope::encode(header, state)?,
-            Write::End {
-                output: Some(output),
-                ..
-            } => rows::seal_output(&run_key, output)?,
+            Write::End { output: Some(output), .. } => rows::seal_output(&run_key, output)?,
             _ => Vec::new(),
         };
         let before = self.catalog.get(&run_key).cloned();
@@ -194,9 +185,11 @@ impl Inner {
         if plan.everything {
             ops.push(Op::RemoveCheckpoints(row_key.clone()));
         }
-        ops.extend(plan.remove.iter().map(|gone| {
-            Op::Remove(Table::Checkpoints, rows::checkpoint_key(&run_key, gone))
-        }));
+        ops.extend(
+            plan.remove
+                .iter()
+                .map(|gone| Op::Remove(Table::Checkpoints, rows::checkpoint_key(&run_key, gone))),
+        );
         match plan.record {
             Change::Keep => {}
             Change::Write => match self.record(&run_key) {
@@ -222,10 +215,7 @@ impl Inner {
     }
 
     fn record(&self, run_key: &RunKey) -> Result<Vec<u8>, StoreError> {
-        let run = self
-            .catalog
-            .get(run_key)
-            .ok_or(StoreError::Invalid("the run is unknown"))?;
+        let run = self.catalog.get(run_key).ok_or(StoreError::Invalid("the run is unknown"))?;
         let record = Record {
             spec: run.spec.clone(),
             end: run.end.as_ref().map(|(claim, _)| claim.clone()),
@@ -384,18 +374,11 @@ impl CheckpointStore for DurableStore {
             Some(Err(error)) => error.to_string(),
             None => "it is missing".into(),
         };
-        if let Some((_, output)) = inner
-            .catalog
-            .get_mut(&run_key)
-            .and_then(|run| run.end.as_mut())
+        if let Some((_, output)) = inner.catalog.get_mut(&run_key).and_then(|run| run.end.as_mut())
         {
             *output = false;
         }
-        let damage = Damage::Output {
-            name: name.clone(),
-            run,
-            what,
-        };
+        let damage = Damage::Output { name: name.clone(), run, what };
         inner.damage.push(damage.clone());
         Err(StoreError::Corrupt(Box::new(damage)))
     }

@@ -22,10 +22,7 @@ async fn a_process_that_is_gone_is_known_to_refuse_at_once() {
         a.expect_down(&gone, true).await;
         assert!(since.elapsed() < Duration::from_millis(100));
         assert!(!a.links.is_up(&gone));
-        assert_eq!(
-            a.links.send(&gone, Class::Control, Bytes::new()),
-            Err(SendError::NotLinked)
-        );
+        assert_eq!(a.links.send(&gone, Class::Control, Bytes::new()), Err(SendError::NotLinked));
     }
 }
 
@@ -54,9 +51,7 @@ async fn a_wanted_peer_that_is_gone_is_dialled_on_and_found_when_it_listens() {
     let address = place.local_addr().unwrap();
     drop(place);
     a.links.want(&b, address);
-    a.links
-        .send(&b, Class::Control, Bytes::from_static(b"lost"))
-        .unwrap();
+    a.links.send(&b, Class::Control, Bytes::from_static(b"lost")).unwrap();
     for _ in 0..2 {
         assert_eq!(a.next().await, LinkEvent::Refused { session: b.clone() });
     }
@@ -98,9 +93,7 @@ async fn a_message_that_was_cut_short_arrives_once_over_the_next_connection() {
     b.expect_up(&a.session).await;
     // Too large for the sockets on its way: some of it is still queued when the link is cut.
     let large = Bytes::from(vec![5; 60 << 20]);
-    a.links
-        .send(&b.session, Class::Bulk, large.clone())
-        .unwrap();
+    a.links.send(&b.session, Class::Bulk, large.clone()).unwrap();
     tokio::time::sleep(Duration::from_millis(2)).await;
     assert!(a.links.queued_bytes(&b.session) > 0);
     proxy.cut();
@@ -156,11 +149,7 @@ async fn another_process_on_the_same_address_is_not_taken_for_the_old_one() {
         config.listen = address;
         let (sender, events) = mpsc::channel(16);
         if let Ok(links) = Links::start(config, sender).await {
-            break Node {
-                session,
-                links,
-                events,
-            };
+            break Node { session, links, events };
         }
     };
     let wrong = loop {
@@ -171,14 +160,7 @@ async fn another_process_on_the_same_address_is_not_taken_for_the_old_one() {
             other => break other,
         }
     };
-    assert_eq!(
-        wrong,
-        LinkEvent::WrongPeer {
-            expected: old,
-            found: b.session.clone(),
-            address
-        }
-    );
+    assert_eq!(wrong, LinkEvent::WrongPeer { expected: old, found: b.session.clone(), address });
 }
 
 #[tokio::test]
@@ -197,10 +179,7 @@ async fn what_is_no_longer_wanted_is_reported_no_more() {
     linked(&mut a, &mut b).await;
     a.links.unwant(&b.session);
     assert!(!a.links.is_up(&b.session));
-    assert_eq!(
-        a.links.send(&b.session, Class::Control, Bytes::new()),
-        Err(SendError::NotLinked)
-    );
+    assert_eq!(a.links.send(&b.session, Class::Control, Bytes::new()), Err(SendError::NotLinked));
     // b looks whether a still lives, once, and so is a new link to a.
     b.expect_down(&a.session, false).await;
     b.expect_up(&a.session).await;
@@ -230,10 +209,7 @@ async fn a_connection_accepted_without_a_handshake_is_no_life() {
     let (mut first, _) = mute.accept().await.unwrap();
     // The handshake is given up, and tried again.
     let mut said = Vec::new();
-    timeout(LONG, first.read_to_end(&mut said))
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(LONG, first.read_to_end(&mut said)).await.unwrap().unwrap();
     assert!(!said.is_empty());
     timeout(LONG, mute.accept()).await.unwrap().unwrap();
     assert!(!a.links.is_up(&b));

@@ -26,10 +26,7 @@ struct Counted {
 impl Counting {
     fn count(&self, stream: Box<dyn Stream>) -> Box<dyn Stream> {
         self.open.fetch_add(1, Ordering::Relaxed);
-        Box::new(Counted {
-            stream,
-            open: self.open.clone(),
-        })
+        Box::new(Counted { stream, open: self.open.clone() })
     }
 }
 
@@ -84,10 +81,7 @@ impl Network for Counting {
         if !self.delay.is_zero() {
             tokio::time::sleep(self.delay).await;
         }
-        SystemNetwork
-            .connect(address)
-            .await
-            .map(|stream| self.count(stream))
+        SystemNetwork.connect(address).await.map(|stream| self.count(stream))
     }
 
     async fn refuses_datagrams(&self, address: SocketAddr) -> Option<bool> {
@@ -115,10 +109,7 @@ impl Listener for CountingListener {
 
 async fn counted(node: &str, delay_ms: u64) -> (Node, Arc<AtomicUsize>) {
     let open = Arc::new(AtomicUsize::new(0));
-    let network = Counting {
-        open: open.clone(),
-        delay: Duration::from_millis(delay_ms),
-    };
+    let network = Counting { open: open.clone(), delay: Duration::from_millis(delay_ms) };
     let node = Node::with(node, |config| config.network = Arc::new(network)).await;
     (node, open)
 }
@@ -184,13 +175,8 @@ async fn a_connection_that_was_given_up_does_not_displace_a_later_one() {
     let mut a = Node::start("a").await;
     let b = session("b");
     let dial = async |number: u64| {
-        let stream = tokio::net::TcpStream::connect(a.links.local_addr())
-            .await
-            .unwrap();
-        let dialled = handshake::dial(Box::new(stream), &local(&b), &a.session)
-            .await
-            .ok()
-            .unwrap();
+        let stream = tokio::net::TcpStream::connect(a.links.local_addr()).await.unwrap();
+        let dialled = handshake::dial(Box::new(stream), &local(&b), &a.session).await.ok().unwrap();
         dialled.confirm(number).await
     };
     let second = dial(2).await.ok().unwrap();
@@ -253,12 +239,8 @@ async fn a_changed_address_is_dialled_at_once() {
     a.links.want(&b.session, place.local_addr().unwrap());
     place.accept().await.unwrap();
     a.want(&b);
-    a.links
-        .send(&b.session, Class::Control, Bytes::new())
-        .unwrap();
-    timeout(Duration::from_millis(500), a.expect_up(&b.session))
-        .await
-        .unwrap();
+    a.links.send(&b.session, Class::Control, Bytes::new()).unwrap();
+    timeout(Duration::from_millis(500), a.expect_up(&b.session)).await.unwrap();
 }
 
 #[tokio::test]

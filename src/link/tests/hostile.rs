@@ -13,9 +13,7 @@ async fn answer_to(node: &Node, bytes: &[u8]) -> Vec<u8> {
     stream.write_all(bytes).await.unwrap();
     let mut answer = Vec::new();
     // Closing with something unread resets: that is an answer of nothing, too.
-    let _ = timeout(LONG, stream.read_to_end(&mut answer))
-        .await
-        .unwrap();
+    let _ = timeout(LONG, stream.read_to_end(&mut answer)).await.unwrap();
     answer
 }
 
@@ -63,9 +61,7 @@ async fn another_key_or_another_cluster_gives_no_link() {
     for stranger in [&mut wrong_key, &mut wrong_cluster] {
         stranger.want(&a);
         a.want(stranger);
-        stranger
-            .expect_nothing_for(Duration::from_millis(200))
-            .await;
+        stranger.expect_nothing_for(Duration::from_millis(200)).await;
         assert!(!stranger.links.is_up(&a.session));
         assert!(!a.links.is_up(&stranger.session));
     }
@@ -81,10 +77,8 @@ async fn a_dial_that_is_never_confirmed_is_no_life() {
     // In the name of the peer that is linked, too: it displaces nothing.
     for name in [session("c"), b.session.clone()] {
         let stream = TcpStream::connect(a.address()).await.unwrap();
-        let dialled = handshake::dial(Box::new(stream), &local(&name), &a.session)
-            .await
-            .ok()
-            .unwrap();
+        let dialled =
+            handshake::dial(Box::new(stream), &local(&name), &a.session).await.ok().unwrap();
         a.expect_nothing_for(Duration::from_millis(400)).await;
         drop(dialled);
     }
@@ -112,10 +106,7 @@ async fn a_flood_of_half_open_connections_is_turned_away_and_hurts_no_link() {
             held.push(stream);
         }
     }
-    assert!(
-        since.elapsed() < Duration::from_millis(400),
-        "too slow to tell"
-    );
+    assert!(since.elapsed() < Duration::from_millis(400), "too slow to tell");
     assert_eq!(held.len(), 8);
     expect_exchange(&mut a, &mut b).await;
     for mut stream in held {
@@ -129,10 +120,8 @@ async fn a_flood_of_half_open_connections_is_turned_away_and_hurts_no_link() {
 
 async fn authenticated(node: &mut Node, name: &SessionId) -> Connection {
     let stream = TcpStream::connect(node.address()).await.unwrap();
-    let dialled = handshake::dial(Box::new(stream), &local(name), &node.session)
-        .await
-        .ok()
-        .unwrap();
+    let dialled =
+        handshake::dial(Box::new(stream), &local(name), &node.session).await.ok().unwrap();
     let (connection, _) = dialled.confirm(1).await.ok().unwrap();
     node.expect_up(name).await;
     connection
@@ -151,10 +140,7 @@ async fn a_peer_that_announces_a_tebibyte_is_cut_off() {
     connection.stream.write_all(&out).await.unwrap();
     a.expect_down(&liar, true).await;
     let mut rest = Vec::new();
-    timeout(LONG, connection.stream.read_to_end(&mut rest))
-        .await
-        .expect("it is closed")
-        .unwrap();
+    timeout(LONG, connection.stream.read_to_end(&mut rest)).await.expect("it is closed").unwrap();
 }
 
 #[tokio::test]

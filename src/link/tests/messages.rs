@@ -23,9 +23,7 @@ async fn what_is_sent_while_dialling_arrives_in_order_within_its_class() {
     let (a, mut b) = (Node::start("a").await, Node::start("b").await);
     a.want(&b);
     for number in 0..500 {
-        a.links
-            .send(&b.session, Class::Control, numbered(number, 100))
-            .unwrap();
+        a.links.send(&b.session, Class::Control, numbered(number, 100)).unwrap();
         a.links
             .send(
                 &b.session,
@@ -57,20 +55,13 @@ async fn control_overtakes_a_large_message_which_arrives_intact() {
         .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
         .collect::<Vec<u8>>()
         .into();
-    a.links
-        .send(&b.session, Class::Bulk, large.clone())
-        .unwrap();
+    a.links.send(&b.session, Class::Bulk, large.clone()).unwrap();
     for number in 0..5 {
         // Some of it goes out in between.
         tokio::task::yield_now().await;
-        a.links
-            .send(&b.session, Class::Control, numbered(number, 4))
-            .unwrap();
+        a.links.send(&b.session, Class::Control, numbered(number, 4)).unwrap();
     }
-    assert!(
-        a.links.queued_bytes(&b.session) >= large.len(),
-        "it is all sent already"
-    );
+    assert!(a.links.queued_bytes(&b.session) >= large.len(), "it is all sent already");
     for number in 0..5 {
         let frame = b.expect_frame(&a.session).await;
         assert_eq!(frame.len(), 4);
@@ -89,9 +80,7 @@ async fn a_message_over_the_limit_is_neither_sent_nor_accepted() {
     let refused = a.links.send(&b.session, Class::Bulk, vec![0; len].into());
     assert!(matches!(refused, Err(SendError::TooLarge { .. })));
 
-    a.links
-        .send(&b.session, Class::Bulk, vec![0; (1 << 20) + 1].into())
-        .unwrap();
+    a.links.send(&b.session, Class::Bulk, vec![0; (1 << 20) + 1].into()).unwrap();
     b.expect_down(&a.session, false).await;
     a.expect_down(&b.session, false).await;
 }
@@ -110,10 +99,7 @@ async fn nothing_is_taken_for_a_session_that_is_not_linked() {
 #[tokio::test]
 async fn a_full_queue_says_so_and_has_room_again_when_the_peer_reads() {
     let mut a = Node::with("a", |config| {
-        config.limits.bulk = QueueLimits {
-            messages: 100,
-            bytes: 1 << 20,
-        };
+        config.limits.bulk = QueueLimits { messages: 100, bytes: 1 << 20 };
     })
     .await;
     let mut b = Node::start("b").await;
@@ -138,9 +124,7 @@ async fn a_full_queue_says_so_and_has_room_again_when_the_peer_reads() {
     assert!(matches!(full, SendError::Full { .. }));
     assert!(a.links.queued_bytes(&b.session) <= 1 << 20);
     // Control has a queue of its own.
-    a.links
-        .send(&b.session, Class::Control, Bytes::from_static(b"now"))
-        .unwrap();
+    a.links.send(&b.session, Class::Control, Bytes::from_static(b"now")).unwrap();
 
     let (links, to) = (&a.links, b.session.clone());
     let waiting = links.send_bulk(&to, message.clone());
@@ -170,9 +154,7 @@ async fn a_slow_consumer_does_not_cost_the_link() {
     let mut b = Node::with("b", impatient).await;
     linked(&mut a, &mut b).await;
     for number in 0..300 {
-        a.links
-            .send(&b.session, Class::Bulk, numbered(number, 100_000))
-            .unwrap();
+        a.links.send(&b.session, Class::Bulk, numbered(number, 100_000)).unwrap();
     }
     a.expect_nothing_for(Duration::from_secs(1)).await;
     for number in 0..300 {
@@ -186,9 +168,7 @@ async fn shutting_down_sends_what_is_queued() {
     let (mut a, mut b) = (Node::start("a").await, Node::start("b").await);
     linked(&mut a, &mut b).await;
     for number in 0..20 {
-        a.links
-            .send(&b.session, Class::Bulk, numbered(number, 100_000))
-            .unwrap();
+        a.links.send(&b.session, Class::Bulk, numbered(number, 100_000)).unwrap();
     }
     let from = a.session.clone();
     let (_, ()) = tokio::join!(a.links.shutdown(), async {

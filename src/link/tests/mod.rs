@@ -67,10 +67,7 @@ struct Scripted {
 
 impl Scripted {
     async fn listen(node: &str) -> Self {
-        Self {
-            session: session(node),
-            listener: TcpListener::bind(loopback()).await.unwrap(),
-        }
+        Self { session: session(node), listener: TcpListener::bind(loopback()).await.unwrap() }
     }
 
     fn address(&self) -> SocketAddr {
@@ -80,17 +77,10 @@ impl Scripted {
     /// Accepts the next dial, and declares its own up to `void` void.
     async fn accept(&self, void: u64) -> Connection {
         let (stream, _) = self.listener.accept().await.unwrap();
-        let local = Local {
-            address: self.address(),
-            ..local(&self.session)
-        };
+        let local = Local { address: self.address(), ..local(&self.session) };
         let candidate = handshake::answer(Box::new(stream), &local).await.unwrap();
         let mut connection = candidate.accept(void).unwrap();
-        connection
-            .stream
-            .write_all(&connection.opening)
-            .await
-            .unwrap();
+        connection.stream.write_all(&connection.opening).await.unwrap();
         connection
     }
 }
@@ -113,11 +103,7 @@ impl Node {
         change(&mut config);
         let (sender, events) = mpsc::channel(16);
         let links = Links::start(config, sender).await.unwrap();
-        Self {
-            session,
-            links,
-            events,
-        }
+        Self { session, links, events }
     }
 
     fn address(&self) -> SocketAddr {
@@ -143,10 +129,7 @@ impl Node {
     }
 
     async fn expect_down(&mut self, with: &SessionId, refused: bool) {
-        let down = LinkEvent::Down {
-            session: with.clone(),
-            refused,
-        };
+        let down = LinkEvent::Down { session: with.clone(), refused };
         let event = self.next().await;
         assert!(event == down, "expected {down:?}, got {}", brief(&event));
     }
@@ -181,12 +164,8 @@ async fn linked(a: &mut Node, b: &mut Node) {
 
 /// A message goes and another comes back.
 async fn expect_exchange(a: &mut Node, b: &mut Node) {
-    a.links
-        .send(&b.session, Class::Control, Bytes::from_static(b"ping"))
-        .unwrap();
+    a.links.send(&b.session, Class::Control, Bytes::from_static(b"ping")).unwrap();
     assert_eq!(b.expect_frame(&a.session).await, "ping");
-    b.links
-        .send(&a.session, Class::Control, Bytes::from_static(b"pong"))
-        .unwrap();
+    b.links.send(&a.session, Class::Control, Bytes::from_static(b"pong")).unwrap();
     assert_eq!(a.expect_frame(&b.session).await, "pong");
 }

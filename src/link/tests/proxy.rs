@@ -38,12 +38,7 @@ impl Proxy {
                 connections.spawn(relay(near, target, modes.clone(), cuts.clone()));
             }
         });
-        Self {
-            address,
-            mode,
-            cut,
-            _task: AbortOnDropHandle::new(task),
-        }
+        Self { address, mode, cut, _task: AbortOnDropHandle::new(task) }
     }
 
     pub(super) const fn address(&self) -> SocketAddr {

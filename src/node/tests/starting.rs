@@ -99,10 +99,7 @@ async fn a_data_directory_is_one_nodes_alone() {
     let dir = tempfile::tempdir().unwrap();
     let node = plain().data_dir(dir.path()).start().await.unwrap();
     let error = refused(plain().data_dir(dir.path())).await;
-    assert!(
-        matches!(error, StartError::DataDirectory(DirectoryError::Locked { .. })),
-        "{error}"
-    );
+    assert!(matches!(error, StartError::DataDirectory(DirectoryError::Locked { .. })), "{error}");
     node.close().await;
     let error = refused(plain().node_id("b").data_dir(dir.path())).await;
     assert!(
@@ -111,10 +108,7 @@ async fn a_data_directory_is_one_nodes_alone() {
     );
     let file = tempfile::NamedTempFile::new().unwrap();
     let error = refused(plain().data_dir(file.path())).await;
-    assert!(
-        matches!(error, StartError::DataDirectory(DirectoryError::Unusable { .. })),
-        "{error}"
-    );
+    assert!(matches!(error, StartError::DataDirectory(DirectoryError::Unusable { .. })), "{error}");
 }
 
 #[cfg(feature = "redb")]

@@ -62,7 +62,7 @@ async fn a_task_runs_where_its_kind_is_registered() {
     let b = builder("b", seeds, Arc::default()).task(Rare).start().await.unwrap();
     timeout(SOON, b.wait_ready()).await.unwrap().unwrap();
     until("its record is known", || {
-        a.peers().iter().any(|peer| peer.linked && peer.kinds.len() == 2)
+        a.peers().iter().any(|peer| peer.state == NodeState::Up && peer.kinds.len() == 2)
     })
     .await;
     let handle = timeout(SOON, a.run::<Rare>("rare/1", ())).await.unwrap().unwrap();
