@@ -68,7 +68,7 @@ pub(crate) fn claim(task: &str, epoch: u64, phase: Phase) -> Claim {
         name: name(task),
         session: session("owner"),
         number: 1,
-        version: 0,
+        version: 1,
         run: run(1),
         epoch: Epoch(epoch),
         phase,
