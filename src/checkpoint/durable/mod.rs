@@ -1,5 +1,7 @@
 //! The store of a node with a data directory: one redb file.
 
+#[cfg(test)]
+mod failing_disk;
 mod load;
 mod medium;
 mod rows;
