@@ -133,6 +133,8 @@ impl TaskLoop {
     pub(crate) async fn run(mut self) -> Event {
         let mut resume_at = None;
         loop {
+            // A step that never waits must not keep its worker from the other tasks.
+            tokio::task::yield_now().await;
             let attempt = match self.boundary(resume_at.take()).await {
                 Ok(Next::Stop) => return self.stop(false).await,
                 Ok(Next::Step) => self.attempt().await,
