@@ -38,7 +38,7 @@ async fn received(kind: tokio::signal::unix::SignalKind) {
     match tokio::signal::unix::signal(kind) {
         Ok(mut signals) => {
             if signals.recv().await.is_none() {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
         Err(error) => never(error).await,
@@ -47,7 +47,7 @@ async fn received(kind: tokio::signal::unix::SignalKind) {
 
 async fn never(error: std::io::Error) {
     tracing::error!(target: "handover::drain", %error, "no signal handler could be installed");
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 #[cfg(all(test, target_os = "linux"))]

@@ -118,7 +118,7 @@ impl<R: Run> Job for Running<R> {
 pub struct RunCx<S> {
     cx: Cx,
     /// Reads the newest state as bytes.
-    read: Box<dyn Fn(Option<(u32, &Bytes)>) -> Result<S> + Send + Sync>,
+    read: Box<Read<S>>,
     /// The state the run begins with, until it is first asked for.
     opened: Mutex<Option<S>>,
     newest: Option<(u32, Bytes)>,
@@ -129,6 +129,8 @@ pub struct RunCx<S> {
     posted: u64,
     turns: watch::Receiver<Answer>,
 }
+
+type Read<S> = dyn Fn(Option<(u32, &Bytes)>) -> Result<S> + Send + Sync;
 
 /// A checkpoint on its way to the loop.
 struct Post {

@@ -144,7 +144,7 @@ impl Runner {
         );
         let cx = Cx::new(Arc::clone(&shared), lease.clone(), seq);
         let writing = (
-            kind.versions().newest,
+            kind.versions.newest,
             self.config.revision.clone(),
             self.config.throttle,
         );

@@ -15,6 +15,7 @@ use tracing::Span;
 use super::codec::Limits;
 use super::cx::{Cx, Turn, clipped};
 use super::erased::{self, AnyKind, Instance, Unreadable};
+use super::kinds::Registered;
 use super::line::Line;
 use super::orders::{Halt, Wires, changed};
 use super::{Retry, Step};
@@ -94,7 +95,7 @@ enum Attempt {
 impl TaskLoop {
     pub(crate) fn new(
         spec: Spec,
-        kind: Arc<dyn AnyKind>,
+        kind: Registered,
         cx: Cx,
         line: Line,
         wires: Wires,
@@ -107,14 +108,14 @@ impl TaskLoop {
             ),
         };
         let failures = Failures {
-            retry: kind.retry(),
+            retry: kind.retry,
             in_a_row: 0,
             at: line.seq(),
             careful: false,
         };
         Self {
             spec,
-            kind,
+            kind: kind.erased,
             cx,
             line,
             wires,

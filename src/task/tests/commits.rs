@@ -459,3 +459,19 @@ async fn bytes_that_do_not_decode_are_refused_and_so_is_an_unknown_kind() {
         "{why}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_lineage_of_a_task_that_changes_its_epoch_often_stays_bounded() {
+    let mut world = World::new(stepping());
+    world.start("a");
+    let mut newest = world.commit().await.0;
+    for epoch in 2..=60 {
+        world.runner.reepoch(&name("a"), lease(epoch));
+        world.runner.commit_all();
+        let (header, ..) = world.commit().await;
+        assert!(header.descends_from(&newest));
+        newest = header;
+    }
+    assert_eq!(newest.lineage.len(), Header::MAX_LINEAGE);
+    assert_eq!(newest.lineage.last().unwrap().epoch, Epoch(59));
+}

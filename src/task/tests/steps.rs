@@ -475,3 +475,56 @@ async fn a_task_that_runs_is_not_started_twice() {
     assert_eq!(begun.all(), [Epoch(1)]);
     assert_eq!(world.runner.running(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_step_longer_than_the_drain_budget_is_warned_about_once_while_it_runs() {
+    impl std::io::Write for Log<u8> {
+        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(text);
+            Ok(text.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let written = Log::new();
+    let writer = written.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_writer(move || writer.clone())
+        .with_ansi(false)
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let warnings = || {
+        let text = String::from_utf8(written.all()).unwrap();
+        let about = |line: &&str| line.contains("longer than the drain budget");
+        text.lines()
+            .filter(about)
+            .map(String::from)
+            .collect::<Vec<_>>()
+    };
+    let script = Script::new(|_, _, _| {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            Ok(Step::More)
+        })
+    });
+    let mut world = World::new(script);
+    world.start("slow");
+    tokio::time::sleep(Duration::from_secs(24)).await;
+    assert!(warnings().is_empty());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(warnings().len(), 1);
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(warnings().len(), 1);
+    let warning = warnings().remove(0);
+    for part in [
+        "WARN",
+        "handover::task",
+        "name=slow",
+        "kind=script",
+        "epoch=1",
+    ] {
+        assert!(warning.contains(part), "{warning}");
+    }
+}
