@@ -166,6 +166,7 @@ impl Pump {
             }
         }
         if accepted.returned {
+            lock(&self.shared.exchanges).forget(from);
             let _ = self.notes.try_send(Note::Returned(from));
         }
         match payload {

@@ -14,6 +14,7 @@ use crate::core::record::{Load, NodeRecord, NodeState};
 
 use super::Table;
 use super::digest::Screen;
+use super::exchange::Exchanges;
 use super::peers::Peers;
 
 pub(super) struct Shared {
@@ -22,6 +23,7 @@ pub(super) struct Shared {
     pending: Mutex<Pending>,
     pub(super) peers: Mutex<Peers>,
     pub(super) screen: Mutex<Screen>,
+    pub(super) exchanges: Mutex<Exchanges>,
     /// Something is pending.
     pub(super) changed: Notify,
     /// Somebody is to be probed.
@@ -53,13 +55,19 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(super) fn new(clock: SharedClock, peers: Peers, screen: Screen) -> Self {
+    pub(super) fn new(
+        clock: SharedClock,
+        peers: Peers,
+        screen: Screen,
+        exchanges: Exchanges,
+    ) -> Self {
         Self {
             clock,
             own: Mutex::default(),
             pending: Mutex::default(),
             peers: Mutex::new(peers),
             screen: Mutex::new(screen),
+            exchanges: Mutex::new(exchanges),
             changed: Notify::new(),
             nudge: Notify::new(),
             renew: Notify::new(),
