@@ -396,3 +396,200 @@ impl View {
         events
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use proptest::prelude::*;
+
+    use super::super::pages::Pages;
+    use super::*;
+
+    fn session(node: &str) -> SessionId {
+        SessionId::new(NodeId::new(node).unwrap(), Uuid::from_u128(7))
+    }
+
+    fn address() -> SocketAddr {
+        ([127, 0, 0, 1], 4000).into()
+    }
+
+    fn name(number: usize) -> Name {
+        Name::new(format!("task-{number}")).unwrap()
+    }
+
+    #[test]
+    fn a_session_survives_its_engine_id_whatever_its_node_is_called() {
+        for node in ["n1", "a/b", "/", "ü"] {
+            let id = engine_id(&session(node), 5, address());
+            assert_eq!(session_of(&id), Some(session(node)));
+        }
+    }
+
+    #[test]
+    fn only_one_spelling_of_a_session_is_read() {
+        for text in [
+            "n1",
+            "n1/",
+            "/00000000000000000000000000000007",
+            "n1/00000000-0000-0000-0000-000000000007",
+            "n1/0000000000000000000000000000000A",
+        ] {
+            assert_eq!(session_of(&ChitchatId::new(text, 1, address())), None);
+        }
+    }
+
+    /// An owner's pages and a reader of them, with the engine's rule in between: newer keys come in
+    /// the order of their present versions, and may be cut off anywhere.
+    struct Pair {
+        pages: Pages,
+        keys: BTreeMap<PageKey, u64>,
+        version: u64,
+        owned: BTreeMap<Name, Bytes>,
+        reader: Session,
+        read: u64,
+        told: BTreeMap<Name, Bytes>,
+    }
+
+    impl Pair {
+        fn new() -> Self {
+            Self {
+                pages: Pages::new(1, 300),
+                keys: BTreeMap::new(),
+                version: 0,
+                owned: BTreeMap::new(),
+                reader: Session::new(&engine_id(&session("n1"), 1, address()), Time::ZERO),
+                read: 0,
+                told: BTreeMap::new(),
+            }
+        }
+
+        fn write(&mut self, puts: &[(usize, Option<u8>)]) {
+            let mut changed = BTreeSet::new();
+            for (number, value) in puts {
+                let record = value.map(|byte| Bytes::from(vec![byte; 40]));
+                match &record {
+                    Some(record) => self.owned.insert(name(*number), record.clone()),
+                    None => self.owned.remove(&name(*number)),
+                };
+                self.pages
+                    .put(Table::Claims, &name(*number), record, &mut changed);
+            }
+            for key in changed {
+                self.version += 1;
+                self.keys.insert(key, self.version);
+            }
+        }
+
+        /// Reads at most `most` keys; returns the names that were reported gone.
+        fn read(&mut self, most: usize) -> BTreeSet<Name> {
+            let mut newer: Vec<_> = self
+                .keys
+                .iter()
+                .filter(|(_, version)| **version > self.read)
+                .map(|(key, version)| (*version, *key))
+                .collect();
+            newer.sort_unstable();
+            let mut changes = Vec::new();
+            for (version, key) in newer.into_iter().take(most) {
+                let value = self.pages.value(&key);
+                self.reader.read_page(key, version, &value, &mut changes);
+                self.read = version;
+            }
+            let mut gone = BTreeSet::new();
+            for (name, record) in changes {
+                match record {
+                    Some(record) => {
+                        self.told.insert(name, record);
+                    }
+                    None => {
+                        self.told.remove(&name);
+                        gone.insert(name);
+                    }
+                }
+            }
+            gone
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_reader_cut_off_anywhere_misses_nothing_that_stays_and_ends_up_equal(
+            rounds in proptest::collection::vec(
+                (
+                    proptest::collection::vec((10usize..60, proptest::option::of(0u8..3)), 0..20),
+                    0usize..12,
+                ),
+                1..40,
+            ),
+        ) {
+            let mut pair = Pair::new();
+            let stay: Vec<_> = (0..10).map(|number| (number, Some(9))).collect();
+            pair.write(&stay);
+            for (puts, most) in rounds {
+                pair.write(&puts);
+                let gone = pair.read(most);
+                prop_assert!((0..10).all(|number| !gone.contains(&name(number))));
+            }
+            pair.read(usize::MAX);
+            prop_assert_eq!(&pair.told, &pair.owned);
+            // Read all over again, as after a reset of the engine's copy.
+            pair.read = 0;
+            let gone = pair.read(usize::MAX);
+            prop_assert!(gone.is_empty());
+            prop_assert_eq!(&pair.told, &pair.owned);
+        }
+    }
+
+    #[test]
+    fn a_new_incarnation_takes_nothing_away_until_it_is_complete() {
+        let of = session("n1");
+        let mut pair = Pair::new();
+        pair.write(&[(1, Some(1)), (2, Some(2)), (3, Some(3))]);
+        pair.read(usize::MAX);
+        pair.reader
+            .succeed(&engine_id(&of, 2, address()), Time::ZERO);
+
+        // The new one has published what the old one had, but for one record.
+        pair.pages = Pages::new(1, 300);
+        pair.keys.clear();
+        pair.version = 0;
+        pair.read = 0;
+        pair.owned.clear();
+        pair.write(&[(1, Some(1)), (3, Some(4))]);
+        assert!(pair.read(1).is_empty());
+        assert!(pair.read(usize::MAX).is_empty());
+        assert_eq!(pair.told.get(&name(2)), Some(&Bytes::from(vec![2; 40])));
+        assert_eq!(pair.told.get(&name(3)), Some(&Bytes::from(vec![4; 40])));
+
+        let mut events = Vec::new();
+        pair.reader.completed(&of, &mut events);
+        match &events[0] {
+            GossipEvent::Records { changes, .. } => assert_eq!(changes[..], [(name(2), None)]),
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(events[1], GossipEvent::CaughtUp { .. }));
+    }
+
+    #[test]
+    fn malformed_pages_and_foreign_names_change_nothing() {
+        let mut pair = Pair::new();
+        pair.write(&[(1, Some(1))]);
+        pair.read(usize::MAX);
+        let key = *pair.keys.keys().next().unwrap();
+        let mut changes = Vec::new();
+        for value in ["%", "AAAA", "kZ"] {
+            pair.reader.read_page(key, 99, value, &mut changes);
+        }
+        assert!(changes.is_empty());
+        // A valid page under a key its names do not belong to.
+        let value = pair.pages.value(&key);
+        let other = (0..16)
+            .filter_map(|digit| PageKey::parse(&format!("c:{digit:x}")))
+            .find(|other| *other != key)
+            .unwrap();
+        pair.reader.read_page(other, 100, &value, &mut changes);
+        assert!(changes.is_empty());
+        assert_eq!(pair.told, pair.owned);
+    }
+}
