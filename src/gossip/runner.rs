@@ -249,6 +249,8 @@ impl Runner {
 
     async fn drive(&mut self, handle: &ChitchatHandle, pump: &mut JoinHandle<String>) -> End {
         let shared = Arc::clone(&self.shared);
+        #[cfg(test)]
+        lock(&shared.engine).replace(handle.chitchat());
         let cancel = self.cancel.clone();
         let mut termination: Termination = Box::pin(handle.termination_watcher());
         let mut tick = tokio::time::interval(self.config.timing.gossip_interval / 2);

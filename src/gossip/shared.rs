@@ -30,6 +30,9 @@ pub(super) struct Shared {
     pub(super) nudge: Notify,
     /// Ends the engine, for the runner to start it afresh.
     pub(super) renew: Notify,
+    /// For tests to tamper with.
+    #[cfg(test)]
+    pub(super) engine: Mutex<Option<std::sync::Arc<tokio::sync::Mutex<chitchat::Chitchat>>>>,
 }
 
 /// What this node's datagrams say.
@@ -71,6 +74,8 @@ impl Shared {
             changed: Notify::new(),
             nudge: Notify::new(),
             renew: Notify::new(),
+            #[cfg(test)]
+            engine: Mutex::default(),
         }
     }
 
