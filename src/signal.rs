@@ -73,20 +73,66 @@ impl IntoFuture for Signals {
 }
 
 #[cfg(unix)]
-async fn received(kind: tokio::signal::unix::SignalKind) {
-    match tokio::signal::unix::signal(kind) {
-        Ok(mut signals) => {
-            if signals.recv().await.is_none() {
-                std::future::pending::<()>().await;
+#[derive(Debug)]
+struct Installed(Vec<(Signal, tokio::signal::unix::Signal)>);
+
+#[cfg(unix)]
+impl Installed {
+    fn new() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        let kinds = [
+            (Signal::Terminate, SignalKind::terminate()),
+            (Signal::Interrupt, SignalKind::interrupt()),
+        ];
+        let install = |(signal_, kind)| match signal(kind) {
+            Ok(received) => Some((signal_, received)),
+            Err(error) => {
+                tracing::error!(target: "handover::drain", %error, "no signal handler could be installed");
+                None
+            }
+        };
+        Self(kinds.into_iter().filter_map(install).collect())
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Signal> {
+        for (signal, received) in &mut self.0 {
+            if let Poll::Ready(Some(())) = received.poll_recv(cx) {
+                return Poll::Ready(*signal);
             }
         }
         Poll::Pending
     }
 }
 
-async fn never(error: std::io::Error) {
-    tracing::error!(target: "handover::drain", %error, "no signal handler could be installed");
-    std::future::pending::<()>().await;
+#[cfg(not(unix))]
+struct Installed(BoxFuture<'static, std::io::Result<()>>);
+
+#[cfg(not(unix))]
+impl std::fmt::Debug for Installed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Installed")
+    }
+}
+
+#[cfg(not(unix))]
+impl Installed {
+    fn new() -> Self {
+        Self(Box::pin(tokio::signal::ctrl_c()))
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Signal> {
+        match std::task::ready!(self.0.as_mut().poll(cx)) {
+            Ok(()) => {
+                *self = Self::new();
+                Poll::Ready(Signal::Interrupt)
+            }
+            Err(error) => {
+                tracing::error!(target: "handover::drain", %error, "no signal handler could be installed");
+                self.0 = Box::pin(std::future::pending());
+                Poll::Pending
+            }
+        }
+    }
 }
 
 #[cfg(all(test, target_os = "linux"))]

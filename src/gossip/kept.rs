@@ -42,11 +42,7 @@ pub(super) struct Resend {
 
 impl Kept {
     pub(super) fn new(limit: usize) -> Self {
-        Self {
-            peers: BTreeMap::new(),
-            held: 0,
-            limit,
-        }
+        Self { peers: BTreeMap::new(), held: 0, limit }
     }
 
     /// Keeps a message that was sent in `count` fragments of `chunk` bytes, unless there is no room.
@@ -72,14 +68,7 @@ impl Kept {
             return;
         }
         self.held += bytes.len();
-        queue.push_back(Message {
-            number,
-            bytes,
-            chunk,
-            count,
-            sent: now,
-            resends: 0,
-        });
+        queue.push_back(Message { number, bytes, chunk, count, sent: now, resends: 0 });
     }
 
     /// The fragments of a message that a peer misses; none if it is no longer kept, or was asked
@@ -131,9 +120,7 @@ impl Kept {
 /// The fragments a bitmap names, ascending.
 fn named(bitmap: &[u8]) -> impl Iterator<Item = usize> + '_ {
     bitmap.iter().enumerate().flat_map(|(byte, bits)| {
-        (0..8)
-            .filter(move |bit| bits & (1 << bit) != 0)
-            .map(move |bit| byte * 8 + bit)
+        (0..8).filter(move |bit| bits & (1 << bit) != 0).map(move |bit| byte * 8 + bit)
     })
 }
 
@@ -161,9 +148,7 @@ mod tests {
         assert!(kept.held <= 100_000);
         assert_eq!(kept.missing(address(), 3, &[1]), []);
         assert_eq!(kept.missing(([127, 0, 0, 1], 1).into(), 1, &[1]), []);
-        let answers = (0..100)
-            .filter(|_| kept.missing(address(), 1, &[1]).len() == 1)
-            .count();
+        let answers = (0..100).filter(|_| kept.missing(address(), 1, &[1]).len() == 1).count();
         assert_eq!(answers as u32, RESENDS);
         kept.expire(at(3000));
         assert_eq!(kept.held, 0);

@@ -51,21 +51,14 @@ impl Reader {
         value: &str,
         changes: &mut Vec<Change>,
     ) {
-        if self
-            .pages
-            .get(&key)
-            .is_some_and(|seen| seen.version >= version)
-        {
+        if self.pages.get(&key).is_some_and(|seen| seen.version >= version) {
             return;
         }
         let page = match pages::decode(value) {
             Ok(page) => page,
             Err(reason) => return reason.count(),
         };
-        let mut before = self
-            .pages
-            .remove(&key)
-            .map_or_else(BTreeMap::new, |seen| seen.records);
+        let mut before = self.pages.remove(&key).map_or_else(BTreeMap::new, |seen| seen.records);
         for prefix in key.prefix.above() {
             let table = key.table;
             if let Some(above) = self.pages.get_mut(&PageKey { table, prefix }) {
@@ -79,10 +72,7 @@ impl Reader {
             }
         }
         let seen = match page {
-            Page::Split => Seen {
-                version,
-                records: before,
-            },
+            Page::Split => Seen { version, records: before },
             Page::Records(records) => {
                 let mut hashes = BTreeMap::new();
                 for (name, record) in records {
@@ -98,10 +88,7 @@ impl Reader {
                     hashes.insert(name, hash);
                 }
                 changes.extend(before.into_keys().map(|name| (name, None)));
-                Seen {
-                    version,
-                    records: hashes,
-                }
+                Seen { version, records: hashes }
             }
         };
         self.pages.insert(key, seen);
@@ -110,9 +97,7 @@ impl Reader {
     /// Whether a deeper page that is here speaks for the name.
     fn deeper(&self, key: PageKey, name: &Name) -> bool {
         let table = key.table;
-        key.prefix
-            .below(name)
-            .any(|prefix| self.pages.contains_key(&PageKey { table, prefix }))
+        key.prefix.below(name).any(|prefix| self.pages.contains_key(&PageKey { table, prefix }))
     }
 }
 
@@ -164,8 +149,7 @@ mod tests {
                     Some(record) => self.owned.insert(name(*number), record.clone()),
                     None => self.owned.remove(&name(*number)),
                 };
-                self.pages
-                    .put(Table::Claims, &name(*number), record, &mut changed);
+                self.pages.put(Table::Claims, &name(*number), record, &mut changed);
             }
             for key in changed {
                 self.version += 1;

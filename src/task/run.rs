@@ -199,11 +199,7 @@ impl<S: Serialize + Send> RunCx<S> {
         let number = self.posted;
         self.opened = Mutex::new(None);
         self.newest = Some((self.version, state.clone()));
-        let post = Post {
-            number,
-            state,
-            forced,
-        };
+        let post = Post { number, state, forced };
         if self.posts.send(post).await.is_err() {
             return Err(Error::moved());
         }
@@ -298,10 +294,8 @@ impl<R: Run> Stage<R> {
         match self {
             Self::New { run, args, opened, state } => {
                 let (posted, posts) = mpsc::channel(1);
-                let (turns, answers) = watch::channel(Answer {
-                    number: 0,
-                    turn: cx.turn().clone(),
-                });
+                let (turns, answers) =
+                    watch::channel(Answer { number: 0, turn: cx.turn().clone() });
                 let reader = Arc::clone(&run);
                 let mut cx = RunCx {
                     cx: cx.share(),
@@ -327,15 +321,8 @@ impl<R: Run> Stage<R> {
                     turns,
                 }
             }
-            Self::Begun {
-                received,
-                ref turns,
-                ..
-            } => {
-                turns.send_replace(Answer {
-                    number: received,
-                    turn: cx.turn().clone(),
-                });
+            Self::Begun { received, ref turns, .. } => {
+                turns.send_replace(Answer { number: received, turn: cx.turn().clone() });
                 self
             }
             Self::Over => self,
@@ -347,13 +334,7 @@ impl<R: Run> Instance for Suspended<R> {
     fn step<'a>(&'a mut self, cx: &'a mut Cx) -> BoxFuture<'a, Result<Step<Bytes>>> {
         Box::pin(async move {
             self.stage = std::mem::replace(&mut self.stage, Stage::Over).advance(cx, self.limits);
-            let Stage::Begun {
-                future,
-                posts,
-                received,
-                ..
-            } = &mut self.stage
-            else {
+            let Stage::Begun { future, posts, received, .. } = &mut self.stage else {
                 return Err(Error::fatal("the run has already returned"));
             };
             tokio::select! {

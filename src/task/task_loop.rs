@@ -107,12 +107,7 @@ impl TaskLoop {
                 "handover_checkpoint_age_seconds", "kind" => spec.kind.to_string()
             ),
         };
-        let failures = Failures {
-            retry: kind.retry,
-            in_a_row: 0,
-            at: line.seq(),
-            careful: false,
-        };
+        let failures = Failures { retry: kind.retry, in_a_row: 0, at: line.seq(), careful: false };
         Self {
             spec,
             kind: kind.erased,

@@ -131,15 +131,11 @@ impl Inner {
             }
             load::close(database);
         }
-        let Loaded {
-            database,
-            catalog,
-            commits,
-            damage,
-        } = load::load(medium, self.suspicion.clone()).map_err(|error| StoreError::Io {
-            kind: io::ErrorKind::Other,
-            message: error.to_string(),
-        })?;
+        let Loaded { database, catalog, commits, damage } =
+            load::load(medium, self.suspicion.clone()).map_err(|error| StoreError::Io {
+                kind: io::ErrorKind::Other,
+                message: error.to_string(),
+            })?;
         self.database = Some(database);
         self.catalog = catalog;
         self.commits = commits;
@@ -169,10 +165,7 @@ impl Inner {
                 }
                 Fault::Broken(what) => {
                     self.suspicion = Some(what.clone());
-                    StoreError::Io {
-                        kind: io::ErrorKind::InvalidData,
-                        message: what,
-                    }
+                    StoreError::Io { kind: io::ErrorKind::InvalidData, message: what }
                 }
             }
         })

@@ -7,15 +7,10 @@ use super::*;
 async fn state_and_watermark_reach_a_peer() {
     let a = Node::start(1, &[]).await;
     let b = Node::start(2, &[&a]).await;
-    a.gossip
-        .set_header(NodeState::Draining, 17, vec![21, 19, 3]);
+    a.gossip.set_header(NodeState::Draining, 17, vec![21, 19, 3]);
     b.until_event("the header arrives", |event| match event {
         GossipEvent::Heard {
-            from,
-            state: NodeState::Draining,
-            watermark: 17,
-            released,
-            ..
+            from, state: NodeState::Draining, watermark: 17, released, ..
         } => *from == a.session && *released == [19, 21],
         _ => false,
     })
@@ -79,11 +74,9 @@ async fn silence_is_suspected_and_life_clears_it() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     a.faults.cut.store(true, Ordering::Relaxed);
     let suspicion = |of: SessionId, wanted| move |event: &GossipEvent| matches!(event, GossipEvent::Suspicion { of: about, suspected } if *about == of && *suspected == wanted);
-    b.until_event("a is suspected", suspicion(a.session.clone(), true))
-        .await;
+    b.until_event("a is suspected", suspicion(a.session.clone(), true)).await;
     a.faults.cut.store(false, Ordering::Relaxed);
-    b.until_event("a is cleared", suspicion(a.session.clone(), false))
-        .await;
+    b.until_event("a is cleared", suspicion(a.session.clone(), false)).await;
 }
 
 #[tokio::test]
@@ -91,10 +84,7 @@ async fn strangers_are_not_answered_and_change_nothing() {
     let a = Node::start(1, &[]).await;
     let b = Node::start(2, &[&a]).await;
     b.until_caught_up(&a).await;
-    let stranger = SystemNetwork
-        .bind(([127, 0, 0, 1], 0).into())
-        .await
-        .unwrap();
+    let stranger = SystemNetwork.bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let to = a.gossip.local_addr();
     let foreign = [
         Sealer::new(&Key::new([8; 32]).into(), "test"),
@@ -131,20 +121,12 @@ async fn strangers_are_not_answered_and_change_nothing() {
     right.seal(&plain, &mut datagram).unwrap();
     stranger.send_to(&datagram, to).await.unwrap();
     stranger.send_to(&datagram, to).await.unwrap();
-    let (len, _) = tokio::time::timeout(PATIENCE, stranger.recv_from(&mut buffer))
-        .await
-        .unwrap()
-        .unwrap();
+    let (len, _) =
+        tokio::time::timeout(PATIENCE, stranger.recv_from(&mut buffer)).await.unwrap().unwrap();
     let (answer, payload) = header::decode(right.open(&mut buffer[..len]).unwrap()).unwrap();
     assert_eq!(payload, header::Payload::Answer);
     assert_eq!(answer.session, a.session);
-    assert_eq!(
-        answer.echo,
-        Some(header::Echo {
-            nonce: header.session.nonce,
-            counter: 1
-        })
-    );
+    assert_eq!(answer.echo, Some(header::Echo { nonce: header.session.nonce, counter: 1 }));
     assert!(len <= datagram.len() + 32);
     let again = stranger.recv_from(&mut buffer);
     let again = tokio::time::timeout(Duration::from_millis(50), again).await;
@@ -169,13 +151,7 @@ async fn a_senseless_limit_is_a_typed_error() {
     config.limits.page_bytes = 1 << 20;
     let (sender, _receiver) = mpsc::channel(16);
     let error = Gossip::start(config, sender).await.unwrap_err();
-    assert!(matches!(
-        error,
-        GossipError::Limit {
-            what: "page_bytes",
-            ..
-        }
-    ));
+    assert!(matches!(error, GossipError::Limit { what: "page_bytes", .. }));
 }
 
 #[tokio::test]

@@ -182,14 +182,7 @@ impl Node {
                 notify.notify_one();
             }
         });
-        Self {
-            gossip,
-            session,
-            faults,
-            told,
-            news,
-            generations,
-        }
+        Self { gossip, session, faults, told, news, generations }
     }
 
     /// Waits until what was told satisfies `done`.

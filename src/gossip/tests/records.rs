@@ -37,8 +37,7 @@ async fn a_change_is_pushed_long_before_the_next_round() {
     let start = SystemClock.boot();
     for round in 0..10 {
         a.put(&name(1), Some(&format!("{round}")));
-        b.until_record(&a, &name(1), Some(&format!("{round}")))
-            .await;
+        b.until_record(&a, &name(1), Some(&format!("{round}"))).await;
     }
     let took = SystemClock.boot().since(start);
     assert!(took < Duration::from_secs(4), "ten updates took {took:?}");
@@ -53,22 +52,12 @@ async fn three_nodes_learn_of_each_other_through_one_seed() {
         address: b.gossip.local_addr(),
         revision: "r1".into(),
         since_ms: 5,
-        kinds: [(
-            Kind::new("zip").unwrap(),
-            Versions {
-                oldest: 1,
-                newest: 2,
-            },
-        )]
-        .into(),
+        kinds: [(Kind::new("zip").unwrap(), Versions { oldest: 1, newest: 2 })].into(),
         max_running: 9,
         succeeds: None,
     };
     b.gossip.set_record(&record);
-    b.gossip.set_load(Load {
-        running: 3,
-        full: true,
-    });
+    b.gossip.set_load(Load { running: 3, full: true });
     b.put(&name(1), Some("one"));
     c.until_record(&b, &name(1), Some("one")).await;
     c.until_event(
@@ -86,23 +75,13 @@ async fn three_nodes_learn_of_each_other_through_one_seed() {
         |event| matches!(event, GossipEvent::Heard { from, echoed: Some(_), .. } if *from == b.session),
     )
     .await;
-    let book: BTreeSet<SessionId> = c
-        .gossip
-        .address_book()
-        .into_iter()
-        .map(|(session, _)| session)
-        .collect();
-    assert_eq!(
-        book,
-        [a.session.clone(), b.session.clone()].into_iter().collect()
-    );
+    let book: BTreeSet<SessionId> =
+        c.gossip.address_book().into_iter().map(|(session, _)| session).collect();
+    assert_eq!(book, [a.session.clone(), b.session.clone()].into_iter().collect());
 }
 
 async fn converges(count: usize, loss: u64) {
-    let faults = |loss| Faulty {
-        loss,
-        ..Faulty::default()
-    };
+    let faults = |loss| Faulty { loss, ..Faulty::default() };
     let a = Node::start_with(1, &[], faults(loss)).await;
     for number in 0..count {
         a.put(&name(number), Some(&noise(300)));
@@ -110,18 +89,14 @@ async fn converges(count: usize, loss: u64) {
     let b = Node::start_with(2, &[&a], faults(loss)).await;
     let c = Node::start_with(3, &[&a], faults(loss)).await;
     for node in [&b, &c] {
-        node.until("all records are there", |told| told.records.len() == count)
-            .await;
+        node.until("all records are there", |told| told.records.len() == count).await;
         node.until_caught_up(&a).await;
     }
     for number in (0..count).step_by(2) {
         a.put(&name(number), None);
     }
     for node in [&b, &c] {
-        node.until("every other record is gone", |told| {
-            told.records.len() == count / 2
-        })
-        .await;
+        node.until("every other record is gone", |told| told.records.len() == count / 2).await;
     }
 }
 
@@ -152,8 +127,7 @@ async fn pages_that_split_lose_nothing_on_the_way() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
-    b.until("all records are there", |told| told.records.len() == 400)
-        .await;
+    b.until("all records are there", |told| told.records.len() == 400).await;
     let gone = b.count(|event| match event {
         GossipEvent::Records { changes, .. } => changes.iter().any(|(_, record)| record.is_none()),
         _ => false,
@@ -165,10 +139,7 @@ async fn pages_that_split_lose_nothing_on_the_way() {
 async fn a_record_longer_than_a_page_is_refused() {
     let a = Node::start(1, &[]).await;
     let long = Bytes::from(vec![0; 9000]);
-    let error = a
-        .gossip
-        .put(Table::Specs, &name(1), Some(long))
-        .unwrap_err();
+    let error = a.gossip.put(Table::Specs, &name(1), Some(long)).unwrap_err();
     assert_eq!(error.limit, GossipLimits::default().page_bytes);
 }
 
@@ -180,21 +151,14 @@ async fn gossip_restarted_inside_a_process_continues_the_session() {
         a.put(&name(number), Some(&noise(400)));
     }
     b.put(&name(1), Some("of b"));
-    b.until("all records are there", |told| told.records.len() == 300)
-        .await;
+    b.until("all records are there", |told| told.records.len() == 300).await;
     a.until_record(&b, &name(1), Some("of b")).await;
     a.drain();
     b.drain();
 
     a.gossip.shared.renew.notify_one();
     a.until_event("the end is reported", |event| {
-        matches!(
-            event,
-            GossipEvent::Ended {
-                restarted: true,
-                ..
-            }
-        )
+        matches!(event, GossipEvent::Ended { restarted: true, .. })
     })
     .await;
     a.put(&name(0), None);
@@ -214,22 +178,14 @@ async fn gossip_restarted_inside_a_process_continues_the_session() {
         match event {
             GossipEvent::Forgotten { of } => panic!("{of} was forgotten"),
             GossipEvent::Records { changes, .. } => removed.extend(
-                changes
-                    .into_iter()
-                    .filter(|(_, record)| record.is_none())
-                    .map(|(name, _)| name),
+                changes.into_iter().filter(|(_, record)| record.is_none()).map(|(name, _)| name),
             ),
             _ => {}
         }
     }
     assert_eq!(removed, [name(0)]);
     let told = a.told.lock().unwrap();
-    assert!(
-        !told
-            .events
-            .iter()
-            .any(|event| matches!(event, GossipEvent::Forgotten { .. }))
-    );
+    assert!(!told.events.iter().any(|event| matches!(event, GossipEvent::Forgotten { .. })));
 }
 
 #[tokio::test]
@@ -240,8 +196,7 @@ async fn a_late_joiner_catches_up_with_everybody_and_holds_all_by_then() {
         a.put(&name(number), Some(&noise(300)));
         b.put(&name(number), Some(&noise(300)));
     }
-    b.until("a's records are there", |told| told.records.len() == 500)
-        .await;
+    b.until("a's records are there", |told| told.records.len() == 500).await;
     let c = Node::start(3, &[&a]).await;
     for peer in [&a, &b] {
         c.until_caught_up(peer).await;
@@ -273,11 +228,8 @@ async fn forge(liar: &Node, owner: &Node, version: u64, values: &[(&str, &str)])
         .unwrap();
     let first = version + 1 - values.len() as u64;
     let values = (first..).zip(values).map(|(version, (key, value))| {
-        let value = VersionedValue {
-            value: (*value).to_owned(),
-            version,
-            status: DeletionStatus::Set,
-        };
+        let value =
+            VersionedValue { value: (*value).to_owned(), version, status: DeletionStatus::Set };
         ((*key).to_owned(), value)
     });
     engine.reset_node_state_if_update(&id, values, version, 0);
@@ -297,14 +249,8 @@ async fn what_a_peer_writes_into_ones_own_state_is_overwritten() {
     let lie = Some(Bytes::from_static(b"forged"));
     forged.put(Table::Claims, &name(1), lie.clone(), &mut keys);
     forged.put(Table::Claims, &name(2), lie, &mut keys);
-    let values: Vec<_> = keys
-        .iter()
-        .map(|key| (key.to_string(), forged.value(key)))
-        .collect();
-    let values: Vec<_> = values
-        .iter()
-        .map(|(key, value)| (key.as_str(), value.as_str()))
-        .collect();
+    let values: Vec<_> = keys.iter().map(|key| (key.to_string(), forged.value(key))).collect();
+    let values: Vec<_> = values.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     forge(&b, &a, 1000, &values).await;
     b.until_record(&a, &name(1), Some("forged")).await;
     for node in [&b, &c] {
@@ -323,13 +269,7 @@ async fn a_forged_version_near_the_end_of_numbers_only_costs_a_generation() {
     b.until_record(&a, &name(1), Some("one")).await;
     forge(&b, &a, u64::MAX - 100, &[("node", "")]).await;
     a.until_event("gossip is restarted", |event| {
-        matches!(
-            event,
-            GossipEvent::Ended {
-                restarted: true,
-                ..
-            }
-        )
+        matches!(event, GossipEvent::Ended { restarted: true, .. })
     })
     .await;
     a.put(&name(1), Some("two"));

@@ -16,10 +16,7 @@ fn stepping() -> Script {
 }
 
 fn position(epoch: u64, seq: u64) -> Position {
-    Position {
-        epoch: Epoch(epoch),
-        seq,
-    }
+    Position { epoch: Epoch(epoch), seq }
 }
 
 #[tokio::test(start_paused = true)]
@@ -232,10 +229,7 @@ async fn a_step_that_outlives_its_permit_is_not_committed_before_the_next() {
     assert_eq!(world.commit().await.0.position.seq, 1);
     world.quiet(Duration::from_secs(60)).await;
     world.permit(Duration::from_secs(5));
-    assert!(
-        matches!(world.next().await, Event::Ended { .. }),
-        "an end is a commit too"
-    );
+    assert!(matches!(world.next().await, Event::Ended { .. }), "an end is a commit too");
 }
 
 #[tokio::test(start_paused = true)]
@@ -269,19 +263,12 @@ async fn dropping_the_runner_ends_every_task() {
         })
     });
     let world = World::new(script);
-    let World {
-        mut runner,
-        mut events,
-        ..
-    } = world;
+    let World { mut runner, mut events, .. } = world;
     let task = spec(Script::KIND, "a");
     runner.start(task, lease(1), From::Initial, vec![], 0);
     tokio::time::sleep(ms(5)).await;
     drop(runner);
-    assert!(
-        events.recv().await.is_none(),
-        "every sender is gone, and no event was sent"
-    );
+    assert!(events.recv().await.is_none(), "every sender is gone, and no event was sent");
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,23 +297,12 @@ async fn a_new_epoch_holds_from_the_next_step_on_and_the_old_one_becomes_an_ance
     world.runner.reepoch(&name("a"), lease(5));
     let (second, ..) = world.commit().await;
     assert_eq!(second.position.epoch, Epoch(5));
-    assert_eq!(
-        second.lineage,
-        [Ancestor {
-            epoch: Epoch(1),
-            writer: session(1),
-            seq: 1
-        }]
-    );
+    assert_eq!(second.lineage, [Ancestor { epoch: Epoch(1), writer: session(1), seq: 1 }]);
     assert!(second.descends_from(&first));
     assert_eq!(fences.all()[..3], [Epoch(1), Epoch(1), Epoch(5)]);
 
     world.runner.reepoch(&name("a"), lease(3));
-    assert_eq!(
-        world.commit().await.0.position.epoch,
-        Epoch(5),
-        "never lower"
-    );
+    assert_eq!(world.commit().await.0.position.epoch, Epoch(5), "never lower");
     world.stop("a", Duration::from_secs(1));
     assert!(matches!(world.next().await, Event::Stopped { epoch, .. } if epoch == Epoch(5)));
 }
@@ -389,18 +365,13 @@ impl<const OLDEST: u32, const NEWEST: u32> Task for Versioned<OLDEST, NEWEST> {
 
     fn upgrade(&self, from: u32, state: &[u8]) -> Result<Count> {
         let old: Count = super::super::decode(state)?;
-        Ok(Count {
-            n: old.n + 1_000 * u64::from(NEWEST - from),
-            ..old
-        })
+        Ok(Count { n: old.n + 1_000 * u64::from(NEWEST - from), ..old })
     }
 }
 
 async fn written_by<const OLDEST: u32, const NEWEST: u32>() -> (Header, Bytes) {
     let mut world = World::new(Versioned::<OLDEST, NEWEST>);
-    world
-        .runner
-        .start(spec("versioned", "a"), lease(1), From::Initial, vec![], 0);
+    world.runner.start(spec("versioned", "a"), lease(1), From::Initial, vec![], 0);
     let (header, state, _) = world.commit().await;
     assert_eq!(header.state_version, NEWEST);
     assert_eq!(header.revision, "r1");
@@ -454,10 +425,7 @@ async fn bytes_that_do_not_decode_are_refused_and_so_is_an_unknown_kind() {
     let mut world = World::new(stepping());
     world.resume(2, header, Bytes::new());
     let why = unreadable(&mut world).await;
-    assert!(
-        why.contains("does not register the kind versioned"),
-        "{why}"
-    );
+    assert!(why.contains("does not register the kind versioned"), "{why}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,11 +12,7 @@ fn ledger(written: &Log<u64>) -> Script {
             at.n += 1;
             written.push(at.n);
             cx.progress(at.n, 100);
-            Ok(if at.n == 100 {
-                Step::Done(at.n)
-            } else {
-                Step::More
-            })
+            Ok(if at.n == 100 { Step::Done(at.n) } else { Step::More })
         })
     })
 }
@@ -47,12 +43,7 @@ async fn a_task_that_is_handed_over_again_and_again_loses_and_repeats_nothing() 
         tokio::time::sleep(ms(150)).await;
         world.stop("ledger", Duration::from_secs(5));
         match world.last().await {
-            Event::Stopped {
-                sealed,
-                dropped,
-                epoch: under,
-                ..
-            } => {
+            Event::Stopped { sealed, dropped, epoch: under, .. } => {
                 assert!(!dropped);
                 assert_eq!(under, Epoch(epoch));
                 let (header, state) = sealed.unwrap();
@@ -88,10 +79,7 @@ async fn what_a_crash_repeats_lies_after_the_last_commit() {
     }
     let (header, state) = newest.unwrap();
     let committed = header.position.seq;
-    assert!(
-        committed < before.len() as u64,
-        "the throttle held some back"
-    );
+    assert!(committed < before.len() as u64, "the throttle held some back");
     world.resume(2, header, state);
     world.outcome().await;
     let after = written.all().split_off(before.len());

@@ -12,10 +12,7 @@ struct Counter {
 
 impl Counter {
     fn new(log: &Log<String>) -> Running<Self> {
-        Running(Self {
-            log: log.clone(),
-            fails_at: None,
-        })
+        Running(Self { log: log.clone(), fails_at: None })
     }
 }
 
@@ -92,25 +89,17 @@ async fn a_run_hands_over_at_its_checkpoint_and_resumes_there() {
     assert!(matches!(world.outcome().await, Outcome::Done(_)));
     assert_eq!(
         log.all(),
-        [
-            "from 0", "1", "2", "3", "4", "moved", "from 4", "5", "6", "7", "8", "9", "10"
-        ]
+        ["from 0", "1", "2", "3", "4", "moved", "from 4", "5", "6", "7", "8", "9", "10"]
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_run_that_fails_is_called_anew_from_its_last_checkpoint() {
     let log = Log::new();
-    let mut world = World::new(Running(Counter {
-        log: log.clone(),
-        fails_at: Some(4),
-    }));
+    let mut world = World::new(Running(Counter { log: log.clone(), fails_at: Some(4) }));
     start(&mut world, "a");
     assert!(matches!(world.outcome().await, Outcome::Done(_)));
-    assert_eq!(
-        log.all()[..8],
-        ["from 0", "1", "2", "3", "4", "from 3", "4", "5"]
-    );
+    assert_eq!(log.all()[..8], ["from 0", "1", "2", "3", "4", "from 3", "4", "5"]);
 }
 
 #[tokio::test(start_paused = true)]

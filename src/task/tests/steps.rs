@@ -17,11 +17,7 @@ fn failing(times: usize, fail: impl Fn() -> Error + Send + Sync + Clone + 'stati
                 at.n = 1_000;
                 return Err(fail());
             }
-            Ok(if at.n == 5 {
-                Step::Done(at.n)
-            } else {
-                Step::More
-            })
+            Ok(if at.n == 5 { Step::Done(at.n) } else { Step::More })
         })
     })
 }
@@ -52,10 +48,7 @@ async fn a_spent_budget_ends_the_task_with_its_last_error() {
     let started = Instant::now();
     let mut world = World::new(failing(usize::MAX, || Error::retry("away")));
     world.start("a");
-    assert_eq!(
-        failed(world.outcome().await),
-        "gave up after attempt 10: away"
-    );
+    assert_eq!(failed(world.outcome().await), "gave up after attempt 10: away");
     // Nine delays: 100 ms doubled eight times, each cut by up to a half.
     let full = ms(100 * 511);
     let taken = started.elapsed();
@@ -107,10 +100,7 @@ async fn a_step_that_keeps_failing_spends_its_budget_although_earlier_steps_are_
     });
     let mut world = World::new(script);
     world.start("a");
-    assert_eq!(
-        failed(world.outcome().await),
-        "gave up after attempt 10: poison"
-    );
+    assert_eq!(failed(world.outcome().await), "gave up after attempt 10: poison");
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,11 +140,7 @@ async fn a_panic_is_a_failed_attempt_and_leaves_the_neighbour_alone() {
             at.n += 1;
             assert!(name != "wild", "boom");
             tokio::time::sleep(ms(10)).await;
-            Ok(if at.n == 100 {
-                Step::Done(at.n)
-            } else {
-                Step::More
-            })
+            Ok(if at.n == 100 { Step::Done(at.n) } else { Step::More })
         })
     });
     let mut world = World::with(script, |_| {});
@@ -210,9 +196,7 @@ impl Task for Bombs {
 async fn panics_while_encoding_and_decoding_are_failed_attempts() {
     let mut world = World::new(Bombs);
     let task = spec(Bombs::KIND, "a");
-    world
-        .runner
-        .start(task.clone(), lease(1), From::Initial, vec![], 0);
+    world.runner.start(task.clone(), lease(1), From::Initial, vec![], 0);
     assert_eq!(
         failed(world.outcome().await),
         "gave up after attempt 2: encoding panicked: no bytes"
@@ -300,10 +284,7 @@ async fn a_step_is_told_of_the_drain_and_of_its_own_stop() {
     tokio::time::sleep(Duration::from_secs(5)).await;
     world.stop("a", Duration::from_secs(1));
     assert!(!world.sealed().await.1);
-    assert_eq!(
-        seen.all(),
-        [(false, None), (true, Some(Duration::from_secs(20)))]
-    );
+    assert_eq!(seen.all(), [(false, None), (true, Some(Duration::from_secs(20)))]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -357,9 +338,7 @@ async fn an_idempotency_key_names_a_step_of_a_run_whoever_takes_it() {
     world.outcome().await;
     let mut other = spec(Script::KIND, "x");
     other.run.uuid = Uuid::from_u128(8);
-    world
-        .runner
-        .start(other, lease(1), From::Initial, vec![], 0);
+    world.runner.start(other, lease(1), From::Initial, vec![], 0);
     world.outcome().await;
 
     let keys = keys.all();
@@ -401,9 +380,7 @@ impl Task for Verbose {
 #[tokio::test(start_paused = true)]
 async fn an_output_over_its_limit_fails_the_task_with_advice() {
     let mut world = World::new(Verbose);
-    world
-        .runner
-        .start(spec("verbose", "a"), lease(1), From::Initial, vec![], 0);
+    world.runner.start(spec("verbose", "a"), lease(1), From::Initial, vec![], 0);
     let text = failed(world.outcome().await);
     assert!(text.contains("exceed 65536: store the result"), "{text}");
 }
@@ -424,14 +401,8 @@ async fn kinds_are_checked_when_they_are_registered() {
     }
     let mut kinds = Kinds::new(Limits::default());
     kinds.register(Verbose).unwrap();
-    assert!(matches!(
-        kinds.register(Verbose),
-        Err(RegisterError::Duplicate(_))
-    ));
-    assert!(matches!(
-        kinds.register(Backwards),
-        Err(RegisterError::Versions { .. })
-    ));
+    assert!(matches!(kinds.register(Verbose), Err(RegisterError::Duplicate(_))));
+    assert!(matches!(kinds.register(Backwards), Err(RegisterError::Versions { .. })));
     let verbose = Kind::new(Verbose::KIND).unwrap();
     assert_eq!(kinds.versions().keys().collect::<Vec<_>>(), [&verbose]);
     let error = kinds.encode_args(&"x".repeat(5_000)).unwrap_err();
@@ -468,9 +439,7 @@ async fn a_task_that_runs_is_not_started_twice() {
     world.start("a");
     tokio::time::sleep(ms(1)).await;
     let again = spec(Script::KIND, "a");
-    world
-        .runner
-        .start(again, lease(2), From::Initial, vec![], 0);
+    world.runner.start(again, lease(2), From::Initial, vec![], 0);
     tokio::time::sleep(ms(1)).await;
     assert_eq!(begun.all(), [Epoch(1)]);
     assert_eq!(world.runner.running(), 1);
@@ -490,18 +459,13 @@ async fn a_step_longer_than_the_drain_budget_is_warned_about_once_while_it_runs(
     }
     let written = Log::new();
     let writer = written.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer(move || writer.clone())
-        .with_ansi(false)
-        .finish();
+    let subscriber =
+        tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
     let _guard = tracing::subscriber::set_default(subscriber);
     let warnings = || {
         let text = String::from_utf8(written.all()).unwrap();
         let about = |line: &&str| line.contains("longer than the drain budget");
-        text.lines()
-            .filter(about)
-            .map(String::from)
-            .collect::<Vec<_>>()
+        text.lines().filter(about).map(String::from).collect::<Vec<_>>()
     };
     let script = Script::new(|_, _, _| {
         Box::pin(async {
@@ -518,13 +482,7 @@ async fn a_step_longer_than_the_drain_budget_is_warned_about_once_while_it_runs(
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(warnings().len(), 1);
     let warning = warnings().remove(0);
-    for part in [
-        "WARN",
-        "handover::task",
-        "name=slow",
-        "kind=script",
-        "epoch=1",
-    ] {
+    for part in ["WARN", "handover::task", "name=slow", "kind=script", "epoch=1"] {
         assert!(warning.contains(part), "{warning}");
     }
 }

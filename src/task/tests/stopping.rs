@@ -300,11 +300,7 @@ async fn a_task_that_waits_needs_a_slot_but_does_not_step_again() {
         Box::pin(async move {
             at.n += 1;
             tokio::time::sleep(ms(1)).await;
-            Ok(if name == "waits" {
-                Step::Wait(ms(500))
-            } else {
-                Step::More
-            })
+            Ok(if name == "waits" { Step::Wait(ms(500)) } else { Step::More })
         })
     });
     let mut world = World::with(script, |config| config.slots = 1);
