@@ -14,6 +14,7 @@ mod registry;
 pub mod signal;
 mod task;
 
+pub use self::checkpoint::directory::DirectoryError;
 pub use self::clock::{Clock, SharedClock, SystemClock};
 pub use self::core::branch::Progress;
 pub use self::core::ids::{InvalidName, Kind, Name, NodeId, RunId, SessionId};

@@ -203,7 +203,12 @@ impl Control {
                 tracing::error!(target: "handover::task", ?pending, ?reply, "the store's answer does not fit the question");
             }
         }
-        for damage in self.disk.take_damage() {
+        self.report_damage();
+    }
+
+    /// Says what the store has found damaged.
+    pub(super) fn report_damage(&self) {
+        for damage in self.disk.store.take_damage() {
             let what = damage.to_string();
             tracing::error!(target: "handover::task", what, "damage in the data directory");
             self.board.tell(NodeEvent::Damaged { what });

@@ -135,6 +135,11 @@ impl Peers {
         self.all.is_empty()
     }
 
+    /// Whether any link stands.
+    pub(super) fn any_linked(&self) -> bool {
+        self.all.values().any(|peer| peer.linked)
+    }
+
     /// Whether a session is known there.
     pub(super) fn is_at(&self, address: SocketAddr) -> bool {
         self.all.values().any(|peer| peer.address() == Some(address))

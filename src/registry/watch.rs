@@ -107,15 +107,17 @@ pub(super) fn describe(old: Option<&Entry>, new: Option<&Entry>) -> Option<TaskE
         return None;
     }
     match new.state {
-        TaskState::Running => Some(match same_run.and_then(|old| old.ran_on.as_ref()) {
-            Some(from) if *from != new.session => TaskEvent::Moved {
+        TaskState::Running => match same_run.and_then(|old| old.ran_on.as_ref()) {
+            None => Some(TaskEvent::Started { name, node: new.node.clone(), epoch: new.epoch }),
+            // An offer that came to nothing: it never stopped.
+            Some(from) if *from == new.session => None,
+            Some(from) => Some(TaskEvent::Moved {
                 name,
                 from: from.node.clone(),
                 to: new.node.clone(),
                 epoch: new.epoch,
-            },
-            _ => TaskEvent::Started { name, node: new.node.clone(), epoch: new.epoch },
-        }),
+            }),
+        },
         TaskState::Paused => Some(TaskEvent::Paused { name }),
         TaskState::Parked | TaskState::Quarantined => {
             Some(TaskEvent::Parked { name, needs: new.note.clone() })
