@@ -261,7 +261,7 @@ pub(super) struct World {
 }
 
 /// More than this in a tenth of a second is a livelock (V6).
-const MAX_EVENTS: u64 = 20_000;
+const MAX_EVENTS: u64 = 3_000;
 /// Transfers at once from one node.
 const SLOTS: usize = 8;
 
