@@ -646,6 +646,9 @@ impl Machine {
             Doing::Fetching { .. } => self.look_fetching(name),
             Doing::Incoming { .. } => self.look_incoming(name),
             Doing::Ending { .. } => self.look_ending(name),
+            Doing::Running | Doing::Kept if self.drain.is_some() && task.hand.is_none() => {
+                self.drain_one(name);
+            }
             Doing::Running | Doing::Kept => {
                 self.look_parked(name);
                 self.look_replicas(name);
