@@ -99,7 +99,7 @@ impl Control {
 
     /// Keeps a link to a session whose address is known.
     pub(super) fn want(&mut self, session: &SessionId) {
-        if let Some(address) = self.peers.to_want(session) {
+        if let Some(address) = self.peers.wants(session) {
             self.links.want(session, address);
         }
     }
@@ -140,7 +140,9 @@ impl Control {
 
     fn on_frame(&mut self, from: SessionId, bytes: &[u8]) {
         match wire::decode::<Wire>(bytes) {
-            Ok(Wire::Core(message)) => self.feed(Event::Message { from, message }),
+            Ok(Wire::Core(message)) => {
+                self.feed(Event::Message { from, message: *message });
+            }
             Ok(Wire::Query { id, query }) => self.answer(query, Whom::There { to: from, id }),
             Ok(Wire::Answer { id, answer }) => self.queries.answer(&from, id, answer),
             Err(error) => {
@@ -230,7 +232,7 @@ impl Control {
                 self.feed(Event::Stored { header, from, error });
             }
             Written::End { name, run, from } => {
-                self.feed(Event::StoredEnd { name, run, from, error })
+                self.feed(Event::StoredEnd { name, run, from, error });
             }
             Written::Deletion { name } => {
                 if let Some(error) = error {
