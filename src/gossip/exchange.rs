@@ -79,6 +79,16 @@ impl Exchanges {
         true
     }
 
+    /// A peer that was silent is back: what was under way to it is lost.
+    pub(super) fn forget(&mut self, peer: SocketAddr) {
+        self.peers.remove(&peer);
+    }
+
+    /// The engine starts afresh: nobody answers to it yet.
+    pub(super) fn clear(&mut self) {
+        self.peers.clear();
+    }
+
     /// A SYN-ACK came.
     pub(super) fn answered(&mut self, from: SocketAddr, now: Time) {
         let least = self.least;
@@ -155,6 +165,17 @@ mod tests {
         assert!(exchanges.may_ask(peer(), at(812)));
         assert!(!exchanges.may_ask(peer(), at(830)));
         assert!(exchanges.may_ask(peer(), at(840)));
+    }
+
+    #[test]
+    fn a_peer_that_returns_is_asked_at_once() {
+        let mut exchanges = Exchanges::new(Duration::from_millis(25));
+        for ms in 0..5000 {
+            exchanges.may_ask(peer(), at(ms));
+        }
+        assert!(!exchanges.may_ask(peer(), at(5001)));
+        exchanges.forget(peer());
+        assert!(exchanges.may_ask(peer(), at(5001)));
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::core::time::Time;
 use crate::net::Datagrams;
 
 use super::digest::{Screen, Step};
+use super::exchange::Exchanges;
 use super::pages::{PageKey, Pages};
 use super::peers::Peers;
 use super::pump::{Ends, Pump};
@@ -71,7 +72,9 @@ pub(super) fn start(
     }
     let unix_ms = config.clock.wall_ms().max(config.generation);
     let screen = Screen::new(limits.max_digest_bytes, unix_ms, now);
-    let shared = Arc::new(Shared::new(Arc::clone(&config.clock), peers, screen));
+    let exchanges = Exchanges::new(config.timing.gossip_interval / 2);
+    let clock = Arc::clone(&config.clock);
+    let shared = Arc::new(Shared::new(clock, peers, screen, exchanges));
 
     let (outbound, outbound_end) = mpsc::channel(limits.queue);
     let (notes, notes_end) = mpsc::channel(limits.queue * 4);
@@ -81,7 +84,6 @@ pub(super) fn start(
         inbox: Arc::default(),
         notes: notes.clone(),
         queue: limits.queue,
-        patience: config.timing.gossip_interval / 2,
     };
     let ends = Ends {
         outbound: outbound_end,
@@ -244,6 +246,8 @@ impl Runner {
 
     async fn drive(&mut self, handle: &ChitchatHandle, pump: &mut JoinHandle<String>) -> End {
         let shared = Arc::clone(&self.shared);
+        #[cfg(test)]
+        lock(&shared.engine).replace(handle.chitchat());
         let cancel = self.cancel.clone();
         let mut termination: Termination = Box::pin(handle.termination_watcher());
         let mut tick = tokio::time::interval(self.config.timing.gossip_interval / 2);

@@ -5,7 +5,6 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use tokio::sync::mpsc;
 use crate::core::ids::SessionId;
 
 use super::digest::{Shown, Step, step};
-use super::exchange::{Exchanges, versions};
+use super::exchange::versions;
 use super::rejected::Rejected;
 use super::shared::{Shared, lock};
 
@@ -63,8 +62,6 @@ pub(super) struct ChannelTransport {
     pub(super) inbox: Inbox,
     pub(super) notes: mpsc::Sender<Note>,
     pub(super) queue: usize,
-    /// How long a SYN counts as unanswered, at least.
-    pub(super) patience: Duration,
 }
 
 #[async_trait]
@@ -72,13 +69,13 @@ impl Transport for ChannelTransport {
     async fn open(&self, _: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let (sender, inbound) = mpsc::channel(self.queue);
         *lock(&self.inbox) = Some(sender);
+        lock(&self.shared.exchanges).clear();
         Ok(Box::new(ChannelSocket {
             shared: Arc::clone(&self.shared),
             outbound: self.outbound.clone(),
             inbound,
             notes: self.notes.clone(),
             processing: None,
-            exchanges: Exchanges::new(self.patience),
         }))
     }
 }
@@ -90,7 +87,6 @@ struct ChannelSocket {
     notes: mpsc::Sender<Note>,
     /// What the engine is taking in: it answers before it asks for the next message.
     processing: Option<Processed>,
-    exchanges: Exchanges,
 }
 
 #[async_trait]
@@ -101,13 +97,13 @@ impl Socket for ChannelSocket {
         }
         let now = self.shared.clock.boot();
         if matches!(message, ChitchatMessage::Syn { .. }) {
-            if !self.exchanges.may_ask(to, now) {
+            if !lock(&self.shared.exchanges).may_ask(to, now) {
                 return Ok(());
             }
         } else if let Some(answered) = &self.processing {
             let len = message.serialized_len();
             let versions = versions(&answered.shown);
-            if len > LARGE && !self.exchanges.may_answer(to, versions, now) {
+            if len > LARGE && !lock(&self.shared.exchanges).may_answer(to, versions, now) {
                 return Ok(());
             }
         }
@@ -131,11 +127,11 @@ impl Socket for ChannelSocket {
             match step {
                 Step::Syn => {
                     let versions = versions(&inbound.shown);
-                    if self.exchanges.is_answered(inbound.from, versions, now) {
+                    if lock(&self.shared.exchanges).is_answered(inbound.from, versions, now) {
                         continue;
                     }
                 }
-                Step::SynAck => self.exchanges.answered(inbound.from, now),
+                Step::SynAck => lock(&self.shared.exchanges).answered(inbound.from, now),
                 Step::Ack | Step::Other => {}
             }
             match ChitchatMessage::deserialize(&mut &inbound.message[..]) {

@@ -15,6 +15,7 @@ use tracing::Span;
 use super::codec::Limits;
 use super::cx::{Cx, Turn, clipped};
 use super::erased::{self, AnyKind, Instance, Unreadable};
+use super::kinds::Registered;
 use super::line::Line;
 use super::orders::{Halt, Wires, changed};
 use super::{Retry, Step};
@@ -94,7 +95,7 @@ enum Attempt {
 impl TaskLoop {
     pub(crate) fn new(
         spec: Spec,
-        kind: Arc<dyn AnyKind>,
+        kind: Registered,
         cx: Cx,
         line: Line,
         wires: Wires,
@@ -106,11 +107,10 @@ impl TaskLoop {
                 "handover_checkpoint_age_seconds", "kind" => spec.kind.to_string()
             ),
         };
-        let failures =
-            Failures { retry: kind.retry(), in_a_row: 0, at: line.seq(), careful: false };
+        let failures = Failures { retry: kind.retry, in_a_row: 0, at: line.seq(), careful: false };
         Self {
             spec,
-            kind,
+            kind: kind.erased,
             cx,
             line,
             wires,
@@ -129,6 +129,8 @@ impl TaskLoop {
     pub(crate) async fn run(mut self) -> Event {
         let mut resume_at = None;
         loop {
+            // A step that never waits must not keep its worker from the other tasks.
+            tokio::task::yield_now().await;
             let attempt = match self.boundary(resume_at.take()).await {
                 Ok(Next::Stop) => return self.stop(false).await,
                 Ok(Next::Step) => self.attempt().await,

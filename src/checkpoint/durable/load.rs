@@ -78,8 +78,9 @@ fn message(panic: &(dyn Any + Send)) -> String {
     format!("its structure is damaged: {text}")
 }
 
-/// Opens the database, makes it if there is none, replaces it if it is broken.
-pub(super) fn load(medium: &dyn Medium) -> Result<Loaded, OpenError> {
+/// Opens the database, makes it if there is none, replaces it if it is broken. `suspicion`: what
+/// broke while it was used, although it could be read; it is replaced then.
+pub(super) fn load(medium: &dyn Medium, suspicion: Option<String>) -> Result<Loaded, OpenError> {
     let opened = guarded(|| {
         medium.open().map_err(|error| match error {
             DatabaseError::Storage(error) => error.into(),
@@ -87,6 +88,7 @@ pub(super) fn load(medium: &dyn Medium) -> Result<Loaded, OpenError> {
         })
     });
     match opened {
+        Ok(Some(database)) if suspicion.is_some() => replace(medium, Some(database), suspicion),
         Ok(Some(database)) => match guarded(|| scan(&database)) {
             Ok(scan) => Ok(scan.into_loaded(database)),
             Err(Fault::Broken(what)) => replace(medium, Some(database), Some(what)),

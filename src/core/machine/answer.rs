@@ -26,9 +26,7 @@ impl Machine {
         let epoch = claim.epoch;
         let asker = claim.session.clone();
         let (verdict, step_back) = self.verdict(&claim);
-        let others = self.askers.entry(name.clone()).or_default();
-        let askers = others.keys().filter(|other| **other != asker).cloned().collect();
-        others.insert(asker.clone(), claim.clone());
+        let askers = self.remember_asker(&claim);
         // What must be stepped over, or has ended; live claims of third sessions are theirs to tell.
         let known = self
             .view
@@ -36,24 +34,27 @@ impl Machine {
             .filter(|known| known.session != asker)
             .filter(|known| !known.phase.is_held() || self.is_void(known))
             .filter(|known| !self.buried.contains_key(&known.session))
-            .filter(|known| {
-                known.beats(&claim) || (known.phase.is_terminal() && known.run == claim.run)
-            })
+            .filter(|known| known.beats(&claim) || known.ends(&claim))
             .cloned()
             .collect();
         self.learn(spec);
         // Kept as if gossiped; the asker is remembered until its claim is visible, which it now is
         // here, but not to those I answer: so it stays among the askers.
-        if self.view.merge(claim) {
-            self.dirty.insert(name.clone());
-        }
-        if self.members.get(&asker).is_none() {
-            self.members.entry(&asker, self.now.at);
-        }
+        self.merge(claim);
         if let Some(winner) = step_back {
             self.withdraw(&name, winner);
         }
         Answer { name, epoch, verdict, askers, known }
+    }
+
+    /// Remembers who asked about a name, and names the others who have.
+    fn remember_asker(&mut self, claim: &Claim) -> Vec<SessionId> {
+        if self.askers.len() >= self.config.max_names && !self.askers.contains_key(&claim.name) {
+            return Vec::new();
+        }
+        let others = self.askers.entry(claim.name.clone()).or_default();
+        others.insert(claim.session.clone());
+        others.iter().filter(|other| **other != claim.session).cloned().collect()
     }
 
     /// The answer proper, and the claim to step back for if it is a yielding one.
@@ -76,7 +77,7 @@ impl Machine {
                 }
                 _ => (Verdict::Ok, None),
             },
-            Doing::Over { .. } if mine.phase.is_terminal() && mine.run >= claim.run => held(),
+            Doing::Over { .. } if mine.ends(claim) => held(),
             Doing::Ending { .. } if mine.run >= claim.run => held(),
             Doing::Over { .. } | Doing::Ending { .. } => (Verdict::Ok, None),
             // A target that was offered the name may be asked by its own source's next target.

@@ -26,7 +26,7 @@ pub struct StoredOffer {
 
 type Found = (Name, RunId, Option<Position>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Boot {
     /// Names found on disk that are not settled yet. They are offers, not claims.
     offers: BTreeMap<Name, Spec>,
@@ -226,16 +226,5 @@ impl Machine {
                 self.boot.found.entry(name).or_default().insert(from.clone(), (run, position));
             }
         }
-    }
-
-    /// Publishes an end that this node holds as a record of its own.
-    pub(super) fn adopt_end(&mut self, end: Claim, spec: Spec) {
-        let name = end.name.clone();
-        let number = self.take_number();
-        let claim = Claim { session: self.config.me.clone(), number, version: 0, ..end };
-        let doing = Doing::Over { since: self.now.at, dominated: None };
-        self.tasks.insert(name.clone(), Task::record(claim, spec.clone(), doing));
-        self.push(crate::core::io::Action::PublishSpec(spec));
-        self.publish(&name);
     }
 }

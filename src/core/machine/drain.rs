@@ -11,7 +11,7 @@ use crate::core::message::Message;
 use crate::core::record::NodeState;
 use crate::core::time::Time;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Drain {
     deadline: Time,
     /// Waiting for step boundaries is over.
@@ -19,7 +19,7 @@ pub(super) struct Drain {
     told: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Goodbye {
     told: usize,
     waiting: BTreeSet<SessionId>,

@@ -218,10 +218,11 @@ impl Machine {
             return;
         }
         if claim.session == *from {
-            self.learn_claim(claim);
+            self.learn_claim(claim.clone());
         }
+        self.revoke_failure(&claim);
         let reply = |result| Message::CheckpointReply { name: name.clone(), run, position, result };
-        if let Some(over) = self.over_run(&name, run) {
+        if let Some(over) = self.over_run(&claim) {
             return self.send(from, reply(Err(Rejection::Superseded(Box::new(over)))));
         }
         self.learn(spec.clone());
@@ -250,16 +251,16 @@ impl Machine {
         }
     }
 
-    /// The claim that shows that a run is over: its end, or a newer run.
-    fn over_run(&self, name: &Name, run: RunId) -> Option<Claim> {
-        if let Some((end, _)) = self.ends.get(name)
-            && end.run >= run
+    /// The claim that shows that a run is over: its end, or a newer run that has won.
+    fn over_run(&self, writer: &Claim) -> Option<Claim> {
+        if let Some((end, _)) = self.ends.get(&writer.name)
+            && end.ends(writer)
         {
             return Some(end.clone());
         }
         self.view
-            .claims(name)
-            .find(|claim| claim.run > run || (claim.run == run && claim.phase.is_terminal()))
+            .claims(&writer.name)
+            .find(|claim| claim.ends(writer) || (claim.run > writer.run && claim.has_won()))
             .cloned()
     }
 

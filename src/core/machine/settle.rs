@@ -67,7 +67,7 @@ impl Machine {
         self.push(crate::core::io::Action::PublishSpec(spec));
         self.publish(&name);
         let mut ask: BTreeSet<SessionId> = self.members.live().cloned().collect();
-        ask.extend(self.askers.get(&name).into_iter().flat_map(|askers| askers.keys().cloned()));
+        ask.extend(self.askers.get(&name).into_iter().flat_map(|askers| askers.iter().cloned()));
         self.ask(&name, ask);
         self.alarm_in(&name, self.config.timing.convergence());
     }
@@ -270,7 +270,7 @@ impl Machine {
             .claims(name)
             .filter(|other| other.session != mine.session && other.run >= mine.run)
             .find(|other| {
-                other.phase.is_terminal()
+                other.ends(mine)
                     || (other.phase.is_held() && other.beats(mine) && !self.is_void(other))
             })
             .cloned()

@@ -14,13 +14,13 @@ use crate::core::record::NodeState;
 use crate::core::time::Time;
 
 /// Starts asked for here that run on other nodes, or wait for one.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Starts {
     by_id: BTreeMap<u64, Pending>,
     next: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Pending {
     spec: Spec,
     callers: Vec<Caller>,

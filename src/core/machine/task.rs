@@ -12,7 +12,7 @@ use crate::core::lease::Epoch;
 use crate::core::time::Time;
 
 /// My claim of a name, and what this node is doing about it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Task {
     /// As last published.
     pub claim: Claim,
@@ -49,7 +49,7 @@ pub(super) struct Task {
 }
 
 /// What happens to a name here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Doing {
     /// Asking every live peer (Rule 13).
     Settling(Settling),
@@ -92,7 +92,7 @@ pub(super) enum Why {
     Cancel,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Settling {
     pub asked: BTreeSet<SessionId>,
     pub waiting: BTreeSet<SessionId>,
@@ -110,7 +110,7 @@ pub(super) enum Purpose {
     Custody,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Finding {
     pub waiting: BTreeSet<SessionId>,
     pub found: Vec<(SessionId, Header)>,
@@ -131,7 +131,7 @@ pub(super) struct Prior {
     pub session: Option<SessionId>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Hand {
     pub to: SessionId,
     pub epoch: Epoch,

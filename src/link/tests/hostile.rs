@@ -88,7 +88,7 @@ async fn a_dial_that_is_never_confirmed_is_no_life() {
 #[tokio::test]
 async fn a_flood_of_half_open_connections_is_turned_away_and_hurts_no_link() {
     let mut a = Node::with("a", |config| {
-        config.limits.handshake = Duration::from_millis(500);
+        config.limits.handshake = Duration::from_secs(3);
         config.limits.unauthenticated = 8;
     })
     .await;
@@ -106,7 +106,7 @@ async fn a_flood_of_half_open_connections_is_turned_away_and_hurts_no_link() {
             held.push(stream);
         }
     }
-    assert!(since.elapsed() < Duration::from_millis(400), "too slow to tell");
+    assert!(since.elapsed() < Duration::from_millis(2500), "too slow to tell");
     assert_eq!(held.len(), 8);
     expect_exchange(&mut a, &mut b).await;
     for mut stream in held {

@@ -4,6 +4,7 @@
 //! test points at a rule. The same seed gives the same run.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use uuid::Uuid;
 
 use crate::core::branch::{Ancestor, Header, Position, Progress};
-use crate::core::claim::{Claim, Desired, Mode, Spec, Want};
+use crate::core::claim::{Claim, Desired, Mode, Phase, Spec, Want};
 use crate::core::ids::{Kind, Name, NodeId, RunId, SessionId};
 use crate::core::io::{Action, CallError, Event, From, Notice, Now, Outcome, Stop};
 use crate::core::lease::{Epoch, Lease};
@@ -34,6 +35,41 @@ pub(super) struct Stretch {
     pub from_seq: u64,
     pub start: Time,
     pub end: Option<Time>,
+    /// The last commit, once it has ended.
+    pub to_seq: u64,
+}
+
+/// What happens to a message that a rule of [`World::faults`] matches.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fate {
+    Lost,
+    Twice,
+    Late(Duration),
+}
+
+/// A fault of the links that a test orders: the next `times` messages that match.
+#[derive(Clone, Debug)]
+pub(super) struct Fault {
+    pub hits: fn(&Message) -> bool,
+    pub fate: Fate,
+    pub times: usize,
+}
+
+/// Faults of all links, by chance.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Noise {
+    pub lose: f64,
+    pub twice: f64,
+    pub late: f64,
+}
+
+/// Kills a process just before it carries out an action that matches.
+#[derive(Clone, Debug)]
+pub(super) struct Trip {
+    /// The acting session, whether it runs the action's task at that moment, and the action.
+    pub at: fn(&SessionId, bool, &Action) -> bool,
+    /// None: whoever acts.
+    pub victim: Option<SessionId>,
 }
 
 /// How a node is made.
@@ -81,7 +117,7 @@ pub(super) struct Stored {
     pub end: Option<(Claim, Option<Bytes>)>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Loop {
     spec: Spec,
     lease: Lease,
@@ -94,6 +130,8 @@ struct Loop {
     stretch: usize,
     stuck: bool,
     resumed_at: u64,
+    /// The last commit, as an interrupted step would leave it.
+    committed: Option<(Header, Bytes)>,
 }
 
 /// What one session publishes, as gossip carries it.
@@ -108,7 +146,7 @@ struct Published {
     desires: BTreeMap<Name, Desired>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Node {
     pub session: SessionId,
     pub machine: Machine,
@@ -116,7 +154,7 @@ pub(super) struct Node {
     pub alive: bool,
     pub disk: Disk,
     loops: BTreeMap<Name, Loop>,
-    gossip: BTreeMap<SessionId, Published>,
+    gossip: BTreeMap<SessionId, Rc<Published>>,
     header: (NodeState, u64, Vec<u64>),
     /// Send time of the newest datagram of each peer that arrived here.
     seen: BTreeMap<SessionId, Time>,
@@ -132,10 +170,14 @@ pub(super) struct Node {
     pub disk_full: bool,
     /// Paused by SIGSTOP until then.
     paused: Option<Time>,
+    /// Tasks that hold a transfer slot.
+    slots: BTreeSet<Name>,
+    /// The highest epoch published of each name (L2).
+    epochs: BTreeMap<Name, Epoch>,
     inbox: VecDeque<Event>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Due {
     Deliver {
         to: SessionId,
@@ -163,6 +205,12 @@ enum Due {
         name: Name,
         generation: u64,
     },
+    /// A step's grace is over: it is dropped.
+    Grace {
+        node: SessionId,
+        name: Name,
+        generation: u64,
+    },
     Round {
         node: SessionId,
     },
@@ -175,7 +223,7 @@ enum Due {
     },
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct World {
     pub now: Time,
     pub nodes: BTreeMap<SessionId, Node>,
@@ -196,10 +244,26 @@ pub(super) struct World {
     pub poison: BTreeSet<Name>,
     /// Messages dropped once, by a test's own rule.
     pub lose: Vec<fn(&Message) -> bool>,
+    /// What a test does to particular messages.
+    pub faults: Vec<Fault>,
+    /// What happens to any message.
+    pub noise: Noise,
+    pub trip: Option<Trip>,
+    /// How long one step of a name takes, where it is not [`World::step`].
+    pub steps: BTreeMap<Name, Duration>,
+    /// Messages that a test loses for as long as it likes: from, to, what.
+    pub blocked: Option<fn(&SessionId, &SessionId, &Message) -> bool>,
+    /// Somebody waits for every commit (`checkpoint_now`).
+    pub forced: bool,
+    /// Where a name's code fails for good at its next step.
+    pub failing: BTreeSet<(Name, SessionId)>,
     pub sent: Vec<(Time, SessionId, SessionId, Message)>,
     pub record_messages: bool,
     pub steps_done: BTreeMap<Name, u64>,
 }
+
+/// Transfers at once from one node.
+const SLOTS: usize = 8;
 
 pub(super) fn name(text: &str) -> Name {
     Name::new(text).unwrap()
@@ -224,6 +288,13 @@ impl World {
             stuck: BTreeSet::new(),
             poison: BTreeSet::new(),
             lose: Vec::new(),
+            faults: Vec::new(),
+            noise: Noise::default(),
+            trip: None,
+            steps: BTreeMap::new(),
+            blocked: None,
+            forced: false,
+            failing: BTreeSet::new(),
             sent: Vec::new(),
             record_messages: false,
             steps_done: BTreeMap::new(),
@@ -299,7 +370,7 @@ impl World {
             alive: true,
             disk,
             loops: BTreeMap::new(),
-            gossip: BTreeMap::from([(session.clone(), published)]),
+            gossip: BTreeMap::from([(session.clone(), Rc::new(published))]),
             header: (NodeState::Joining, 0, Vec::new()),
             seen: BTreeMap::new(),
             beaten: BTreeMap::new(),
@@ -312,6 +383,8 @@ impl World {
             left: None,
             disk_full: false,
             paused: None,
+            slots: BTreeSet::new(),
+            epochs: BTreeMap::new(),
             inbox: VecDeque::new(),
         };
         self.nodes.insert(session.clone(), node);
@@ -337,6 +410,9 @@ impl World {
         node.loops.clear();
         for stretch in stretches {
             self.stretches[stretch].end = Some(self.now);
+        }
+        if let Some(node) = self.nodes.get_mut(session) {
+            node.inbox.clear();
         }
         for other in self.nodes.keys().cloned().collect::<Vec<_>>() {
             if self.unlink(session, &other) && !self.is_cut(&other, session) {
@@ -376,6 +452,47 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Cuts one node off from all others.
+    pub(super) fn isolate(&mut self, node: &SessionId) {
+        for other in self.nodes.keys().cloned().collect::<Vec<_>>() {
+            if other.node != node.node {
+                self.cut_both(node, &other);
+            }
+        }
+    }
+
+    /// A firewall between two nodes begins to REJECT: links break, connecting is refused, datagrams
+    /// are lost, and both processes live.
+    pub(super) fn reject(&mut self, a: &SessionId, b: &SessionId) {
+        self.cuts.insert((a.node.clone(), b.node.clone()));
+        self.cuts.insert((b.node.clone(), a.node.clone()));
+        self.unlink(a, b);
+        for (to, with) in [(a, b), (b, a)] {
+            let event = Event::LinkDown { with: with.clone(), refused: true };
+            self.at(MS, Due::Deliver { to: to.clone(), event });
+        }
+    }
+
+    /// Undoes the cuts between two nodes.
+    pub(super) fn mend(&mut self, a: &SessionId, b: &SessionId) {
+        self.cuts.remove(&(a.node.clone(), b.node.clone()));
+        self.cuts.remove(&(b.node.clone(), a.node.clone()));
+        self.at(MS * 100, Due::LinkCheck { a: a.clone(), b: b.clone() });
+    }
+
+    /// Everybody's gossip has forgotten a dead session; only the machines remember it.
+    pub(super) fn gossip_forgets(&mut self, session: &SessionId) {
+        for node in self.nodes.values_mut().filter(|node| node.session != *session) {
+            node.gossip.remove(session);
+            node.beaten.remove(session);
+        }
+    }
+
+    /// What a process leaves behind.
+    pub(super) fn disk_of(&self, session: &SessionId) -> Disk {
+        self.nodes[session].disk.clone()
     }
 
     /// SIGSTOP until `for_how_long` from now.
@@ -508,6 +625,7 @@ impl World {
             }
             Due::Gossip { from, to } => self.exchange(&from, &to),
             Due::Step { node, name, generation } => self.step_done(&node, &name, generation),
+            Due::Grace { node, name, generation } => self.grace_over(&node, &name, generation),
             Due::Round { node } => self.round(&node),
             Due::Wake { node } => self.wake(&node),
             Due::LinkCheck { a, b } => self.link_check(&a, &b),
@@ -544,7 +662,7 @@ impl World {
         if let Some(node) = self.nodes.get_mut(session)
             && let Some(mine) = node.gossip.get_mut(session)
         {
-            mine.heartbeat += 1;
+            Rc::make_mut(mine).heartbeat += 1;
         }
         let peers: Vec<SessionId> =
             self.nodes.keys().filter(|peer| *peer != session).cloned().collect();
@@ -585,15 +703,41 @@ impl World {
         }
     }
 
-    /// Both sides end with the newer of what each knows, third sessions included.
+    /// Both sides end with the newer of what each knows, third sessions included. Where only the
+    /// question arrives, the asked learns the heartbeats in its digest and nothing else.
     fn exchange(&mut self, a: &SessionId, b: &SessionId) {
-        let open = !self.is_cut(a, b) && !self.is_cut(b, a);
-        if !open || !self.is_alive(a) || !self.is_alive(b) || self.is_paused(a) || self.is_paused(b)
+        if self.is_cut(a, b)
+            || !self.is_alive(a)
+            || !self.is_alive(b)
+            || self.is_paused(a)
+            || self.is_paused(b)
         {
             return;
         }
+        if self.is_cut(b, a) {
+            return self.digest(b, a);
+        }
         self.pull(a, b);
         self.pull(b, a);
+    }
+
+    fn digest(&mut self, to: &SessionId, from: &SessionId) {
+        let theirs = self.nodes[from].gossip.clone();
+        let now = self.now;
+        let mut newer = Vec::new();
+        if let Some(node) = self.nodes.get_mut(to) {
+            for (of, new) in theirs.into_iter().filter(|(of, _)| of != to) {
+                let old = node.gossip.entry(of.clone()).or_default();
+                if new.heartbeat > old.heartbeat {
+                    Rc::make_mut(old).heartbeat = new.heartbeat;
+                    node.beaten.insert(of.clone(), now);
+                    newer.push(of);
+                }
+            }
+        }
+        for of in newer {
+            self.give(to, Event::Heartbeat { of });
+        }
     }
 
     fn pull(&mut self, to: &SessionId, from: &SessionId) {
@@ -606,6 +750,9 @@ impl World {
                     continue;
                 }
                 let old = node.gossip.entry(of.clone()).or_default();
+                if Rc::ptr_eq(old, &new) {
+                    continue;
+                }
                 if new.heartbeat > old.heartbeat {
                     node.beaten.insert(of.clone(), now);
                     events.push(Event::Heartbeat { of: of.clone() });
@@ -667,14 +814,65 @@ impl World {
     // ---- actions --------------------------------------------------------------------------
 
     fn perform(&mut self, session: &SessionId) {
-        while let Some(action) = self.nodes.get_mut(session).and_then(|n| n.machine.poll()) {
-            self.act(session, action);
+        loop {
+            let node = self.nodes.get_mut(session).filter(|node| node.alive);
+            let Some(action) = node.and_then(|node| node.machine.poll()) else { break };
+            self.trip(session, &action);
+            if self.is_alive(session) {
+                self.act(session, action);
+            }
         }
+        self.check_own_claims(session);
+    }
+
+    fn trip(&mut self, session: &SessionId, action: &Action) {
+        let Some(trip) = &self.trip else { return };
+        let name = match action {
+            Action::Send { message, .. } => subject(message),
+            Action::Publish(claim) => Some(&claim.name),
+            Action::Start { spec, .. } => Some(&spec.name),
+            Action::Stop { name, .. } => Some(name),
+            _ => None,
+        };
+        let runs = name.is_some_and(|name| self.nodes[session].loops.contains_key(name));
+        if (trip.at)(session, runs, action) {
+            let victim = trip.victim.clone().unwrap_or_else(|| session.clone());
+            self.trip = None;
+            self.crash(&victim);
+        }
+    }
+
+    /// No node runs a task without its own published claim of that very run and epoch (L6).
+    fn check_own_claims(&self, session: &SessionId) {
+        let node = &self.nodes[session];
+        for (name, task) in &node.loops {
+            let claim = node.gossip[session].claims.get(name);
+            assert!(
+                claim.is_some_and(|claim| claim.phase == Phase::Running
+                    && claim.run == task.spec.run
+                    && claim.epoch == task.lease.epoch),
+                "L6: {session} runs {name} under {:?} and publishes {claim:?}",
+                task.lease
+            );
+        }
+    }
+
+    /// A session never lowers the epoch it advertises (L2); the record of an end is a copy.
+    fn check_epoch(&mut self, session: &SessionId, claim: &Claim) {
+        let Some(node) = self.nodes.get_mut(session) else { return };
+        let highest = node.epochs.entry(claim.name.clone()).or_default();
+        assert!(
+            claim.epoch >= *highest || claim.phase.is_terminal(),
+            "L2: {session} lowers {} from {highest} to {claim:?}",
+            claim.name
+        );
+        *highest = (*highest).max(claim.epoch);
     }
 
     fn publish(&mut self, session: &SessionId, change: impl FnOnce(&mut Published)) {
         let Some(node) = self.nodes.get_mut(session) else { return };
         let Some(mine) = node.gossip.get_mut(session) else { return };
+        let mine = Rc::make_mut(mine);
         mine.version += 1;
         change(mine);
         let peers: Vec<SessionId> =
@@ -695,11 +893,14 @@ impl World {
                 if self.record_messages {
                     self.sent.push((now, session.clone(), to.clone(), message.clone()));
                 }
-                self.at(MS / 5, Due::Frame { from: session.clone(), to, message });
+                self.transmit(session, to, message);
             }
-            Action::Publish(claim) => self.publish(session, |mine| {
-                mine.claims.insert(claim.name.clone(), claim);
-            }),
+            Action::Publish(claim) => {
+                self.check_epoch(session, &claim);
+                self.publish(session, |mine| {
+                    mine.claims.insert(claim.name.clone(), claim);
+                });
+            }
             Action::Retract(name) => self.publish(session, |mine| {
                 mine.claims.remove(&name);
             }),
@@ -724,15 +925,54 @@ impl World {
             }
             Action::StoreEnd { claim, spec, output, from } => {
                 let (name, run) = (claim.name.clone(), claim.run);
-                if let Some(node) = self.nodes.get_mut(session) {
+                let full = self.nodes[session].disk_full;
+                let error = full.then(|| "no space left".to_owned());
+                if let Some(node) = self.nodes.get_mut(session).filter(|_| !full) {
                     let end = Some((claim, output));
                     let stored = Stored { spec, checkpoints: Vec::new(), end };
                     node.disk.runs.insert((name.clone(), run), stored);
                 }
-                let event = Event::StoredEnd { name, run, from, error: None };
+                let event = Event::StoredEnd { name, run, from, error };
                 self.at(MS / 10, Due::Deliver { to: session.clone(), event });
             }
             other => self.act_here(session, other),
+        }
+    }
+
+    fn transmit(&mut self, session: &SessionId, to: SessionId, message: Message) {
+        let inner = match &message {
+            Message::Relay { message, .. } => message,
+            other => other,
+        };
+        if self.blocked.is_some_and(|blocked| blocked(session, &to, inner)) {
+            return;
+        }
+        let mut delays = vec![MS / 5];
+        if let Some(at) = self.faults.iter().position(|fault| (fault.hits)(inner)) {
+            match self.faults[at].fate {
+                Fate::Lost => delays.clear(),
+                Fate::Twice => delays.push(MS * 300),
+                Fate::Late(by) => delays = vec![by],
+            }
+            self.faults[at].times -= 1;
+            if self.faults[at].times == 0 {
+                self.faults.remove(at);
+            }
+        }
+        let Noise { lose, twice, late } = self.noise;
+        if lose > 0.0 && self.rng.random_bool(lose) {
+            delays.clear();
+        }
+        if twice > 0.0 && self.rng.random_bool(twice) {
+            delays.push(MS * self.rng.random_range(1..1_000));
+        }
+        if late > 0.0 && self.rng.random_bool(late) {
+            let by = MS * self.rng.random_range(1..1_500);
+            delays.iter_mut().for_each(|delay| *delay += by);
+        }
+        for delay in delays {
+            let (from, to, message) = (session.clone(), to.clone(), message.clone());
+            self.at(delay, Due::Frame { from, to, message });
         }
     }
 
@@ -763,18 +1003,29 @@ impl World {
                         from_seq,
                         start: now,
                         end: None,
+                        to_seq: from_seq,
                     });
+                    self.stretches[stretch].to_seq = from_seq;
                 }
             }
             Action::Stop { name, how } => {
                 if let Some(task) = node.loops.get_mut(&name) {
                     task.stop = Some(how);
-                    if task.stuck {
+                    let generation = task.generation;
+                    if let Stop::Boundary { grace } = how
+                        && !task.stuck
+                    {
+                        let node = session.clone();
+                        self.at(grace, Due::Grace { node, name, generation });
+                    } else if task.stuck {
                         let epoch = task.lease.epoch;
                         let event = Event::Unstoppable { name, epoch };
                         self.at(MS * 100, Due::Deliver { to: session.clone(), event });
                     }
                 }
+            }
+            Action::FreeSlot(name) => {
+                node.slots.remove(&name);
             }
             Action::Permit { until } => node.permit = until,
             Action::Load { header } => {
@@ -876,6 +1127,7 @@ impl World {
             from_seq: seq,
             start: self.now,
             end: None,
+            to_seq: seq,
         });
         let name = spec.name.clone();
         let generation = self.order;
@@ -886,11 +1138,12 @@ impl World {
             lineage,
             seq,
             goal: self.goal,
-            step: self.step,
+            step: self.steps.get(&name).copied().unwrap_or(self.step),
             stop: None,
             generation,
             stretch,
             resumed_at: seq,
+            committed: None,
         };
         if let Some(node) = self.nodes.get_mut(session) {
             let claim = node.gossip[session].claims.get(&name);
@@ -898,12 +1151,14 @@ impl World {
             let replaced = node.loops.insert(name.clone(), task);
             assert!(replaced.is_none(), "{name} runs twice on {session}");
         }
-        self.at(self.step, Due::Step { node: session.clone(), name, generation });
+        let step = self.steps.get(&name).copied().unwrap_or(self.step);
+        self.at(step, Due::Step { node: session.clone(), name, generation });
     }
 
     fn step_done(&mut self, session: &SessionId, name: &Name, generation: u64) {
         let (now, paused) = (self.now, self.is_paused(session));
         let poisoned = self.poison.contains(name);
+        let failing = self.failing.contains(&(name.clone(), session.clone()));
         let Some(node) = self.nodes.get_mut(session) else { return };
         let permit = node.permit;
         let Some(task) = node.loops.get_mut(name).filter(|t| t.generation == generation) else {
@@ -919,7 +1174,14 @@ impl World {
             return self.crash(&session);
         }
         // A step that began under a permit that has lapsed must not commit; none starts.
-        let stopping = task.stop.is_some();
+        let mut stopping = task.stop.is_some();
+        // A slot is taken at the boundary, not while waiting for it: without one, another step.
+        if task.stop == Some(Stop::WithSlot) && !node.slots.contains(name) {
+            stopping = node.slots.len() < SLOTS;
+            if stopping {
+                node.slots.insert(name.clone());
+            }
+        }
         if now > permit && !stopping {
             return self.at(step, again);
         }
@@ -942,9 +1204,13 @@ impl World {
             progress: Some(Progress { done: task.seq, total: task.goal, note: String::new() }),
         };
         let state = Bytes::copy_from_slice(&task.seq.to_le_bytes());
+        task.committed = Some((header.clone(), state.clone()));
         let epoch = task.lease.epoch;
         let (done, seq, run) = (task.seq >= task.goal, task.seq, task.spec.run);
-        let event = if done {
+        let event = if failing {
+            let outcome = Outcome::Failed("the database is away".to_owned());
+            Event::Ended { name: name.clone(), epoch, outcome }
+        } else if done {
             self.finished.entry(name.clone()).or_default().push((run, seq));
             Event::Ended {
                 name: name.clone(),
@@ -956,12 +1222,31 @@ impl World {
             Event::Stopped { name: name.clone(), epoch, sealed, dropped: false }
         } else {
             self.at(step, again);
-            return self.give(session, Event::Committed { header, state, forced: false });
+            let forced = self.forced;
+            return self.give(session, Event::Committed { header, state, forced });
         };
         if let Some(task) = self.nodes.get_mut(session).and_then(|n| n.loops.remove(name)) {
             self.stretches[task.stretch].end = Some(now);
+            self.stretches[task.stretch].to_seq = task.seq;
         }
         self.give(session, event);
+    }
+
+    /// The step did not end in its grace: it is dropped, and the last commit stands.
+    fn grace_over(&mut self, session: &SessionId, name: &Name, generation: u64) {
+        if self.is_paused(session) {
+            let again = Due::Grace { node: session.clone(), name: name.clone(), generation };
+            return self.at(MS * 50, again);
+        }
+        let Some(node) = self.nodes.get_mut(session) else { return };
+        if node.loops.get(name).is_none_or(|task| task.generation != generation || task.stuck) {
+            return;
+        }
+        let Some(task) = node.loops.remove(name) else { return };
+        self.stretches[task.stretch].end = Some(self.now);
+        self.stretches[task.stretch].to_seq = task.seq;
+        let (name, epoch) = (name.clone(), task.lease.epoch);
+        self.give(session, Event::Stopped { name, epoch, sealed: task.committed, dropped: true });
     }
 
     // ---- the observer ---------------------------------------------------------------------
@@ -997,6 +1282,29 @@ impl World {
     pub(super) fn assert_no_overlap(&self) {
         let overlaps = self.overlaps();
         assert!(overlaps.is_empty(), "ran twice: {:#?}", overlaps.first());
+    }
+
+    /// The claim that one session publishes of a name.
+    pub(super) fn claim_of(&self, session: &SessionId, task: &str) -> Option<&Claim> {
+        self.nodes[session].gossip[session].claims.get(&name(task))
+    }
+
+    /// Who owns a name, as one node sees it.
+    pub(super) fn owner(&self, at: &SessionId, task: &str) -> Option<&Claim> {
+        self.nodes[at].owners.get(&name(task))
+    }
+
+    /// Stretches of a name that began after a point in time.
+    pub(super) fn since(&self, task: &str, from: Time) -> Vec<&Stretch> {
+        let task = name(task);
+        self.stretches.iter().filter(|s| s.name == task && s.start > from).collect()
+    }
+
+    /// The one session that runs a name.
+    pub(super) fn runner(&self, task: &str) -> SessionId {
+        let running = self.running(task);
+        assert_eq!(running.len(), 1, "{task} runs on {running:?}");
+        running[0].clone()
     }
 
     pub(super) fn told(&self, at: &SessionId, test: impl Fn(&Notice) -> bool) -> usize {
@@ -1053,4 +1361,17 @@ fn diff(of: &SessionId, old: &Published, new: &Published) -> Vec<Event> {
         events.push(Event::Claims { of: of.clone(), changes });
     }
     events
+}
+
+/// The task a message is about.
+fn subject(message: &Message) -> Option<&Name> {
+    match message {
+        Message::Relay { message, .. } => subject(message),
+        Message::Offer { claim, .. } | Message::Checkpoint { claim, .. } => Some(&claim.name),
+        Message::OfferReply { name, .. }
+        | Message::CheckpointReply { name, .. }
+        | Message::Transferred { name, .. }
+        | Message::Taken { name, .. } => Some(name),
+        _ => None,
+    }
 }
