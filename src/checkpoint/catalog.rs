@@ -196,7 +196,9 @@ impl Catalog {
                     plan.remove
                         .extend(run.spares.remove(&key(old)).iter().map(key));
                 }
-                if self.spares && let Some(spare) = superseded.pop() {
+                if self.spares
+                    && let Some(spare) = superseded.pop()
+                {
                     run.spares.insert(key(header), spare);
                 }
                 plan.remove.extend(superseded.iter().map(key));
@@ -251,8 +253,8 @@ impl Catalog {
             for head in headers {
                 plan.remove.extend(run.drop_branch(head));
             }
-            let removed_last = !plan.remove.is_empty() && run.heads.is_empty();
-            if !headers.is_empty() && !(removed_last && run.end.is_none()) {
+            let forgotten = !plan.remove.is_empty() && run.heads.is_empty() && run.end.is_none();
+            if !headers.is_empty() && !forgotten {
                 return plan;
             }
         } else if !headers.is_empty() {

@@ -78,10 +78,11 @@ fn only_the_newest_of_a_line_is_listed(fresh: Fresh<'_>) {
     }
     let last = header("a", 3, 10, "w", &state(10, 50));
     let taken = forked(&last, 4, 12, "other", &state(12, 50));
-    store
-        .write(put_as(taken.clone(), &state(12, 50)))
-        .unwrap();
-    assert_eq!(store.runs().unwrap()[0].checkpoints, [taken.clone()]);
+    store.write(put_as(taken.clone(), &state(12, 50))).unwrap();
+    assert_eq!(
+        store.runs().unwrap()[0].checkpoints,
+        std::slice::from_ref(&taken)
+    );
     assert!(read(&*store, &taken).is_some());
     assert_eq!(
         store.get(&name("a"), run(1), position(3, 5), &session("w")),
@@ -96,7 +97,10 @@ fn a_late_or_repeated_put_changes_nothing(fresh: Fresh<'_>) {
     store.write(put("a", 3, 9, &state(9, 50))).unwrap();
     store.write(put("a", 3, 9, &state(9, 50))).unwrap();
     store.write(put("a", 3, 2, &state(2, 50))).unwrap();
-    assert_eq!(store.runs().unwrap()[0].checkpoints, [newest.clone()]);
+    assert_eq!(
+        store.runs().unwrap()[0].checkpoints,
+        std::slice::from_ref(&newest)
+    );
     assert_eq!(read(&*store, &newest), Some((newest, state(9, 50))));
 }
 
@@ -107,9 +111,7 @@ fn branches_are_kept_apart(fresh: Fresh<'_>) {
     let taker = forked(&common, 11, 503, "t", &state(503, 50));
     let twin = forked(&common, 11, 503, "u", &state(77, 50));
     for (header, of) in [(&common, 500), (&taker, 503), (&long, 900), (&twin, 77)] {
-        store
-            .write(put_as(header.clone(), &state(of, 50)))
-            .unwrap();
+        store.write(put_as(header.clone(), &state(of, 50))).unwrap();
     }
     assert_eq!(
         store.runs().unwrap()[0].checkpoints,
@@ -241,7 +243,10 @@ fn a_failure_spares_what_a_higher_epoch_wrote(fresh: Fresh<'_>) {
         .write(put_as(majority.clone(), &state(503, 50)))
         .unwrap();
     store.write(failed).unwrap();
-    assert_eq!(store.runs().unwrap()[0].checkpoints, [majority.clone()]);
+    assert_eq!(
+        store.runs().unwrap()[0].checkpoints,
+        std::slice::from_ref(&majority)
+    );
     assert_eq!(read(&*store, &minority), None);
     assert_eq!(
         store.write(put_as(minority, &state(900, 50))),
@@ -251,9 +256,7 @@ fn a_failure_spares_what_a_higher_epoch_wrote(fresh: Fresh<'_>) {
         position: position(11, 504),
         ..majority
     };
-    store
-        .write(put_as(next.clone(), &state(503, 50)))
-        .unwrap();
+    store.write(put_as(next.clone(), &state(503, 50))).unwrap();
     assert_eq!(store.runs().unwrap()[0].checkpoints, [next]);
 }
 
@@ -302,7 +305,10 @@ fn branches_are_discarded_by_their_newest(fresh: Fresh<'_>) {
         "a replaced one needs no discarding"
     );
     store.write(discard(&left)).unwrap();
-    assert_eq!(store.runs().unwrap()[0].checkpoints, [right.clone()]);
+    assert_eq!(
+        store.runs().unwrap()[0].checkpoints,
+        std::slice::from_ref(&right)
+    );
     assert_eq!(read(&*store, &left), None);
     store.write(discard(&right)).unwrap();
     store.write(discard(&right)).unwrap();

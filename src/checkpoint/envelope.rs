@@ -64,8 +64,8 @@ pub(crate) fn decode(bytes: &Bytes) -> Result<(Header, Bytes), FrameError> {
 /// As [`decode`]: the header, and where the state stands.
 pub(crate) fn inspect(bytes: &[u8]) -> Result<(Header, Range<usize>), FrameError> {
     let (header, state) = FORMAT.open(bytes)?;
-    let header: Header =
-        rmp_serde::from_slice(header).map_err(|_| FrameError::Corrupt("its header is unreadable"))?;
+    let header: Header = rmp_serde::from_slice(header)
+        .map_err(|_| FrameError::Corrupt("its header is unreadable"))?;
     check(&header, state)?;
     let end = bytes.len() - FORMAT.trailer();
     Ok((header, end - state.len()..end))

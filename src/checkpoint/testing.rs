@@ -53,13 +53,7 @@ pub(crate) fn header(task: &str, epoch: u64, seq: u64, writer: &str, state: &[u8
 }
 
 /// `parent` continued under another lease.
-pub(crate) fn forked(
-    parent: &Header,
-    epoch: u64,
-    seq: u64,
-    writer: &str,
-    state: &[u8],
-) -> Header {
+pub(crate) fn forked(parent: &Header, epoch: u64, seq: u64, writer: &str, state: &[u8]) -> Header {
     Header {
         lineage: parent.lineage_after(),
         ..header(parent.name.as_str(), epoch, seq, writer, state)

@@ -29,10 +29,14 @@ use crate::core::ids::{Name, RunId, SessionId};
 #[non_exhaustive]
 pub(crate) enum OpenError {
     /// Somebody has it open.
-    #[error("the checkpoint file is in use: stop the other process, or give each node its own data directory")]
+    #[error(
+        "the checkpoint file is in use: stop the other process, or give each node its own data directory"
+    )]
     InUse,
     /// It is of another redb file format.
-    #[error("the checkpoint file has file format {0}, which this build cannot read: run the build that wrote it, or move the file away")]
+    #[error(
+        "the checkpoint file has file format {0}, which this build cannot read: run the build that wrote it, or move the file away"
+    )]
     Format(u8),
     /// The system failed.
     #[error("the checkpoint file cannot be opened: {message}; check its permissions and its disk")]
@@ -196,9 +200,11 @@ impl Inner {
         if plan.everything {
             ops.push(Op::RemoveCheckpoints(row_key.clone()));
         }
-        ops.extend(plan.remove.iter().map(|gone| {
-            Op::Remove(Table::Checkpoints, rows::checkpoint_key(&run_key, gone))
-        }));
+        ops.extend(
+            plan.remove
+                .iter()
+                .map(|gone| Op::Remove(Table::Checkpoints, rows::checkpoint_key(&run_key, gone))),
+        );
         match plan.record {
             Change::Keep => {}
             Change::Write => match self.record(&run_key) {
@@ -244,7 +250,7 @@ impl Inner {
             run: run_key.1,
             position: lost.0,
             what,
-            fell_back_to,
+            fell_back_to: fell_back_to.map(Box::new),
         };
         self.damage.push(damage.clone());
         damage
