@@ -21,10 +21,7 @@ pub type SharedClock = Arc<dyn Clock>;
 
 /// Both clocks at once, as the core wants them.
 pub(crate) fn now(clock: &dyn Clock) -> Now {
-    Now {
-        at: clock.boot(),
-        unix: clock.wall_ms() / 1000,
-    }
+    Now { at: clock.boot(), unix: clock.wall_ms() / 1000 }
 }
 
 /// The machine's clocks. Elsewhere than on Linux the monotonic clock may stand still in suspend.
@@ -42,8 +39,6 @@ impl Clock for SystemClock {
     }
 
     fn wall_ms(&self) -> u64 {
-        SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as u64)
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
     }
 }

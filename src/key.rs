@@ -16,13 +16,7 @@ impl Key {
 
     /// Of a secret text of high entropy (at least 128 bits; this is no password hash).
     pub fn from_secret(text: &str) -> Self {
-        Self(
-            Sha256::new()
-                .chain_update(b"handover key v1\0")
-                .chain_update(text)
-                .finalize()
-                .into(),
-        )
+        Self(Sha256::new().chain_update(b"handover key v1\0").chain_update(text).finalize().into())
     }
 
     pub(crate) const fn bytes(&self) -> &[u8; 32] {
@@ -31,10 +25,8 @@ impl Key {
 
     /// Names the key without giving it away.
     pub(crate) fn id(&self) -> [u8; 4] {
-        let digest = Sha256::new()
-            .chain_update(b"handover key id v1\0")
-            .chain_update(self.0)
-            .finalize();
+        let digest =
+            Sha256::new().chain_update(b"handover key id v1\0").chain_update(self.0).finalize();
         [digest[0], digest[1], digest[2], digest[3]]
     }
 }

@@ -28,12 +28,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn new(spec: Spec) -> Self {
-        Self {
-            spec,
-            heads: Branches::default(),
-            spares: BTreeMap::new(),
-            end: None,
-        }
+        Self { spec, heads: Branches::default(), spares: BTreeMap::new(), end: None }
     }
 
     pub(super) fn find(&self, position: Position, writer: &SessionId) -> Option<&Header> {
@@ -110,10 +105,7 @@ pub(super) struct Catalog {
 
 impl Catalog {
     pub(super) fn new(spares: bool) -> Self {
-        Self {
-            runs: BTreeMap::new(),
-            spares,
-        }
+        Self { runs: BTreeMap::new(), spares }
     }
 
     pub(super) fn get(&self, key: &RunKey) -> Option<&Run> {
@@ -148,11 +140,7 @@ impl Catalog {
     pub(super) fn plan(&mut self, write: &Write) -> Result<Plan, StoreError> {
         match write {
             Write::Put { spec, header, .. } => self.put(spec, header),
-            Write::End {
-                claim,
-                spec,
-                output,
-            } => self.end(claim, spec, output.is_some()),
+            Write::End { claim, spec, output } => self.end(claim, spec, output.is_some()),
             Write::DropOutput { name, run } => {
                 let mut plan = Plan::default();
                 let run = self.runs.get_mut(&(name.clone(), *run));
@@ -193,8 +181,7 @@ impl Catalog {
             Admission::Full => return Err(StoreError::TooManyBranches(Branches::MAX)),
             Admission::Kept { mut superseded } => {
                 for old in &superseded {
-                    plan.remove
-                        .extend(run.spares.remove(&key(old)).iter().map(key));
+                    plan.remove.extend(run.spares.remove(&key(old)).iter().map(key));
                 }
                 if self.spares
                     && let Some(spare) = superseded.pop()
@@ -224,17 +211,10 @@ impl Catalog {
         {
             return Ok(Plan::default());
         }
-        let ended: Vec<CheckpointKey> = run
-            .heads
-            .iter()
-            .filter(|head| ends(claim, head.position))
-            .map(key)
-            .collect();
+        let ended: Vec<CheckpointKey> =
+            run.heads.iter().filter(|head| ends(claim, head.position)).map(key).collect();
         let mut plan = Plan {
-            remove: ended
-                .iter()
-                .flat_map(|head| run.drop_branch(head))
-                .collect(),
+            remove: ended.iter().flat_map(|head| run.drop_branch(head)).collect(),
             record: Change::Write,
             output: match output {
                 true => Change::Write,
@@ -261,12 +241,7 @@ impl Catalog {
             return plan;
         }
         self.runs.remove(run_key);
-        Plan {
-            everything: true,
-            record: Change::Remove,
-            output: Change::Remove,
-            ..plan
-        }
+        Plan { everything: true, record: Change::Remove, output: Change::Remove, ..plan }
     }
 }
 

@@ -47,11 +47,7 @@ pub enum DecodeError {
 /// # Errors
 /// See [`EncodeError`].
 pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, limit: usize) -> Result<Bytes, EncodeError> {
-    let mut out = Bounded {
-        bytes: Vec::new(),
-        limit,
-        over: false,
-    };
+    let mut out = Bounded { bytes: Vec::new(), limit, over: false };
     let mut serializer = rmp_serde::Serializer::new(&mut out).with_struct_map();
     let written = value.serialize(&mut serializer);
     if out.over {
@@ -148,18 +144,10 @@ mod tests {
 
     #[test]
     fn an_upgrade_fills_added_fields_with_their_defaults() {
-        let old = Old {
-            done: 7,
-            name: "x".into(),
-        };
+        let old = Old { done: 7, name: "x".into() };
         assert_eq!(
             recoded::<_, New>(&old),
-            Ok(New {
-                done: 7,
-                inserted: vec![],
-                title: "x".into(),
-                added: None
-            })
+            Ok(New { done: 7, inserted: vec![], title: "x".into(), added: None })
         );
     }
 
@@ -178,13 +166,7 @@ mod tests {
             name: "x".into(),
             added: BTreeMap::from([("k".into(), (1, None))]),
         };
-        assert_eq!(
-            recoded::<_, Old>(&newer),
-            Ok(Old {
-                done: 7,
-                name: "x".into()
-            })
-        );
+        assert_eq!(recoded::<_, Old>(&newer), Ok(Old { done: 7, name: "x".into() }));
     }
 
     #[test]
@@ -194,10 +176,7 @@ mod tests {
             #[allow(dead_code)]
             demanded: u64,
         }
-        let old = Old {
-            done: 7,
-            name: "x".into(),
-        };
+        let old = Old { done: 7, name: "x".into() };
         let error = recoded::<_, Demanding>(&old).unwrap_err();
         assert!(
             matches!(&error, DecodeError::Mismatch(text) if text.contains("demanded")),
@@ -219,20 +198,11 @@ mod tests {
             CheckingAt { at: u64 },
             Writing { at: u64 },
         }
-        assert_eq!(
-            recoded::<_, After>(&Before::Writing { at: 3 }),
-            Ok(After::Writing { at: 3 })
-        );
-        assert_eq!(
-            recoded::<_, Before>(&After::Writing { at: 3 }),
-            Ok(Before::Writing { at: 3 })
-        );
+        assert_eq!(recoded::<_, After>(&Before::Writing { at: 3 }), Ok(After::Writing { at: 3 }));
+        assert_eq!(recoded::<_, Before>(&After::Writing { at: 3 }), Ok(Before::Writing { at: 3 }));
         for unknown in [After::Checking, After::CheckingAt { at: 3 }] {
             assert!(
-                matches!(
-                    recoded::<_, Before>(&unknown),
-                    Err(DecodeError::Mismatch(_))
-                ),
+                matches!(recoded::<_, Before>(&unknown), Err(DecodeError::Mismatch(_))),
                 "{unknown:?}"
             );
         }
@@ -253,15 +223,8 @@ mod tests {
             }
         }
         let reached = Cell::new(0);
-        assert_eq!(
-            encode(&Endless(&reached), 1000),
-            Err(EncodeError::TooLarge { limit: 1000 })
-        );
-        assert!(
-            reached.get() < 100,
-            "it went on to element {}",
-            reached.get()
-        );
+        assert_eq!(encode(&Endless(&reached), 1000), Err(EncodeError::TooLarge { limit: 1000 }));
+        assert!(reached.get() < 100, "it went on to element {}", reached.get());
     }
 
     #[test]
@@ -269,10 +232,7 @@ mod tests {
         let text = "x".repeat(100);
         let len = encode(&text, LIMIT).unwrap().len();
         assert_eq!(encode(&text, len).unwrap().len(), len);
-        assert_eq!(
-            encode(&text, len - 1),
-            Err(EncodeError::TooLarge { limit: len - 1 })
-        );
+        assert_eq!(encode(&text, len - 1), Err(EncodeError::TooLarge { limit: len - 1 }));
         assert_eq!(encode(&(), 0), Err(EncodeError::TooLarge { limit: 0 }));
     }
 

@@ -36,9 +36,7 @@ pub(crate) fn all(fresh: Fresh<'_>) {
 }
 
 fn read(store: &dyn CheckpointStore, header: &Header) -> Option<(Header, Bytes)> {
-    store
-        .get(&header.name, header.run, header.position, &header.writer)
-        .unwrap()
+    store.get(&header.name, header.run, header.position, &header.writer).unwrap()
 }
 
 fn finished(task: &str, epoch: u64, output: Option<&'static str>) -> Write {
@@ -113,10 +111,7 @@ fn branches_are_kept_apart(fresh: Fresh<'_>) {
     for (header, of) in [(&common, 500), (&taker, 503), (&long, 900), (&twin, 77)] {
         store.write(put_as(header.clone(), &state(of, 50))).unwrap();
     }
-    assert_eq!(
-        store.runs().unwrap()[0].checkpoints,
-        [long.clone(), taker.clone(), twin.clone()]
-    );
+    assert_eq!(store.runs().unwrap()[0].checkpoints, [long.clone(), taker.clone(), twin.clone()]);
     for (header, of) in [(long, 900), (taker, 503), (twin, 77)] {
         assert_eq!(read(&*store, &header), Some((header, state(of, 50))));
     }
@@ -125,10 +120,7 @@ fn branches_are_kept_apart(fresh: Fresh<'_>) {
 fn runs_of_one_name_are_kept_apart(fresh: Fresh<'_>) {
     let store = fresh();
     let first = header("a", 3, 1, "w", &state(1, 50));
-    let second = Header {
-        run: run(2),
-        ..header("a", 3, 1, "w", &state(2, 50))
-    };
+    let second = Header { run: run(2), ..header("a", 3, 1, "w", &state(2, 50)) };
     store.write(put_as(first.clone(), &state(1, 50))).unwrap();
     store.write(put_as(second.clone(), &state(2, 50))).unwrap();
     assert_eq!(read(&*store, &second), Some((second, state(2, 50))));
@@ -145,13 +137,7 @@ fn names_that_share_a_prefix_are_kept_apart(fresh: Fresh<'_>) {
         store.write(put(task, 3, 1, &state(1, 50))).unwrap();
     }
     for task in ["ab", "a"] {
-        store
-            .write(Write::Discard {
-                name: name(task),
-                run: run(1),
-                headers: vec![],
-            })
-            .unwrap();
+        store.write(Write::Discard { name: name(task), run: run(1), headers: vec![] }).unwrap();
     }
     let left = header("abc", 3, 1, "w", &state(1, 50));
     assert_eq!(store.runs().unwrap().len(), 1);
@@ -175,10 +161,7 @@ fn an_end_replaces_the_checkpoints(fresh: Fresh<'_>) {
             end: Some((claim("a", 5, Phase::Finished), true)),
         }]
     );
-    assert_eq!(
-        store.get_output(&name("a"), run(1)),
-        Ok(Some(Bytes::from_static(b"out")))
-    );
+    assert_eq!(store.get_output(&name("a"), run(1)), Ok(Some(Bytes::from_static(b"out"))));
     for gone in [left, right] {
         assert_eq!(read(&*store, &gone), None);
     }
@@ -192,56 +175,31 @@ fn an_end_replaces_the_checkpoints(fresh: Fresh<'_>) {
 }
 
 fn ends_are_joined_in_the_order_of_claims(fresh: Fresh<'_>) {
-    let cancelled = Write::End {
-        claim: claim("a", 2, Phase::Cancelled),
-        spec: spec("a", 1),
-        output: None,
-    };
-    let writes = [
-        finished("a", 5, Some("high")),
-        finished("a", 4, Some("low")),
-    ];
+    let cancelled =
+        Write::End { claim: claim("a", 2, Phase::Cancelled), spec: spec("a", 1), output: None };
+    let writes = [finished("a", 5, Some("high")), finished("a", 4, Some("low"))];
     for order in [[0, 1], [1, 0]] {
         let store = fresh();
         for at in order {
             let write: &Write = &writes[at];
             store.write(write.clone()).unwrap();
         }
-        assert_eq!(
-            store.get_output(&name("a"), run(1)),
-            Ok(Some(Bytes::from_static(b"high")))
-        );
+        assert_eq!(store.get_output(&name("a"), run(1)), Ok(Some(Bytes::from_static(b"high"))));
         store.write(cancelled.clone()).unwrap();
         store.write(writes[0].clone()).unwrap();
-        assert_eq!(
-            store.runs().unwrap()[0].end,
-            Some((claim("a", 2, Phase::Cancelled), false))
-        );
+        assert_eq!(store.runs().unwrap()[0].end, Some((claim("a", 2, Phase::Cancelled), false)));
         assert_eq!(store.get_output(&name("a"), run(1)), Ok(None));
     }
 }
 
 fn a_failure_spares_what_a_higher_epoch_wrote(fresh: Fresh<'_>) {
     let store = fresh();
-    let failed = Write::End {
-        claim: claim("a", 10, Phase::Failed),
-        spec: spec("a", 1),
-        output: None,
-    };
+    let failed =
+        Write::End { claim: claim("a", 10, Phase::Failed), spec: spec("a", 1), output: None };
     let minority = header("a", 10, 900, "w", &state(900, 50));
-    let majority = forked(
-        &header("a", 9, 500, "v", b""),
-        11,
-        503,
-        "t",
-        &state(503, 50),
-    );
-    store
-        .write(put_as(minority.clone(), &state(900, 50)))
-        .unwrap();
-    store
-        .write(put_as(majority.clone(), &state(503, 50)))
-        .unwrap();
+    let majority = forked(&header("a", 9, 500, "v", b""), 11, 503, "t", &state(503, 50));
+    store.write(put_as(minority.clone(), &state(900, 50))).unwrap();
+    store.write(put_as(majority.clone(), &state(503, 50))).unwrap();
     store.write(failed).unwrap();
     assert_eq!(
         store.runs().unwrap()[0].checkpoints,
@@ -262,26 +220,14 @@ fn a_failure_spares_what_a_higher_epoch_wrote(fresh: Fresh<'_>) {
 
 fn an_output_can_go_and_the_tombstone_stays(fresh: Fresh<'_>) {
     let store = fresh();
-    let drop_output = Write::DropOutput {
-        name: name("a"),
-        run: run(1),
-    };
+    let drop_output = Write::DropOutput { name: name("a"), run: run(1) };
     store.write(drop_output.clone()).unwrap();
     assert_eq!(store.runs(), Ok(vec![]), "of a run that is not there");
     store.write(finished("a", 5, Some("out"))).unwrap();
     store.write(drop_output).unwrap();
     assert_eq!(store.get_output(&name("a"), run(1)), Ok(None));
-    assert_eq!(
-        store.runs().unwrap()[0].end,
-        Some((claim("a", 5, Phase::Finished), false))
-    );
-    store
-        .write(Write::Discard {
-            name: name("a"),
-            run: run(1),
-            headers: vec![],
-        })
-        .unwrap();
+    assert_eq!(store.runs().unwrap()[0].end, Some((claim("a", 5, Phase::Finished), false)));
+    store.write(Write::Discard { name: name("a"), run: run(1), headers: vec![] }).unwrap();
     assert_eq!(store.runs(), Ok(vec![]));
 }
 
@@ -327,36 +273,18 @@ fn what_is_no_checkpoint_is_refused(fresh: Fresh<'_>) {
     ));
     let mut long = honest.clone();
     long.len += 1;
-    assert!(matches!(
-        refused(long, state(1, 50)),
-        Err(StoreError::Unfit(FrameError::Corrupt(_)))
-    ));
+    assert!(matches!(refused(long, state(1, 50)), Err(StoreError::Unfit(FrameError::Corrupt(_)))));
     let huge = Bytes::from(vec![0; envelope::MAX_STATE + 1]);
     assert!(matches!(
         refused(header("a", 3, 1, "w", &huge), huge),
         Err(StoreError::Unfit(FrameError::TooLarge { .. }))
     ));
     for contradiction in [
-        Write::Put {
-            spec: spec("b", 1),
-            header: honest,
-            state: state(1, 50),
-        },
-        Write::End {
-            claim: claim("a", 3, Phase::Running),
-            spec: spec("a", 1),
-            output: None,
-        },
-        Write::End {
-            claim: claim("a", 3, Phase::Finished),
-            spec: spec("a", 2),
-            output: None,
-        },
+        Write::Put { spec: spec("b", 1), header: honest, state: state(1, 50) },
+        Write::End { claim: claim("a", 3, Phase::Running), spec: spec("a", 1), output: None },
+        Write::End { claim: claim("a", 3, Phase::Finished), spec: spec("a", 2), output: None },
     ] {
-        assert!(matches!(
-            store.write(contradiction),
-            Err(StoreError::Invalid(_))
-        ));
+        assert!(matches!(store.write(contradiction), Err(StoreError::Invalid(_))));
     }
     assert_eq!(store.runs(), Ok(vec![]));
 }
@@ -399,15 +327,8 @@ fn any_batching_of_writes_gives_the_same(fresh: Fresh<'_>) {
         let task = ["a", "b", "c"][usize::from(task)];
         match what {
             0 => finished(task, epoch, Some("out")),
-            1 => Write::DropOutput {
-                name: name(task),
-                run: run(1),
-            },
-            2 => Write::Discard {
-                name: name(task),
-                run: run(1),
-                headers: vec![],
-            },
+            1 => Write::DropOutput { name: name(task), run: run(1) },
+            2 => Write::Discard { name: name(task), run: run(1), headers: vec![] },
             3 => Write::Discard {
                 name: name(task),
                 run: run(1),
@@ -422,19 +343,13 @@ fn any_batching_of_writes_gives_the_same(fresh: Fresh<'_>) {
         }
     });
     // Few cases: a durable store syncs every write.
-    let config = ProptestConfig {
-        cases: 12,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    };
+    let config =
+        ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() };
     TestRunner::new(config)
         .run(&prop::collection::vec(write, 1..30), |writes| {
             let (together, singly) = (fresh(), fresh());
             let batched = together.apply(writes.clone());
-            let each: Vec<_> = writes
-                .into_iter()
-                .map(|write| singly.write(write))
-                .collect();
+            let each: Vec<_> = writes.into_iter().map(|write| singly.write(write)).collect();
             prop_assert_eq!(batched, each);
             let listed = together.runs().unwrap();
             prop_assert_eq!(&listed, &singly.runs().unwrap());

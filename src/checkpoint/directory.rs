@@ -18,12 +18,7 @@ const LOCK: &str = "lock";
 const IDENTITY: &str = "identity";
 const CHECKPOINTS: &str = "checkpoints.redb";
 
-const FORMAT: Format = Format {
-    magic: *b"HOID",
-    version: 1,
-    max_header: 0,
-    max_body: 16 << 20,
-};
+const FORMAT: Format = Format { magic: *b"HOID", version: 1, max_header: 0, max_body: 16 << 20 };
 
 /// Why a data directory could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -148,15 +143,8 @@ impl DataDirectory {
         cluster: &str,
         nonce: Uuid,
     ) -> Result<(Self, Inheritance), DirectoryError> {
-        let unusable = |source| DirectoryError::Unusable {
-            path: path.to_owned(),
-            source,
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(unusable)?;
+        let unusable = |source| DirectoryError::Unusable { path: path.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
         let lock = lock(path)?;
         let known = read(path)?;
         if let Some(known) = &known {
@@ -188,11 +176,7 @@ impl DataDirectory {
             members: inheritance.members.clone(),
         };
         write(path, &identity).map_err(unusable)?;
-        let directory = Self {
-            path: path.to_owned(),
-            identity: Mutex::new(identity),
-            _lock: lock,
-        };
+        let directory = Self { path: path.to_owned(), identity: Mutex::new(identity), _lock: lock };
         Ok((directory, inheritance))
     }
 
@@ -224,10 +208,8 @@ impl DataDirectory {
         if changed == *identity {
             return Ok(());
         }
-        write(&self.path, &changed).map_err(|source| DirectoryError::Unusable {
-            path: self.path.clone(),
-            source,
-        })?;
+        write(&self.path, &changed)
+            .map_err(|source| DirectoryError::Unusable { path: self.path.clone(), source })?;
         *identity = changed;
         Ok(())
     }
@@ -235,10 +217,7 @@ impl DataDirectory {
 
 /// The lock file is never deleted: another process might just have opened it.
 fn lock(path: &Path) -> Result<File, DirectoryError> {
-    let unusable = |source| DirectoryError::Unusable {
-        path: path.to_owned(),
-        source,
-    };
+    let unusable = |source| DirectoryError::Unusable { path: path.to_owned(), source };
     let mut file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -259,9 +238,7 @@ fn lock(path: &Path) -> Result<File, DirectoryError> {
         Err(error) => return Err(unusable(error.into())),
     }
     // For the text of somebody else's error; the lock holds without it.
-    let _ = file
-        .set_len(0)
-        .and_then(|()| writeln!(file, "{}", std::process::id()));
+    let _ = file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id()));
     Ok(file)
 }
 
@@ -282,10 +259,7 @@ fn read(path: &Path) -> Result<Option<Identity>, DirectoryError> {
             })?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
-            return Err(DirectoryError::Unusable {
-                path: path.to_owned(),
-                source,
-            });
+            return Err(DirectoryError::Unusable { path: path.to_owned(), source });
         }
     };
     let (_, body) = FORMAT.open(&bytes).map_err(damaged)?;
@@ -330,11 +304,7 @@ mod tests {
     }
 
     fn members() -> Vec<Member> {
-        vec![Member {
-            session: session("b"),
-            address: ([127, 0, 0, 1], 7000).into(),
-            seen_ms: 5,
-        }]
+        vec![Member { session: session("b"), address: ([127, 0, 0, 1], 7000).into(), seen_ms: 5 }]
     }
 
     #[test]
@@ -347,11 +317,8 @@ mod tests {
         directory.save_generation(30).unwrap();
         directory.save_members(members()).unwrap();
         drop(directory);
-        let expected = |n| Inheritance {
-            predecessor: Some(nonce(n)),
-            generation: 40,
-            members: members(),
-        };
+        let expected =
+            |n| Inheritance { predecessor: Some(nonce(n)), generation: 40, members: members() };
         assert_eq!(open(&path, 2).unwrap().1, expected(1));
         assert_eq!(open(&path, 3).unwrap().1, expected(2), "inherited unsaved");
     }

@@ -11,12 +11,8 @@ use crate::core::branch::Header;
 /// Bound on a state in bytes: 64 MiB (Rule 26).
 pub(crate) const MAX_STATE: usize = 64 << 20;
 
-const FORMAT: Format = Format {
-    magic: *b"HOCP",
-    version: 1,
-    max_header: 64 << 10,
-    max_body: MAX_STATE,
-};
+const FORMAT: Format =
+    Format { magic: *b"HOCP", version: 1, max_header: 64 << 10, max_body: MAX_STATE };
 
 /// The hash that [`Header::hash`] holds.
 pub(crate) fn hash(state: &[u8]) -> u128 {
@@ -89,27 +85,17 @@ mod tests {
         let state = Bytes::from_static(b"\x81\xa4done\x2a");
         let mut header = testing::header("fixtures/golden", 12, 3456, "writer", &state);
         header.run.uuid = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
-        header.lineage = vec![Ancestor {
-            epoch: Epoch(11),
-            writer: testing::session("before"),
-            seq: 3400,
-        }];
+        header.lineage =
+            vec![Ancestor { epoch: Epoch(11), writer: testing::session("before"), seq: 3400 }];
         header.wall_ms = 1_700_000_000_000;
-        header.progress = Some(Progress {
-            done: 42,
-            total: 100,
-            note: "chunks".into(),
-        });
+        header.progress = Some(Progress { done: 42, total: 100, note: "chunks".into() });
         (header, state)
     }
 
     #[test]
     fn the_golden_checkpoint_of_version_1_decodes() {
         let (header, state) = golden();
-        assert_eq!(
-            decode(&Bytes::from_static(GOLDEN)),
-            Ok((header.clone(), state.clone()))
-        );
+        assert_eq!(decode(&Bytes::from_static(GOLDEN)), Ok((header.clone(), state.clone())));
         assert_eq!(
             encode(&header, &state).unwrap(),
             GOLDEN,
@@ -162,10 +148,7 @@ mod tests {
     #[test]
     fn a_state_that_is_not_the_headers_is_refused_both_ways() {
         let (header, _) = golden();
-        assert!(matches!(
-            encode(&header, b"another"),
-            Err(FrameError::Corrupt(_))
-        ));
+        assert!(matches!(encode(&header, b"another"), Err(FrameError::Corrupt(_))));
         let packed = rmp_serde::to_vec_named(&header).unwrap();
         let bytes = FORMAT.seal(&packed, b"another").unwrap();
         assert!(matches!(decode(&bytes.into()), Err(FrameError::Corrupt(_))));
@@ -184,10 +167,7 @@ mod tests {
     #[test]
     fn a_position_of_any_size_survives() {
         let (mut header, state) = golden();
-        header.position = Position {
-            epoch: Epoch(u64::MAX),
-            seq: u64::MAX,
-        };
+        header.position = Position { epoch: Epoch(u64::MAX), seq: u64::MAX };
         let bytes = encode(&header, &state).unwrap();
         assert_eq!(decode(&bytes.into()), Ok((header, state)));
     }

@@ -90,10 +90,7 @@ impl Format {
     /// See [`FrameError`].
     pub(crate) fn open<'a>(&self, bytes: &'a [u8]) -> Result<(&'a [u8], &'a [u8]), FrameError> {
         let found = bytes.len() as u64;
-        let too_short = FrameError::Truncated {
-            found,
-            expected: (FIXED + CHECKSUM) as u64,
-        };
+        let too_short = FrameError::Truncated { found, expected: (FIXED + CHECKSUM) as u64 };
         let Some((magic, rest)) = bytes.split_first_chunk::<4>() else {
             return Err(too_short);
         };
@@ -111,10 +108,9 @@ impl Format {
         if version != self.version {
             // Only an intact record can be believed to be of another version.
             return Err(match intact {
-                true if version > self.version => FrameError::NewerFormat {
-                    found: version,
-                    supported: self.version,
-                },
+                true if version > self.version => {
+                    FrameError::NewerFormat { found: version, supported: self.version }
+                }
                 true => FrameError::Corrupt("its version was never in use"),
                 false => FrameError::Corrupt("its checksum does not match"),
             });
@@ -127,9 +123,8 @@ impl Format {
         };
         let header_len = u64::from(u32::from_be_bytes(*header_len));
         let body_len = u64::from_be_bytes(*body_len);
-        let expected = body_len
-            .saturating_add(header_len)
-            .saturating_add((FIXED + CHECKSUM) as u64);
+        let expected =
+            body_len.saturating_add(header_len).saturating_add((FIXED + CHECKSUM) as u64);
         if !intact {
             let cut = expected > found && self.check(header_len, body_len).is_ok();
             return Err(match cut {
@@ -153,10 +148,9 @@ impl Format {
     }
 
     fn check(&self, header: u64, body: u64) -> Result<(), FrameError> {
-        for (what, len, limit) in [
-            ("header", header, self.max_header as u64),
-            ("body", body, self.max_body as u64),
-        ] {
+        for (what, len, limit) in
+            [("header", header, self.max_header as u64), ("body", body, self.max_body as u64)]
+        {
             if len > limit {
                 return Err(FrameError::TooLarge { what, len, limit });
             }
@@ -176,12 +170,7 @@ mod tests {
 
     use super::*;
 
-    const FORMAT: Format = Format {
-        magic: *b"TEST",
-        version: 2,
-        max_header: 100,
-        max_body: 1000,
-    };
+    const FORMAT: Format = Format { magic: *b"TEST", version: 2, max_header: 100, max_body: 1000 };
 
     /// With a checksum that matches, as only a writer with other rules could have made it.
     fn resealed(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -195,25 +184,16 @@ mod tests {
     fn a_newer_version_is_told_from_damage() {
         let mut bytes = FORMAT.seal(b"head", b"body").unwrap();
         bytes[5] = 3;
-        assert_eq!(
-            FORMAT.open(&bytes),
-            Err(FrameError::Corrupt("its checksum does not match"))
-        );
+        assert_eq!(FORMAT.open(&bytes), Err(FrameError::Corrupt("its checksum does not match")));
         assert_eq!(
             FORMAT.open(&resealed(bytes)),
-            Err(FrameError::NewerFormat {
-                found: 3,
-                supported: 2
-            })
+            Err(FrameError::NewerFormat { found: 3, supported: 2 })
         );
     }
 
     #[test]
     fn a_foreign_record_is_named_as_such() {
-        let other = Format {
-            magic: *b"TSET",
-            ..FORMAT
-        };
+        let other = Format { magic: *b"TSET", ..FORMAT };
         let bytes = other.seal(b"head", b"body").unwrap();
         assert_eq!(FORMAT.open(&bytes), Err(FrameError::Foreign));
     }
@@ -228,15 +208,9 @@ mod tests {
             FORMAT.seal(b"", &[0; 1001]),
             Err(FrameError::TooLarge { what: "body", .. })
         ));
-        let generous = Format {
-            max_body: 5000,
-            ..FORMAT
-        };
+        let generous = Format { max_body: 5000, ..FORMAT };
         let bytes = generous.seal(b"", &[0; 1001]).unwrap();
-        assert!(matches!(
-            FORMAT.open(&bytes),
-            Err(FrameError::TooLarge { what: "body", .. })
-        ));
+        assert!(matches!(FORMAT.open(&bytes), Err(FrameError::TooLarge { what: "body", .. })));
     }
 
     #[test]
@@ -246,10 +220,7 @@ mod tests {
             bytes[at] = value;
             let found = FORMAT.open(&resealed(bytes)).map(|_| ());
             assert!(
-                matches!(
-                    found,
-                    Err(FrameError::TooLarge { .. } | FrameError::Corrupt(_))
-                ),
+                matches!(found, Err(FrameError::TooLarge { .. } | FrameError::Corrupt(_))),
                 "byte {at}: {found:?}"
             );
         }

@@ -36,10 +36,7 @@ impl MemoryStore {
     /// Holds up to `limit` bytes of states, outputs and arguments, with 1 KiB for what goes with
     /// each.
     pub(crate) fn new(limit: u64) -> Self {
-        Self {
-            limit,
-            inner: Mutex::default(),
-        }
+        Self { limit, inner: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -65,10 +62,8 @@ impl Inner {
         if plan.is_empty() {
             return Ok(());
         }
-        let (states, output) = (
-            self.states.get(&run_key).cloned(),
-            self.outputs.get(&run_key).cloned(),
-        );
+        let (states, output) =
+            (self.states.get(&run_key).cloned(), self.outputs.get(&run_key).cloned());
         self.carry_out(&run_key, plan, write);
         let used = self.used - weighed + self.weight(&run_key);
         // What frees room is never refused for want of it.
@@ -115,9 +110,7 @@ impl Inner {
         OVERHEAD
             + run.spec.args.len() as u64
             + output as u64
-            + states
-                .map(|(_, state)| OVERHEAD + state.len() as u64)
-                .sum::<u64>()
+            + states.map(|(_, state)| OVERHEAD + state.len() as u64).sum::<u64>()
     }
 }
 
@@ -131,10 +124,7 @@ fn restore<V>(map: &mut BTreeMap<RunKey, V>, key: RunKey, value: Option<V>) {
 impl CheckpointStore for MemoryStore {
     fn apply(&self, batch: Vec<Write>) -> Vec<Result<(), StoreError>> {
         let mut inner = self.lock();
-        batch
-            .into_iter()
-            .map(|write| inner.apply(write, self.limit))
-            .collect()
+        batch.into_iter().map(|write| inner.apply(write, self.limit)).collect()
     }
 
     fn get(
@@ -146,10 +136,7 @@ impl CheckpointStore for MemoryStore {
     ) -> Result<Option<(Header, Bytes)>, StoreError> {
         let inner = self.lock();
         let run_key = (name.clone(), run);
-        let header = inner
-            .catalog
-            .get(&run_key)
-            .and_then(|run| run.find(position, writer));
+        let header = inner.catalog.get(&run_key).and_then(|run| run.find(position, writer));
         Ok(header.and_then(|header| {
             let state = inner.states.get(&run_key)?.get(&key(header))?;
             Some((header.clone(), state.clone()))
@@ -210,13 +197,7 @@ mod tests {
             Ok(Some((kept, state(1, 40_000))))
         );
 
-        store
-            .write(Write::Discard {
-                name: name("one"),
-                run: run(1),
-                headers: vec![],
-            })
-            .unwrap();
+        store.write(Write::Discard { name: name("one"), run: run(1), headers: vec![] }).unwrap();
         store.write(put("three", 1, 1, &state(1, 40_000))).unwrap();
         let inner = store.lock();
         let weights = ["two", "three"].map(|task| inner.weight(&(name(task), run(1))));

@@ -81,9 +81,7 @@ pub(crate) trait CheckpointStore: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// See [`StoreError`].
     fn write(&self, write: Write) -> Result<(), StoreError> {
-        self.apply(vec![write])
-            .pop()
-            .unwrap_or(Err(StoreError::Stopped))
+        self.apply(vec![write]).pop().unwrap_or(Err(StoreError::Stopped))
     }
 }
 
@@ -262,24 +260,16 @@ pub(crate) enum Damage {
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Checkpoint {
-                name,
-                run,
-                position,
-                what,
-                fell_back_to,
-            } => {
+            Self::Checkpoint { name, run, position, what, fell_back_to } => {
                 write!(
                     f,
                     "checkpoint {}/{} of task {name} (run {run}) is unusable here: {what}; ",
                     position.epoch, position.seq
                 )?;
                 match fell_back_to {
-                    Some(header) => write!(
-                        f,
-                        "fell back to {}/{}",
-                        header.position.epoch, header.position.seq
-                    ),
+                    Some(header) => {
+                        write!(f, "fell back to {}/{}", header.position.epoch, header.position.seq)
+                    }
                     None => f.write_str("none is left here, its replicas may have it"),
                 }
             }

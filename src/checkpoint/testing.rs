@@ -17,10 +17,7 @@ pub(crate) fn name(name: &str) -> Name {
 }
 
 pub(crate) fn run(number: u64) -> RunId {
-    RunId {
-        number,
-        uuid: Uuid::from_u128(u128::from(number)),
-    }
+    RunId { number, uuid: Uuid::from_u128(u128::from(number)) }
 }
 
 pub(crate) fn session(node: &str) -> SessionId {
@@ -28,10 +25,7 @@ pub(crate) fn session(node: &str) -> SessionId {
 }
 
 pub(crate) fn position(epoch: u64, seq: u64) -> Position {
-    Position {
-        epoch: Epoch(epoch),
-        seq,
-    }
+    Position { epoch: Epoch(epoch), seq }
 }
 
 /// Of run 1.
@@ -74,13 +68,11 @@ pub(crate) fn claim(task: &str, epoch: u64, phase: Phase) -> Claim {
         name: name(task),
         session: session("owner"),
         number: 1,
+        version: 1,
         run: run(1),
         epoch: Epoch(epoch),
         phase,
-        terms: Terms {
-            mode: Mode::Available,
-            silence_floor: Duration::from_secs(10),
-        },
+        terms: Terms { mode: Mode::Available, silence_floor: Duration::from_secs(10) },
         replicas: Vec::new(),
         floor: None,
         checkpointed: true,
@@ -101,10 +93,7 @@ pub(crate) fn put(task: &str, epoch: u64, seq: u64, state: &Bytes) -> Write {
 
 pub(crate) fn put_as(header: Header, state: &Bytes) -> Write {
     Write::Put {
-        spec: Spec {
-            run: header.run,
-            ..spec(header.name.as_str(), 1)
-        },
+        spec: Spec { run: header.run, ..spec(header.name.as_str(), 1) },
         header,
         state: state.clone(),
     }

@@ -87,10 +87,7 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            requests: 4096,
-            bytes: 256 << 20,
-        }
+        Self { requests: 4096, bytes: 256 << 20 }
     }
 }
 
@@ -109,15 +106,8 @@ pub(crate) struct StoreWorker<T> {
 
 #[derive(Debug)]
 enum Way<T> {
-    Inline {
-        store: Arc<dyn CheckpointStore>,
-        replies: mpsc::Sender<Answer<T>>,
-    },
-    Queued {
-        jobs: mpsc::Sender<Job<T>>,
-        bytes: Arc<Semaphore>,
-        limit: usize,
-    },
+    Inline { store: Arc<dyn CheckpointStore>, replies: mpsc::Sender<Answer<T>> },
+    Queued { jobs: mpsc::Sender<Job<T>>, bytes: Arc<Semaphore>, limit: usize },
 }
 
 #[derive(Debug)]
@@ -144,11 +134,7 @@ impl<T: Send + 'static> StoreWorker<T> {
                 let (jobs, queue) = mpsc::channel(requests);
                 let limit = limits.bytes.clamp(1, u32::MAX as usize);
                 handle.spawn(drive(store, handle.clone(), queue, replies, limit));
-                Way::Queued {
-                    jobs,
-                    bytes: Arc::new(Semaphore::new(limit)),
-                    limit,
-                }
+                Way::Queued { jobs, bytes: Arc::new(Semaphore::new(limit)), limit }
             }
         };
         (Self { way }, answers)
@@ -176,10 +162,9 @@ impl<T: Send + 'static> StoreWorker<T> {
             }
             Way::Queued { jobs, bytes, limit } => {
                 let weight = weight(&request).min(*limit) as u32;
-                let (Ok(slot), Ok(room)) = (
-                    jobs.try_reserve(),
-                    bytes.clone().try_acquire_many_owned(weight),
-                ) else {
+                let (Ok(slot), Ok(room)) =
+                    (jobs.try_reserve(), bytes.clone().try_acquire_many_owned(weight))
+                else {
                     return Err(QueueFull(tag, request));
                 };
                 slot.send(Job { tag, request, room });

@@ -101,10 +101,7 @@ async fn either_way_answers_in_order_what_it_did_in_order() {
             write(1, 10),
             load(1),
             write(2, 10),
-            Request::Output {
-                name: name("a"),
-                run: run_id(1),
-            },
+            Request::Output { name: name("a"), run: run_id(1) },
             load(1),
             load(2),
         ]
@@ -160,10 +157,7 @@ async fn writes_that_wait_share_a_transaction() {
 #[tokio::test]
 async fn a_full_queue_gives_the_request_back() {
     let (store, _batches) = Gated::new();
-    let limits = Limits {
-        requests: 4,
-        bytes: 1000,
-    };
+    let limits = Limits { requests: 4, bytes: 1000 };
     let handle = Handle::current();
     let (worker, mut receiver) =
         StoreWorker::new(store.clone(), Execution::Blocking(handle), limits);
@@ -194,10 +188,7 @@ async fn a_full_queue_gives_the_request_back() {
 
 #[tokio::test]
 async fn a_write_over_the_bound_of_bytes_passes_alone() {
-    let limits = Limits {
-        requests: 4,
-        bytes: 1000,
-    };
+    let limits = Limits { requests: 4, bytes: 1000 };
     let store = Arc::new(MemoryStore::default());
     let (worker, mut receiver) =
         StoreWorker::new(store, Execution::Blocking(Handle::current()), limits);
@@ -209,10 +200,7 @@ async fn a_write_over_the_bound_of_bytes_passes_alone() {
 
 #[tokio::test]
 async fn inline_takes_nothing_more_until_its_answers_are_read() {
-    let limits = Limits {
-        requests: 2,
-        ..Limits::default()
-    };
+    let limits = Limits { requests: 2, ..Limits::default() };
     let store = Arc::new(MemoryStore::default());
     let (worker, mut receiver) = StoreWorker::new(store.clone(), Execution::Inline, limits);
     worker.submit(1, write(1, 1)).unwrap();
@@ -260,14 +248,7 @@ async fn a_panicking_store_is_answered_for() {
         Limits::default(),
     );
     worker.submit(1, write(1, 1)).unwrap();
-    assert_eq!(
-        receiver.recv().await.unwrap().reply,
-        Reply::Written(Err(StoreError::Stopped))
-    );
+    assert_eq!(receiver.recv().await.unwrap().reply, Reply::Written(Err(StoreError::Stopped)));
     worker.submit(2, load(1)).unwrap();
-    assert_eq!(
-        receiver.recv().await.unwrap().reply,
-        Reply::Loaded(Ok(None)),
-        "and goes on"
-    );
+    assert_eq!(receiver.recv().await.unwrap().reply, Reply::Loaded(Ok(None)), "and goes on");
 }

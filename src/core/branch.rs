@@ -153,9 +153,8 @@ impl Branches {
         if self.0.iter().any(|kept| kept.descends_from(&header)) {
             return Admission::Known;
         }
-        let (superseded, mut kept): (Vec<_>, Vec<_>) = std::mem::take(&mut self.0)
-            .into_iter()
-            .partition(|kept| header.descends_from(kept));
+        let (superseded, mut kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.0).into_iter().partition(|kept| header.descends_from(kept));
         let full = kept.len() >= Self::MAX;
         if !full {
             let at = kept.partition_point(|kept| kept.key() < header.key());
@@ -170,10 +169,7 @@ impl Branches {
 
     /// Forgets one of the branches' newest checkpoints: reconciled, or found to be damaged.
     pub fn remove(&mut self, position: Position, writer: &SessionId) -> Option<Header> {
-        let at = self
-            .0
-            .iter()
-            .position(|kept| kept.key() == (position, writer))?;
+        let at = self.0.iter().position(|kept| kept.key() == (position, writer))?;
         Some(self.0.remove(at))
     }
 
@@ -191,6 +187,33 @@ impl Branches {
                 .then(a.position.seq.cmp(&b.position.seq))
                 .then_with(|| a.key().cmp(&b.key()))
         })
+    }
+}
+
+impl Branches {
+    /// The best branch at or above the floor (Rule 20).
+    pub fn best_from(&self, floor: Option<Position>) -> Option<&Header> {
+        match floor {
+            None => self.best(),
+            Some(floor) => {
+                let above = self.0.iter().filter(|h| h.position >= floor).cloned().collect();
+                let best = Self(above).best().cloned()?;
+                self.0.iter().find(|header| **header == best)
+            }
+        }
+    }
+
+    /// Forgets one checkpoint: it could not be stored, or not be read.
+    pub fn drop_exact(&mut self, header: &Header) {
+        self.0.retain(|kept| kept != header);
+    }
+
+    /// Forgets what a checkpoint's line contains, and names it.
+    pub fn drop_contained(&mut self, header: &Header) -> Vec<Header> {
+        let (contained, rest) =
+            std::mem::take(&mut self.0).into_iter().partition(|kept| header.descends_from(kept));
+        self.0 = rest;
+        contained
     }
 }
 

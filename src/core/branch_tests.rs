@@ -9,24 +9,15 @@ use super::*;
 use crate::core::ids::NodeId;
 
 fn writer(n: u8) -> SessionId {
-    SessionId::new(
-        NodeId::new(format!("n{n}")).unwrap(),
-        Uuid::from_u128(u128::from(n)),
-    )
+    SessionId::new(NodeId::new(format!("n{n}")).unwrap(), Uuid::from_u128(u128::from(n)))
 }
 
 fn first(epoch: u64, by: u8, seq: u64) -> Header {
     Header {
         name: Name::new("job").unwrap(),
-        run: RunId {
-            number: 1,
-            uuid: Uuid::from_u128(1),
-        },
+        run: RunId { number: 1, uuid: Uuid::from_u128(1) },
         kind: Kind::new("k").unwrap(),
-        position: Position {
-            epoch: Epoch(epoch),
-            seq,
-        },
+        position: Position { epoch: Epoch(epoch), seq },
         writer: writer(by),
         lineage: Vec::new(),
         state_version: 1,
@@ -40,17 +31,11 @@ fn first(epoch: u64, by: u8, seq: u64) -> Header {
 
 /// `parent` continued under another lease, up to `seq`.
 fn forked(parent: &Header, epoch: u64, by: u8, seq: u64) -> Header {
-    Header {
-        lineage: parent.lineage_after(),
-        ..first(epoch, by, seq)
-    }
+    Header { lineage: parent.lineage_after(), ..first(epoch, by, seq) }
 }
 
 fn kept(branches: &Branches) -> Vec<(u64, u64)> {
-    branches
-        .iter()
-        .map(|header| (header.position.epoch.0, header.position.seq))
-        .collect()
+    branches.iter().map(|header| (header.position.epoch.0, header.position.seq)).collect()
 }
 
 #[test]
@@ -58,10 +43,7 @@ fn an_hour_of_work_survives_the_takers_few_commits() {
     let mut branches = Branches::default();
     branches.admit(first(10, 1, 900));
     let taker = forked(&first(10, 1, 500), 11, 2, 503);
-    assert_eq!(
-        branches.admit(taker),
-        Admission::Kept { superseded: vec![] }
-    );
+    assert_eq!(branches.admit(taker), Admission::Kept { superseded: vec![] });
     assert_eq!(kept(&branches), [(10, 900), (11, 503)]);
 }
 
@@ -71,17 +53,8 @@ fn what_the_taker_continued_from_is_superseded() {
     let old = first(10, 1, 400);
     branches.admit(old.clone());
     let taker = forked(&first(10, 1, 500), 11, 2, 503);
-    assert_eq!(
-        branches.admit(taker),
-        Admission::Kept {
-            superseded: vec![old.clone()]
-        }
-    );
-    assert_eq!(
-        branches.admit(old),
-        Admission::Known,
-        "a late copy changes nothing"
-    );
+    assert_eq!(branches.admit(taker), Admission::Kept { superseded: vec![old.clone()] });
+    assert_eq!(branches.admit(old), Admission::Known, "a late copy changes nothing");
     assert_eq!(kept(&branches), [(11, 503)]);
 }
 
@@ -96,10 +69,7 @@ fn two_sides_of_a_split_under_one_epoch_are_two_branches() {
     }
     assert_eq!(branches.len(), 2);
     assert!(!left.descends_from(&right) && !right.descends_from(&left));
-    assert_eq!(
-        branches.remove(right.position, &right.writer),
-        Some(right.clone())
-    );
+    assert_eq!(branches.remove(right.position, &right.writer), Some(right.clone()));
     assert_eq!(branches.remove(right.position, &right.writer), None);
     assert_eq!(branches.iter().collect::<Vec<_>>(), [&left]);
 }
@@ -116,19 +86,14 @@ fn another_run_is_never_an_ancestor() {
 fn a_full_set_refuses_strangers_and_still_takes_descendants() {
     let mut branches = Branches::default();
     for by in 0..Branches::MAX as u8 {
-        assert_eq!(
-            branches.admit(first(10, by, 5)),
-            Admission::Kept { superseded: vec![] }
-        );
+        assert_eq!(branches.admit(first(10, by, 5)), Admission::Kept { superseded: vec![] });
     }
     let before = branches.clone();
     assert_eq!(branches.admit(first(10, 99, 5)), Admission::Full);
     assert_eq!(branches, before, "a refusal changes nothing");
     assert_eq!(
         branches.admit(forked(&first(10, 0, 5), 11, 99, 6)),
-        Admission::Kept {
-            superseded: vec![first(10, 0, 5)]
-        }
+        Admission::Kept { superseded: vec![first(10, 0, 5)] }
     );
 }
 
@@ -146,10 +111,7 @@ fn the_lineage_is_bounded_and_forgets_the_oldest() {
 #[test]
 fn the_best_branch_has_more_progress_if_all_say() {
     let said = |header: Header, done| Header {
-        progress: Some(Progress {
-            done,
-            ..Progress::default()
-        }),
+        progress: Some(Progress { done, ..Progress::default() }),
         ..header
     };
     let long = first(10, 1, 900);
@@ -163,11 +125,7 @@ fn the_best_branch_has_more_progress_if_all_say() {
     let mut branches = Branches::default();
     branches.admit(said(far, 2));
     branches.admit(long.clone());
-    assert_eq!(
-        branches.best().unwrap().key(),
-        long.key(),
-        "one is silent: commits count"
-    );
+    assert_eq!(branches.best().unwrap().key(), long.key(), "one is silent: commits count");
 }
 
 /// A history of one run: each commit continues any earlier one, under its lease or another.
@@ -218,8 +176,7 @@ fn leaves(history: &History) -> BTreeSet<usize> {
     let all = 0..history.commits.len();
     all.clone()
         .filter(|leaf| {
-            !all.clone()
-                .any(|other| other != *leaf && history.ancestors[other].contains(leaf))
+            !all.clone().any(|other| other != *leaf && history.ancestors[other].contains(leaf))
         })
         .collect()
 }

@@ -28,7 +28,10 @@ pub enum Phase {
     /// Owns it and does not run it, as desired (Rule 23).
     Paused,
     /// Keeps it for a node that can run it (Rule 24).
-    Parked,
+    Parked {
+        /// No node runs it before somebody says `resume`: its state is lost or not readable.
+        until_resumed: bool,
+    },
     /// Parked because three takeovers brought no progress; waits for `resume`.
     Quarantined,
     /// Stopped for good under this epoch; the next one is the target's (Rule 18).
@@ -108,6 +111,9 @@ pub struct Claim {
     /// Ascending per session: what a release watermark speaks of (Rule 2).
     #[serde(rename = "c")]
     pub number: u64,
+    /// Counts the changes of this claim under its number: the later one stands.
+    #[serde(rename = "v", default)]
+    pub version: u32,
     /// Which run.
     #[serde(rename = "r")]
     pub run: RunId,
@@ -143,10 +149,7 @@ impl Claim {
 
     /// The lease claimed.
     pub fn lease(&self) -> Lease {
-        Lease {
-            epoch: self.epoch,
-            session: self.session.clone(),
-        }
+        Lease { epoch: self.epoch, session: self.session.clone() }
     }
 
     /// The order of claims of one name (Rule 9). The highest owns it, on every node alike.
@@ -156,6 +159,22 @@ impl Claim {
             .then_with(|| self.phase.class().cmp(&other.phase.class()))
             .then_with(|| self.epoch.cmp(&other.epoch))
             .then_with(|| self.session.cmp(&other.session))
+    }
+
+    /// Whether this record ends the run that `other` claims, or one above it. A failure ends only
+    /// what it beats: it is compared like a live claim.
+    pub fn ends(&self, other: &Self) -> bool {
+        match self.phase {
+            Phase::Finished | Phase::Cancelled => self.run >= other.run,
+            Phase::Failed => self.beats(other),
+            _ => false,
+        }
+    }
+
+    /// Whether a run that this claim is of replaces a lower one: it holds the name or has ended,
+    /// and does not merely ask.
+    pub const fn has_won(&self) -> bool {
+        !matches!(self.phase, Phase::Claimed) && !self.phase.is_free()
     }
 
     /// Whether this one is above `other` in the order of claims.

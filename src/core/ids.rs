@@ -45,11 +45,7 @@ fn checked(text: &str, what: &'static str, limit: usize) -> Result<Arc<str>, Inv
         return Err(InvalidName::Empty { what });
     }
     if text.len() > limit {
-        return Err(InvalidName::TooLong {
-            what,
-            len: text.len(),
-            limit,
-        });
+        return Err(InvalidName::TooLong { what, len: text.len(), limit });
     }
     match text.char_indices().find(|(_, c)| c.is_control()) {
         Some((at, _)) => Err(InvalidName::Control { what, at }),
@@ -168,9 +164,7 @@ pub struct RunId {
 impl Ord for RunId {
     /// The higher number wins, then the lower (older) uuid (Rule 9).
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.number
-            .cmp(&other.number)
-            .then_with(|| other.uuid.cmp(&self.uuid))
+        self.number.cmp(&other.number).then_with(|| other.uuid.cmp(&self.uuid))
     }
 }
 

@@ -36,6 +36,16 @@ pub enum Message {
         /// The suspect.
         session: SessionId,
     },
+    /// "These sessions are dead and buried here" (Rule 24), to a node that joins.
+    Buried {
+        /// Whose claims are void.
+        sessions: Vec<SessionId>,
+    },
+    /// "My checkpoint contains what you keep for me, and others keep it": drop it.
+    Obsolete {
+        /// The newest checkpoint of the line.
+        header: Header,
+    },
     /// "Start this there", from the node where `run` was called.
     Start {
         /// Matches the reply.

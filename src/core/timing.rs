@@ -119,13 +119,7 @@ impl Timing {
             if lesser_is <= greater_is {
                 Ok(())
             } else {
-                Err(InvalidTiming::Order {
-                    lesser,
-                    lesser_is,
-                    greater,
-                    greater_is,
-                    why,
-                })
+                Err(InvalidTiming::Order { lesser, lesser_is, greater, greater_is, why })
             }
         };
         order(

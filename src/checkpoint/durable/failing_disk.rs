@@ -68,11 +68,7 @@ pub(super) struct FailingDisk(Arc<Mutex<Disk>>);
 
 impl FailingDisk {
     pub(super) fn of(bytes: Vec<u8>) -> Self {
-        let disk = Disk {
-            synced: bytes.clone(),
-            bytes,
-            ..Disk::default()
-        };
+        let disk = Disk { synced: bytes.clone(), bytes, ..Disk::default() };
         Self(Arc::new(Mutex::new(disk)))
     }
 

@@ -125,9 +125,9 @@ fn replace(
     }
     let failed = |fault| match fault {
         Fault::Failed(error) => OpenError::from(error),
-        Fault::Broken(what) => OpenError::Io {
-            message: format!("a new checkpoint file cannot be made: {what}"),
-        },
+        Fault::Broken(what) => {
+            OpenError::Io { message: format!("a new checkpoint file cannot be made: {what}") }
+        }
     };
     let (database, aside) = replaced.map_err(failed)?;
     let mut loaded = match guarded(|| scan(&database)) {
@@ -209,10 +209,7 @@ struct Scan {
 }
 
 fn scan(database: &Database) -> Result<Scan, Fault> {
-    let mut scan = Scan {
-        commits: commits(database)?,
-        ..Scan::default()
-    };
+    let mut scan = Scan { commits: commits(database)?, ..Scan::default() };
     let transaction = database.begin_read()?;
     for (table, definition) in Table::ALL.into_iter().zip(TABLES) {
         let rows = transaction.open_table(definition)?;
@@ -270,12 +267,7 @@ impl Scan {
             .into_iter()
             .map(|(table, key, error)| report(&catalog, table, &key, &error))
             .collect();
-        Loaded {
-            database,
-            catalog,
-            commits: self.commits,
-            damage,
-        }
+        Loaded { database, catalog, commits: self.commits, damage }
     }
 }
 

@@ -36,9 +36,7 @@ pub(super) struct FileMedium {
 
 impl FileMedium {
     pub(super) fn new(path: &Path) -> Self {
-        Self {
-            path: path.to_owned(),
-        }
+        Self { path: path.to_owned() }
     }
 
     fn beside(&self, suffix: &str) -> PathBuf {
@@ -77,12 +75,8 @@ impl Medium for FileMedium {
 
     fn replace(&self, fill: Fill<'_>) -> Result<(Database, Option<PathBuf>), redb::Error> {
         let new = self.beside(".new");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(&new)?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&new)?;
         let database = builder().create_file(file)?;
         fill(&database)?;
         let aside = self.set_aside()?;

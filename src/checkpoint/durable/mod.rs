@@ -51,9 +51,7 @@ impl From<redb::Error> for OpenError {
         match error {
             redb::Error::DatabaseAlreadyOpen => Self::InUse,
             redb::Error::UpgradeRequired(version) => Self::Format(version),
-            error => Self::Io {
-                message: error.to_string(),
-            },
+            error => Self::Io { message: error.to_string() },
         }
     }
 }
@@ -133,15 +131,11 @@ impl Inner {
             }
             load::close(database);
         }
-        let Loaded {
-            database,
-            catalog,
-            commits,
-            damage,
-        } = load::load(medium, self.suspicion.clone()).map_err(|error| StoreError::Io {
-            kind: io::ErrorKind::Other,
-            message: error.to_string(),
-        })?;
+        let Loaded { database, catalog, commits, damage } =
+            load::load(medium, self.suspicion.clone()).map_err(|error| StoreError::Io {
+                kind: io::ErrorKind::Other,
+                message: error.to_string(),
+            })?;
         self.database = Some(database);
         self.catalog = catalog;
         self.commits = commits;
@@ -166,16 +160,12 @@ impl Inner {
             }
             match fault {
                 Fault::Failed(redb::Error::Io(error)) => error.into(),
-                Fault::Failed(error) => StoreError::Io {
-                    kind: io::ErrorKind::Other,
-                    message: error.to_string(),
-                },
+                Fault::Failed(error) => {
+                    StoreError::Io { kind: io::ErrorKind::Other, message: error.to_string() }
+                }
                 Fault::Broken(what) => {
                     self.suspicion = Some(what.clone());
-                    StoreError::Io {
-                        kind: io::ErrorKind::InvalidData,
-                        message: what,
-                    }
+                    StoreError::Io { kind: io::ErrorKind::InvalidData, message: what }
                 }
             }
         })
@@ -188,10 +178,7 @@ impl Inner {
         // Whatever can be refused is refused before the catalog changes.
         let value = match write {
             Write::Put { header, state, .. } => envelope::encode(header, state)?,
-            Write::End {
-                output: Some(output),
-                ..
-            } => rows::seal_output(&run_key, output)?,
+            Write::End { output: Some(output), .. } => rows::seal_output(&run_key, output)?,
             _ => Vec::new(),
         };
         let before = self.catalog.get(&run_key).cloned();
@@ -230,10 +217,7 @@ impl Inner {
     }
 
     fn record(&self, run_key: &RunKey) -> Result<Vec<u8>, StoreError> {
-        let run = self
-            .catalog
-            .get(run_key)
-            .ok_or(StoreError::Invalid("the run is unknown"))?;
+        let run = self.catalog.get(run_key).ok_or(StoreError::Invalid("the run is unknown"))?;
         let record = Record {
             spec: run.spec.clone(),
             end: run.end.as_ref().map(|(claim, _)| claim.clone()),
@@ -401,18 +385,11 @@ impl CheckpointStore for DurableStore {
             Some(Err(error)) => error.to_string(),
             None => "it is missing".into(),
         };
-        if let Some((_, output)) = inner
-            .catalog
-            .get_mut(&run_key)
-            .and_then(|run| run.end.as_mut())
+        if let Some((_, output)) = inner.catalog.get_mut(&run_key).and_then(|run| run.end.as_mut())
         {
             *output = false;
         }
-        let damage = Damage::Output {
-            name: name.clone(),
-            run,
-            what,
-        };
+        let damage = Damage::Output { name: name.clone(), run, what };
         inner.damage.push(damage.clone());
         Err(StoreError::Corrupt(Box::new(damage)))
     }

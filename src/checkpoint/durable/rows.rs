@@ -42,19 +42,10 @@ impl Table {
     }
 }
 
-const RUN: Format = Format {
-    magic: *b"HORN",
-    version: 1,
-    max_header: 0,
-    max_body: 1 << 20,
-};
+const RUN: Format = Format { magic: *b"HORN", version: 1, max_header: 0, max_body: 1 << 20 };
 
-const OUTPUT: Format = Format {
-    magic: *b"HOUT",
-    version: 1,
-    max_header: 1 << 10,
-    max_body: envelope::MAX_STATE,
-};
+const OUTPUT: Format =
+    Format { magic: *b"HOUT", version: 1, max_header: 1 << 10, max_body: envelope::MAX_STATE };
 
 /// A run's row.
 #[derive(Debug, Serialize, Deserialize)]
@@ -144,10 +135,7 @@ pub(super) fn parse_key(key: &[u8]) -> Option<(RunKey, Option<CheckpointKey>)> {
     let name = Name::new(std::str::from_utf8(name).ok()?).ok()?;
     let (number, rest) = rest.get(1..)?.split_first_chunk()?;
     let (uuid, rest) = rest.split_first_chunk()?;
-    let run = RunId {
-        number: u64::from_be_bytes(*number),
-        uuid: Uuid::from_bytes(*uuid),
-    };
+    let run = RunId { number: u64::from_be_bytes(*number), uuid: Uuid::from_bytes(*uuid) };
     Some(((name, run), parse_checkpoint_key(rest)))
 }
 
@@ -157,10 +145,7 @@ fn parse_checkpoint_key(rest: &[u8]) -> Option<CheckpointKey> {
     let (nonce, node) = rest.split_first_chunk()?;
     let node = NodeId::new(std::str::from_utf8(node).ok()?).ok()?;
     Some((
-        Position {
-            epoch: Epoch(u64::from_be_bytes(*epoch)),
-            seq: u64::from_be_bytes(*seq),
-        },
+        Position { epoch: Epoch(u64::from_be_bytes(*epoch)), seq: u64::from_be_bytes(*seq) },
         SessionId::new(node, Uuid::from_bytes(*nonce)),
     ))
 }

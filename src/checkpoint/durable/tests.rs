@@ -87,28 +87,16 @@ fn reopening_keeps_everything() {
     store.write(write("b", 1)).unwrap();
     store.write(finish("b")).unwrap();
     let fork = forked(&commit_of("a", 2), 2, 3, "other", b"fork");
-    store
-        .write(put_as(fork.clone(), &Bytes::from_static(b"fork")))
-        .unwrap();
+    store.write(put_as(fork.clone(), &Bytes::from_static(b"fork"))).unwrap();
     let before = store.runs().unwrap();
     drop(store);
 
     let store = DurableStore::open(&path).unwrap();
     assert_eq!(store.take_damage(), []);
     assert_eq!(store.runs().unwrap(), before);
-    assert_eq!(
-        before[0].checkpoints,
-        [commit_of("a", 4), fork.clone()],
-        "two branches"
-    );
-    assert_eq!(
-        read(&store, &fork),
-        Ok(Some((fork, Bytes::from_static(b"fork"))))
-    );
-    assert_eq!(
-        store.get_output(&name("b"), run(1)),
-        Ok(Some(Bytes::from_static(b"out")))
-    );
+    assert_eq!(before[0].checkpoints, [commit_of("a", 4), fork.clone()], "two branches");
+    assert_eq!(read(&store, &fork), Ok(Some((fork, Bytes::from_static(b"fork")))));
+    assert_eq!(store.get_output(&name("b"), run(1)), Ok(Some(Bytes::from_static(b"out"))));
     store.write(write("a", 5)).unwrap();
     drop(store);
     let store = DurableStore::open(&path).unwrap();
@@ -137,13 +125,7 @@ fn what_was_replaced_leaves_the_disk() {
     assert_eq!(rows(&store), [1, 0, 2], "the newest and the one before");
     store.write(finish("a")).unwrap();
     assert_eq!(rows(&store), [1, 1, 0]);
-    store
-        .write(Write::Discard {
-            name: name("a"),
-            run: run(1),
-            headers: vec![],
-        })
-        .unwrap();
+    store.write(Write::Discard { name: name("a"), run: run(1), headers: vec![] }).unwrap();
     assert_eq!(rows(&store), [0, 0, 0]);
 }
 
@@ -166,10 +148,7 @@ fn what_cannot_be_opened_is_an_error_and_not_damage() {
 /// Where in the file the state of a commit stands.
 fn find(bytes: &[u8], seq: u64) -> usize {
     let wanted = state(seq, LEN);
-    bytes
-        .windows(LEN)
-        .position(|window| window == wanted)
-        .unwrap()
+    bytes.windows(LEN).position(|window| window == wanted).unwrap()
 }
 
 #[test]
@@ -186,14 +165,7 @@ fn a_damaged_newest_checkpoint_falls_back_to_the_one_before() {
 
     let store = on(&disk);
     let damage = store.take_damage();
-    let [
-        Damage::Checkpoint {
-            name: of,
-            position: lost,
-            fell_back_to,
-            ..
-        },
-    ] = damage.as_slice()
+    let [Damage::Checkpoint { name: of, position: lost, fell_back_to, .. }] = damage.as_slice()
     else {
         panic!("{damage:?}");
     };
@@ -204,11 +176,7 @@ fn a_damaged_newest_checkpoint_falls_back_to_the_one_before() {
     assert_eq!(newest(&runs, "b"), Some((Some(900), false)));
     assert_eq!(store.take_damage(), [], "reported once");
     store.write(write("a", 9)).unwrap();
-    assert_eq!(
-        newest(&assert_sound(&store), "a"),
-        Some((Some(9), false)),
-        "it may come again"
-    );
+    assert_eq!(newest(&assert_sound(&store), "a"), Some((Some(9), false)), "it may come again");
 }
 
 #[test]
@@ -227,16 +195,7 @@ fn both_checkpoints_damaged_is_reported_and_the_run_stays_known() {
     let damage = store.take_damage();
     assert_eq!(damage.len(), 2);
     for damage in damage {
-        assert!(
-            matches!(
-                damage,
-                Damage::Checkpoint {
-                    fell_back_to: None,
-                    ..
-                }
-            ),
-            "{damage}"
-        );
+        assert!(matches!(damage, Damage::Checkpoint { fell_back_to: None, .. }), "{damage}");
     }
     assert_eq!(newest(&store.runs().unwrap(), "a"), Some((None, false)));
 }
@@ -260,10 +219,7 @@ fn damage_that_happens_while_open_falls_back_too() {
     assert_eq!(*fell_back_to, Some(commit_of("a", 8).into()));
     assert_eq!(store.take_damage(), [damage.as_ref().clone()]);
     assert_eq!(read(&store, &commit_of("a", 9)), Ok(None));
-    assert_eq!(
-        read(&store, &commit_of("a", 8)),
-        Ok(Some((commit_of("a", 8), state(8, LEN))))
-    );
+    assert_eq!(read(&store, &commit_of("a", 8)), Ok(Some((commit_of("a", 8), state(8, LEN)))));
     assert_eq!(store.runs().unwrap()[0].checkpoints, [commit_of("a", 8)]);
 }
 
@@ -310,9 +266,7 @@ fn a_checkpoint_of_a_newer_build_is_reported_and_left_alone() {
     let key = rows::checkpoint_key(&(name("a"), run(1)), &(position(1, 5), session("w")));
     let insert = [Op::Insert(Table::Checkpoints, key.clone(), row.clone())];
     let mut inner = store.lock();
-    inner
-        .with(&disk, |database| commit(database, &insert, 2))
-        .unwrap();
+    inner.with(&disk, |database| commit(database, &insert, 2)).unwrap();
     drop(inner);
     drop(store);
 
@@ -423,10 +377,7 @@ fn a_death_in_the_middle_of_a_commit_keeps_what_was_acknowledged() {
 /// A full or failing disk: not acknowledged, no panic, and as good as new when the disk is.
 #[test]
 fn a_disk_that_recovers_is_used_again() {
-    for (kind, full) in [
-        (io::ErrorKind::StorageFull, true),
-        (io::ErrorKind::Other, false),
-    ] {
+    for (kind, full) in [(io::ErrorKind::StorageFull, true), (io::ErrorKind::Other, false)] {
         let mut faults = 0;
         loop {
             let disk = FailingDisk::default();

@@ -1,0 +1,230 @@
+//! Joining, and what a booting node finds on its disk (Rule 14).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Machine;
+use super::task::{Doing, Purpose, Task};
+use crate::core::branch::{Branches, Header, Position};
+use crate::core::claim::{Claim, Spec};
+use crate::core::ids::{Name, NodeId, RunId, SessionId};
+use crate::core::io::Cause;
+use crate::core::message::Message;
+use crate::core::placement;
+use crate::core::record::NodeState;
+use crate::core::time::Time;
+
+/// What the store holds of one run.
+#[derive(Clone, Debug)]
+pub struct StoredOffer {
+    /// What to run.
+    pub spec: Spec,
+    /// The newest valid checkpoint of each branch.
+    pub headers: Vec<Header>,
+    /// Its terminal record, if it has ended.
+    pub end: Option<Claim>,
+}
+
+type Found = (Name, RunId, Option<Position>);
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Boot {
+    /// Names found on disk that are not settled yet. They are offers, not claims.
+    offers: BTreeMap<Name, Spec>,
+    /// What others have found.
+    found: BTreeMap<Name, BTreeMap<SessionId, (RunId, Option<Position>)>>,
+    /// Nodes of the persisted member list that have not been heard.
+    missing: BTreeSet<NodeId>,
+    up_since: Option<Time>,
+    told: bool,
+    /// Peers that wait for a checkpoint to be read from the store.
+    readers: BTreeMap<(Name, Position, SessionId), BTreeSet<SessionId>>,
+}
+
+impl Boot {
+    pub(super) fn is_offered(&self, name: &Name) -> bool {
+        self.offers.contains_key(name)
+    }
+
+    pub(super) fn readers(&mut self, header: &Header, reader: &SessionId) {
+        let key = (header.name.clone(), header.position, header.writer.clone());
+        self.readers.entry(key).or_default().insert(reader.clone());
+    }
+
+    pub(super) fn take_readers(&mut self, header: &Header) -> BTreeSet<SessionId> {
+        let key = (header.name.clone(), header.position, header.writer.clone());
+        self.readers.remove(&key).unwrap_or_default()
+    }
+}
+
+impl Machine {
+    pub(super) fn load_boot(&mut self) {
+        let me = &self.config.me;
+        self.boot.missing = self
+            .config
+            .members
+            .iter()
+            .map(|session| session.node.clone())
+            .filter(|node| *node != me.node)
+            .collect();
+        for stored in std::mem::take(&mut self.config.boot) {
+            let name = stored.spec.name.clone();
+            for header in stored.headers {
+                self.view.raise(&name, header.position.epoch);
+                let runs = self.held.entry(name.clone()).or_default();
+                runs.entry(header.run).or_default().admit(header);
+            }
+            if let Some(end) = stored.end {
+                self.view.raise(&name, end.epoch);
+                let newer = self.ends.get(&name).is_none_or(|(known, _)| end.beats(known));
+                if newer {
+                    self.ends.insert(name.clone(), (end, self.now.at));
+                    self.dirty.insert(name.clone());
+                }
+            } else if self.boot.offers.get(&name).is_none_or(|known| stored.spec.run > known.run) {
+                self.boot.offers.insert(name.clone(), stored.spec.clone());
+            }
+            if self.specs.get(&name).is_none_or(|known| stored.spec.run > known.run) {
+                self.specs.insert(name, stored.spec);
+            }
+        }
+        let ends = &self.ends;
+        self.boot.offers.retain(|name, spec| ends.get(name).is_none_or(|(e, _)| e.run < spec.run));
+    }
+
+    /// Joining: when does this node know enough to be up?
+    pub(super) fn tick_join(&mut self) {
+        if self.state != NodeState::Joining {
+            return;
+        }
+        let now = self.now.at;
+        let waited = now.since(self.started);
+        let timing = &self.config.timing;
+        let mut others = self.members.iter().filter(|(_, peer)| peer.gone.is_none()).peekable();
+        let known = others.peek().is_some();
+        let up = if known {
+            self.members.is_connected(now)
+                && others.all(|(_, peer)| peer.caught_up)
+                && waited >= timing.gossip_interval
+        } else {
+            let patience = if self.config.seeds { timing.alone_after } else { timing.solo_after };
+            waited >= patience
+        };
+        drop(others);
+        if up {
+            self.boot.up_since = Some(now);
+            self.set_state(NodeState::Up);
+            self.dirty.extend(self.ends.keys().cloned().collect::<Vec<_>>());
+        }
+    }
+
+    /// Settles what was found on disk, once everybody who may know better has been heard.
+    pub(super) fn tick_boot(&mut self) {
+        let Some(up_since) = self.boot.up_since else {
+            return;
+        };
+        if self.boot.offers.is_empty() {
+            return;
+        }
+        if !std::mem::replace(&mut self.boot.told, true) {
+            let peers: Vec<SessionId> = self.members.live().cloned().collect();
+            peers.iter().for_each(|peer| self.found_to(peer));
+        }
+        for (session, peer) in self.members.iter() {
+            if peer.is_live() {
+                self.boot.missing.remove(&session.node);
+            }
+        }
+        let timing = &self.config.timing;
+        let patience = if self.members.is_connected(self.now.at) || self.boot.missing.is_empty() {
+            timing.boot_wait
+        } else {
+            timing.alone_after
+        };
+        let waited = self.now.at.since(up_since);
+        // One interval more than needed, so that what others have found is here too.
+        let heard = self.boot.missing.is_empty() && waited >= timing.gossip_interval * 2;
+        if !heard && waited < patience {
+            return;
+        }
+        let names: Vec<Name> = self.boot.offers.keys().cloned().collect();
+        for name in names {
+            self.settle_offer(&name, up_since);
+        }
+    }
+
+    fn settle_offer(&mut self, name: &Name, since: Time) {
+        let Some(spec) = self.boot.offers.get(name).cloned() else {
+            return;
+        };
+        let known = self.view.last_run(name).is_some_and(|run| run >= spec.run)
+            || self.tasks.contains_key(name)
+            || self.ends.get(name).is_some_and(|(end, _)| end.run >= spec.run);
+        if known || self.state != NodeState::Up {
+            // Somebody has it, or it is free under the ordinary rules: the files are a replica now.
+            if known {
+                self.boot.offers.remove(name);
+            }
+            return;
+        }
+        let best = self.best_held(name, spec.run);
+        let rivals: Vec<(&SessionId, Option<Position>)> = self
+            .boot
+            .found
+            .get(name)
+            .into_iter()
+            .flatten()
+            .filter(|(session, (run, _))| *run == spec.run && !self.members.is_gone(session))
+            .map(|(session, (_, position))| (session, *position))
+            .collect();
+        let me = &self.config.me;
+        let sessions = rivals.iter().map(|(session, _)| *session).chain(std::iter::once(me));
+        let mut order = placement::rendezvous(name, sessions);
+        order.sort_by_key(|session| {
+            let position = if *session == me {
+                best
+            } else {
+                rivals.iter().find(|(rival, _)| rival == session).and_then(|(_, p)| *p)
+            };
+            std::cmp::Reverse(position)
+        });
+        let rank = order.iter().position(|session| *session == me).unwrap_or(0);
+        let delay = self.config.timing.takeover_delay * u32::try_from(rank).unwrap_or(u32::MAX);
+        let waited = self.now.at.since(since);
+        if rank > 0 && waited < self.config.timing.boot_wait + delay {
+            return;
+        }
+        if !self.may_take(&spec, None) {
+            return;
+        }
+        self.claim(spec, Cause::Boot, Purpose::Run, Vec::new());
+        self.boot.offers.remove(name);
+    }
+
+    fn best_held(&self, name: &Name, run: RunId) -> Option<Position> {
+        let branches: &Branches = self.held.get(name)?.get(&run)?;
+        branches.best().map(|header| header.position)
+    }
+
+    /// Tells a peer what was found here.
+    pub(super) fn found_to(&mut self, peer: &SessionId) {
+        let offers: Vec<Found> = self
+            .boot
+            .offers
+            .iter()
+            .map(|(name, spec)| (name.clone(), spec.run, self.best_held(name, spec.run)))
+            .collect();
+        for chunk in offers.chunks(1000) {
+            self.send(peer, Message::Found { offers: chunk.to_vec() });
+        }
+    }
+
+    pub(super) fn on_found(&mut self, from: &SessionId, offers: Vec<Found>) {
+        for (name, run, position) in offers {
+            // Who has an end or a newer owner tells: the finder's copy must not be born again.
+            self.dirty.insert(name.clone());
+            if self.boot.found.len() < self.config.max_names {
+                self.boot.found.entry(name).or_default().insert(from.clone(), (run, position));
+            }
+        }
+    }
+}

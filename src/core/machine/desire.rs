@@ -1,0 +1,113 @@
+//! Pause, resume, cancel: a register per run that whoever owns the run obeys (Rule 23).
+
+use super::Machine;
+use super::task::{Caller, Doing, Purpose, Why};
+use crate::core::claim::{Desired, Phase, Want};
+use crate::core::ids::Name;
+use crate::core::io::{Action, CallError, Cause};
+use crate::core::message::Message;
+use crate::core::placement;
+
+impl Machine {
+    pub(super) fn on_want(&mut self, call: u64, name: &Name, want: Want) {
+        let caller = Caller::Here(call);
+        let Some(owner) = self.view.owner(name) else {
+            return self.reply_to(caller, Err(CallError::Unknown));
+        };
+        if owner.phase.is_terminal() {
+            return self.reply_to(caller, Err(CallError::Ended));
+        }
+        let (run, session) = (owner.run, owner.session.clone());
+        let version = self.desires.get(name).filter(|d| d.run == run).map_or(0, |d| d.version) + 1;
+        let writer = self.config.me.clone();
+        let desired = Desired { name: name.clone(), run, version, writer, want };
+        self.push(Action::PublishDesired(desired.clone()));
+        let home = placement::rendezvous(name, self.members.live()).first().map(|s| (*s).clone());
+        for to in std::iter::once(session.clone()).chain(home.filter(|home| *home != session)) {
+            if to != self.config.me {
+                self.send(&to, Message::Desire { desired: desired.clone() });
+            }
+        }
+        self.learn_desired(desired);
+        self.reply_to(caller, Ok(run));
+    }
+
+    /// Joins a register value.
+    pub(super) fn learn_desired(&mut self, desired: Desired) {
+        let name = desired.name.clone();
+        if self.desires.get(&name).is_none_or(|known| desired.replaces(known))
+            && self.desires.len() < self.config.max_names
+        {
+            // The home publishes it too: it outlives the caller.
+            let home = placement::rendezvous(
+                &name,
+                self.members.live().chain(std::iter::once(&self.config.me)),
+            );
+            if home.first() == Some(&&self.config.me) {
+                self.push(Action::PublishDesired(desired.clone()));
+            }
+            self.desires.insert(name.clone(), desired);
+            self.dirty.insert(name);
+        }
+    }
+
+    /// The owner obeys.
+    pub(super) fn look_desired(&mut self, name: &Name) {
+        let Some(desired) = self.desires.get(name) else {
+            return;
+        };
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        if desired.run != task.claim.run {
+            return;
+        }
+        let grace = self.config.timing.stop_grace;
+        let kept = matches!(task.doing, Doing::Kept);
+        match desired.want {
+            Want::Cancel if task.runs() || kept => {
+                if !matches!(task.doing, Doing::Stopping(Why::Cancel)) {
+                    self.withdraw_offer(name);
+                    self.stop_for(name, Why::Cancel, grace);
+                }
+            }
+            Want::Pause if matches!(task.doing, Doing::Running) => {
+                self.withdraw_offer(name);
+                self.stop_for(name, Why::Pause, grace);
+            }
+            // Under a new epoch: one epoch never starts twice.
+            Want::Run if kept && self.resumes(name) => {
+                let spec = task.spec.clone();
+                self.claim(spec, Cause::Unparked, Purpose::Run, Vec::new());
+                if let Some(task) = self.tasks.get_mut(name) {
+                    task.claim.strikes = 0;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether "run it" is about this pause or parking, and this node can.
+    fn resumes(&self, name: &Name) -> bool {
+        let Some(task) = self.tasks.get(name) else {
+            return false;
+        };
+        let waits = match task.claim.phase {
+            Phase::Paused => true,
+            // Only an order given since then ends a quarantine, or makes lost state acceptable.
+            Phase::Quarantined | Phase::Parked { until_resumed: true } => {
+                self.desires.get(name).is_some_and(|desired| desired.version > task.order)
+            }
+            _ => false,
+        };
+        waits && task.hand.is_none() && self.may_take(&task.spec, None)
+    }
+
+    /// Remembers which orders were given before a task was parked.
+    pub(super) fn parked(&mut self, name: &Name) {
+        let version = self.desires.get(name).map_or(0, |desired| desired.version);
+        if let Some(task) = self.tasks.get_mut(name) {
+            task.order = version;
+        }
+    }
+}

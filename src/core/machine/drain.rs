@@ -1,0 +1,206 @@
+//! Cordon, drain, goodbye (DEPLOYS 2).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Machine;
+use super::task::{Doing, Why};
+use crate::core::ids::{Name, SessionId};
+use crate::core::io::Action;
+use crate::core::message::Message;
+use crate::core::record::NodeState;
+use crate::core::time::Time;
+
+#[derive(Clone, Debug)]
+pub(super) struct Drain {
+    deadline: Time,
+    /// Waiting for step boundaries is over.
+    now: bool,
+    told: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Goodbye {
+    told: usize,
+    waiting: BTreeSet<SessionId>,
+    until: Time,
+    done: bool,
+}
+
+/// How long a step may still take once the budget is spent.
+const LAST_GRACE: Duration = Duration::from_millis(100);
+/// How long a goodbye waits for its acknowledgements.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+impl Machine {
+    pub(super) fn on_cordon(&mut self, on: bool) {
+        match (self.state, on) {
+            (NodeState::Up, true) => self.set_state(NodeState::Cordoned),
+            (NodeState::Cordoned, false) => self.set_state(NodeState::Up),
+            _ => {}
+        }
+    }
+
+    pub(super) fn on_drain(&mut self, deadline: Time) {
+        if self.drain.is_some() || self.state.is_fenced() {
+            return;
+        }
+        self.drain = Some(Drain { deadline, now: false, told: false });
+        // The gate first: nothing new may land here while the rest is told (DEPLOYS 2).
+        self.set_state(NodeState::Draining);
+        self.push(Action::CommitAll);
+        for name in self.tasks.keys().cloned().collect::<Vec<_>>() {
+            self.drain_one(&name);
+        }
+    }
+
+    fn drain_one(&mut self, name: &Name) {
+        let grace = self.config.timing.stop_grace;
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        match &task.doing {
+            Doing::Running | Doing::Kept => {
+                if task.hand.is_none() && !self.offer(name) {
+                    self.stop_for(name, Why::Release, grace);
+                }
+            }
+            Doing::Settling(_)
+            | Doing::Finding(_)
+            | Doing::Fetching { .. }
+            | Doing::Incoming { transferred: None } => {
+                let source = task.from.clone();
+                let (incoming, epoch) =
+                    (matches!(task.doing, Doing::Incoming { .. }), task.claim.epoch);
+                self.release(name);
+                if let (true, Some(source)) = (incoming, source) {
+                    let result = Err(crate::core::message::Refusal::NotUp);
+                    self.send(&source, Message::OfferReply { name: name.clone(), epoch, result });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Stops waiting for step boundaries: what runs is told to stop now, what has stopped is
+    /// released.
+    pub(super) fn on_drain_now(&mut self) {
+        let Some(drain) = &mut self.drain else { return };
+        if std::mem::replace(&mut drain.now, true) {
+            return;
+        }
+        for name in self.tasks.keys().cloned().collect::<Vec<_>>() {
+            let Some(task) = self.tasks.get(&name) else {
+                continue;
+            };
+            match &task.doing {
+                Doing::Running | Doing::Stopping(_) => {
+                    self.withdraw_offer(&name);
+                    self.stop_now(&name);
+                }
+                Doing::Kept | Doing::Sealing { .. } => {
+                    self.withdraw_offer(&name);
+                    self.release(&name);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn stop_now(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        if let Doing::Stopping(why) = &mut task.doing {
+            if *why == Why::Transfer {
+                *why = Why::Release;
+            }
+            let how = crate::core::io::Stop::Boundary { grace: LAST_GRACE };
+            self.push(Action::Stop { name: name.clone(), how });
+        } else {
+            self.stop_for(name, Why::Release, LAST_GRACE);
+        }
+    }
+
+    pub(super) fn tick_drain(&mut self) {
+        let now = self.now.at;
+        if self.drain.as_ref().is_some_and(|drain| !drain.now && now >= drain.deadline) {
+            self.on_drain_now();
+        }
+        if let Some(goodbye) = &self.leave
+            && !goodbye.done
+            && now >= goodbye.until
+        {
+            self.left();
+        }
+    }
+
+    /// Has the drain come to its end?
+    pub(super) fn drain_progress(&mut self) {
+        let Some(drain) = &self.drain else { return };
+        if drain.told {
+            return;
+        }
+        let over = |doing: &Doing| matches!(doing, Doing::Over { .. });
+        // A decision that its target has not acknowledged is safe: the target has the state.
+        let late = drain.now && self.now.at.since(drain.deadline) >= GOODBYE;
+        let left = self.tasks.values().any(|task| match &task.doing {
+            Doing::Moving { .. } | Doing::Ending { .. } => !late,
+            Doing::Stopping(_) => !task.unstoppable,
+            doing => !over(doing),
+        });
+        if !left {
+            if let Some(drain) = &mut self.drain {
+                drain.told = true;
+            }
+            self.push(Action::Drained);
+        }
+    }
+
+    /// Explicit leave, acknowledged: a deploy never enters failure detection.
+    pub(super) fn on_leave(&mut self) {
+        if self.leave.is_some() {
+            return;
+        }
+        self.on_drain(self.now.at);
+        // What cannot be stopped is not released, and a goodbye would say that it has stopped.
+        if self.tasks.values().any(super::task::Task::runs) {
+            self.push(Action::Left { heard: 0, told: 0 });
+            return;
+        }
+        let peers: BTreeSet<SessionId> = self
+            .members
+            .iter()
+            .filter(|(_, peer)| peer.gone.is_none())
+            .map(|(session, _)| session.clone())
+            .collect();
+        self.set_state(NodeState::Leaving);
+        for peer in &peers {
+            self.send(peer, Message::Leave);
+        }
+        let until = self.now.at + GOODBYE;
+        self.leave = Some(Goodbye { told: peers.len(), waiting: peers, until, done: false });
+        self.check_left();
+    }
+
+    pub(super) fn on_leave_heard(&mut self, from: &SessionId) {
+        if let Some(goodbye) = &mut self.leave {
+            goodbye.waiting.remove(from);
+        }
+        self.check_left();
+    }
+
+    fn check_left(&mut self) {
+        if self.leave.as_ref().is_some_and(|g| !g.done && g.waiting.is_empty()) {
+            self.left();
+        }
+    }
+
+    fn left(&mut self) {
+        if let Some(goodbye) = &mut self.leave {
+            goodbye.done = true;
+            let (heard, told) = (goodbye.told - goodbye.waiting.len(), goodbye.told);
+            self.push(Action::Left { heard, told });
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! A task stops or ends; its record is replicated before anybody is told (Rules 12 and 15).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Machine;
+use super::task::{Doing, Why};
+use crate::core::branch::Header;
+use crate::core::claim::{Claim, Phase, Spec, Want};
+use crate::core::ids::{Name, RunId, SessionId};
+use crate::core::io::{Action, CallError, Notice, Outcome, Stop};
+use crate::core::lease::Epoch;
+use crate::core::message::Message;
+
+impl Machine {
+    /// Tells a loop to stop; what does not run is dealt with at once.
+    pub(super) fn stop_for(&mut self, name: &Name, why: Why, grace: Duration) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        match &mut task.doing {
+            Doing::Running => {
+                task.doing = Doing::Stopping(why);
+                self.push(Action::Stop { name: name.clone(), how: Stop::Boundary { grace } });
+            }
+            Doing::Stopping(standing) => {
+                // A loop that waits for a transfer slot is hurried; the graver reason stands.
+                let hurry = *standing == Why::Transfer;
+                if hurry || matches!(why, Why::Lost | Why::Cancel) {
+                    *standing = why;
+                    self.push(Action::Stop { name: name.clone(), how: Stop::Boundary { grace } });
+                }
+            }
+            Doing::Settling(_) | Doing::Finding(_) | Doing::Fetching { .. } | Doing::Kept => {
+                self.stopped(name, why);
+            }
+            Doing::Incoming { transferred: None } => self.stopped(name, why),
+            Doing::Incoming { .. }
+            | Doing::Sealing { .. }
+            | Doing::Moving { .. }
+            | Doing::Ending { .. }
+            | Doing::Over { .. } => {}
+        }
+    }
+
+    pub(super) fn on_stopped(
+        &mut self,
+        name: &Name,
+        epoch: Epoch,
+        sealed: Option<(Header, Bytes)>,
+        _dropped: bool,
+    ) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        if task.claim.epoch != epoch || !task.runs() {
+            return;
+        }
+        let why = match &task.doing {
+            Doing::Stopping(why) => why.clone(),
+            _ => Why::Release,
+        };
+        if let Some((header, state)) = sealed {
+            let spec = task.spec.clone();
+            task.latest = Some(header.clone());
+            task.bytes = Some(state.clone());
+            self.keep(&spec, header, state, None);
+        }
+        self.stopped(name, why);
+    }
+
+    /// Nothing of the task runs here: what the stop was for happens.
+    fn stopped(&mut self, name: &Name, why: Why) {
+        match why {
+            Why::Transfer => self.seal(name),
+            Why::Release => self.release(name),
+            Why::Yield { to } => self.yielded(name, &to),
+            Why::Lost => self.lost(name),
+            Why::Pause => {
+                if let Some(task) = self.tasks.get_mut(name) {
+                    task.claim.phase = Phase::Paused;
+                    task.doing = Doing::Kept;
+                    self.publish(name);
+                }
+            }
+            Why::Cancel => self.end(name, Phase::Cancelled, None, String::new()),
+        }
+    }
+
+    pub(super) fn on_unstoppable(&mut self, name: &Name, epoch: Epoch) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        if task.claim.epoch == epoch && task.runs() {
+            task.unstoppable = true;
+            self.tell(Notice::Unstoppable { name: name.clone() });
+        }
+    }
+
+    pub(super) fn on_ended(&mut self, name: &Name, epoch: Epoch, outcome: Outcome) {
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        if task.claim.epoch != epoch || !task.runs() {
+            return;
+        }
+        if matches!(&task.doing, Doing::Stopping(Why::Lost)) {
+            return self.lost(name);
+        }
+        let (phase, output, note) = match outcome {
+            Outcome::Done(output) => (Phase::Finished, Some(output), String::new()),
+            Outcome::Failed(error) => (Phase::Failed, None, error),
+        };
+        self.end(name, phase, output, note);
+    }
+
+    pub(super) fn on_unreadable(&mut self, name: &Name, epoch: Epoch, why: String) {
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        if task.claim.epoch == epoch && task.runs() {
+            let readable = task.latest.as_ref().is_some_and(|header| {
+                let kinds = &self.config.record.kinds;
+                kinds.get(&header.kind).is_some_and(|v| v.reads(header.state_version))
+            });
+            // A build that claims to read the version and cannot is no reason to try the next one.
+            self.park(name, readable, &why);
+        }
+    }
+
+    /// Ends a run here: stored and replicated first, published and told then.
+    pub(super) fn end(&mut self, name: &Name, phase: Phase, output: Option<Bytes>, note: String) {
+        self.withdraw_offer(name);
+        let until = self.now.at + self.config.timing.convergence();
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        let waiting: BTreeSet<SessionId> =
+            task.replicas.iter().filter(|s| !self.members.is_gone(s)).cloned().collect();
+        let mut claim = task.claim.clone();
+        claim.phase = phase;
+        claim.note = truncated(note, Claim::MAX_NOTE);
+        task.doing = Doing::Ending {
+            output: output.clone(),
+            stored: false,
+            waiting: waiting.clone(),
+            until,
+        };
+        task.claim.note.clone_from(&claim.note);
+        let spec = task.spec.clone();
+        self.ends.insert(name.clone(), (claim.clone(), self.now.at));
+        self.forget_runs(name, claim.run);
+        self.push(Action::StoreEnd {
+            claim: claim.clone(),
+            spec: spec.clone(),
+            output: output.clone(),
+            from: None,
+        });
+        for to in waiting {
+            let message =
+                Message::Ended { claim: claim.clone(), spec: spec.clone(), output: output.clone() };
+            self.send(&to, message);
+        }
+        self.alarm(name, until);
+    }
+
+    /// An end that is being replicated: is it where it must be?
+    pub(super) fn look_ending(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        let Doing::Ending { stored, waiting, until, .. } = &task.doing else {
+            return;
+        };
+        let late = self.now.at >= *until;
+        if !(*stored && waiting.is_empty() || late) {
+            return;
+        }
+        let Some((end, _)) = self.ends.get(name) else {
+            return;
+        };
+        task.claim.phase = end.phase.clone();
+        task.claim.note.clone_from(&end.note);
+        task.doing = Doing::Over { since: self.now.at, dominated: None };
+        let (phase, run) = (task.claim.phase.clone(), task.claim.run);
+        self.publish(name);
+        self.answer_callers(name, Ok(run));
+        self.tell(Notice::Ended { name: name.clone(), phase });
+        let retention = self.config.timing.retention;
+        self.alarm_in(name, retention);
+    }
+
+    pub(super) fn on_stored_end(
+        &mut self,
+        name: &Name,
+        run: RunId,
+        from: Option<SessionId>,
+        error: Option<String>,
+    ) {
+        if let Some(why) = &error {
+            self.tell(Notice::Warning(format!("the end of {name} could not be stored: {why}")));
+        }
+        match from {
+            Some(from) if error.is_none() => {
+                self.send(&from, Message::EndedReply { name: name.clone(), run });
+            }
+            Some(_) => {}
+            None => {
+                if let Some(task) = self.tasks.get_mut(name)
+                    && let Doing::Ending { stored, .. } = &mut task.doing
+                {
+                    *stored = true;
+                    self.dirty.insert(name.clone());
+                }
+            }
+        }
+    }
+
+    pub(super) fn on_ended_reply(&mut self, from: &SessionId, name: &Name, run: RunId) {
+        if let Some(task) = self.tasks.get_mut(name)
+            && task.claim.run == run
+            && let Doing::Ending { waiting, .. } = &mut task.doing
+        {
+            waiting.remove(from);
+            self.dirty.insert(name.clone());
+        }
+    }
+
+    /// A replica is told of an end.
+    pub(super) fn on_ended_elsewhere(
+        &mut self,
+        from: &SessionId,
+        claim: Claim,
+        spec: Spec,
+        output: Option<Bytes>,
+    ) {
+        if !claim.phase.is_terminal() || spec.name != claim.name || spec.run != claim.run {
+            return;
+        }
+        let name = claim.name.clone();
+        self.view.raise(&name, claim.epoch);
+        self.learn(spec.clone());
+        let known = self.ends.get(&name).is_some_and(|(end, _)| !claim.beats(end));
+        if known {
+            return self.send(from, Message::EndedReply { name, run: claim.run });
+        }
+        self.ends.insert(name.clone(), (claim.clone(), self.now.at));
+        self.forget_runs(&name, claim.run);
+        let retention = self.config.timing.retention;
+        self.alarm_in(&name, retention);
+        self.push(Action::StoreEnd { claim, spec, output, from: Some(from.clone()) });
+        self.dirty.insert(name);
+    }
+
+    /// Whether a terminal record is still to be read.
+    pub(super) fn is_retained(&self, name: &Name) -> bool {
+        // Whoever holds the record knows its age; who only heard of it takes it for young.
+        self.ends
+            .get(name)
+            .is_none_or(|(_, at)| self.now.at.since(*at) < self.config.timing.retention)
+    }
+
+    /// Another run of the name has won, or this run has ended elsewhere: nothing of it goes on.
+    pub(super) fn lost(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        let run = task.claim.run;
+        task.claim.phase = Phase::Superseded;
+        task.doing = Doing::Over { since: self.now.at, dominated: None };
+        self.publish(name);
+        self.answer_callers(name, Err(CallError::Superseded));
+        let ended = self.view.claims(name).any(|c| c.run == run && c.phase.is_terminal());
+        if ended {
+            self.tell(Notice::Reborn { name: name.clone() });
+        } else {
+            self.tell(Notice::Ended { name: name.clone(), phase: Phase::Superseded });
+        }
+    }
+
+    // ---- desired state --------------------------------------------------------------------
+
+    /// What the user wants of the newest run of a name.
+    pub(super) fn wanted(&self, name: &Name) -> Want {
+        let run = self.tasks.get(name).map(|task| task.claim.run);
+        self.desires
+            .get(name)
+            .filter(|desired| run.is_none_or(|run| run == desired.run))
+            .map_or(Want::Run, |desired| desired.want)
+    }
+}
+
+fn truncated(mut text: String, limit: usize) -> String {
+    let mut end = text.len().min(limit);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}

@@ -1,0 +1,829 @@
+//! The machine that decides: events in, actions out (`handle`, `poll`, `next_timeout`).
+//!
+//! It owns everything a decision depends on. One task's life on this node is a [`Task`]; what the
+//! cluster says of a name is the [`View`]; who is there is [`Members`]. Rule numbers are those of
+//! `docs/semantics.md`.
+
+mod answer;
+mod boot;
+mod cleanup;
+mod conflict;
+mod desire;
+mod drain;
+mod end;
+mod recover;
+mod replicate;
+mod settle;
+mod start;
+mod takeover;
+mod task;
+mod transfer;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+pub use boot::StoredOffer;
+use task::{Doing, Task};
+
+use super::branch::Branches;
+use super::claim::{Claim, Desired, Mode, Phase, Spec, Terms};
+use super::ids::{Name, RunId, SessionId};
+use super::io::{Action, Event, Gone, Notice, Now};
+use super::members::Members;
+use super::message::Message;
+use super::record::{Load, NodeRecord, NodeState};
+use super::time::Time;
+use super::timing::Timing;
+use super::view::View;
+
+/// What a taker does when no state at or above the floor can be found (Rule 20).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnLostState {
+    /// Keep the name until somebody says `resume`.
+    #[default]
+    Park,
+    /// Begin at the initial state.
+    Restart,
+    /// Begin at the best state there is.
+    UseOlder,
+}
+
+/// What the machine must know before it starts.
+#[derive(Clone, Debug)]
+pub struct MachineConfig {
+    /// My session.
+    pub me: SessionId,
+    /// My static record.
+    pub record: NodeRecord,
+    /// All durations; already checked.
+    pub timing: Timing,
+    /// My mode.
+    pub mode: Mode,
+    /// How many other nodes get each checkpoint.
+    pub replicas: usize,
+    /// Whether any seed is configured.
+    pub seeds: bool,
+    /// The sessions the data directory remembers.
+    pub members: Vec<SessionId>,
+    /// What the data directory holds.
+    pub boot: Vec<StoredOffer>,
+    /// Whether checkpoints survive this process.
+    pub durable: bool,
+    /// Whether a refused reconnect proves death (Rule 5).
+    pub known_dead: bool,
+    /// Bound on names known.
+    pub max_names: usize,
+    /// See there.
+    pub on_lost_state: OnLostState,
+}
+
+/// See the module.
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+pub struct Machine {
+    config: MachineConfig,
+    state: NodeState,
+    started: Time,
+    now: Now,
+    members: Members,
+    view: View,
+    specs: BTreeMap<Name, Spec>,
+    desires: BTreeMap<Name, Desired>,
+    tasks: BTreeMap<Name, Task>,
+    /// Checkpoints held here, of my own tasks and as a replica.
+    held: BTreeMap<Name, BTreeMap<RunId, Branches>>,
+    /// Terminal records held here, with when they came.
+    ends: BTreeMap<Name, (Claim, Time)>,
+    /// Ends whose output has been dropped.
+    bare: BTreeSet<Name>,
+    /// Runs kept here that another run of the name has replaced, and since when (Rule 8).
+    outdated: BTreeMap<(Name, RunId), Time>,
+    /// Names of which nothing but their past is known, and since when.
+    idle: BTreeMap<Name, Time>,
+    /// Who asked about a name, until their claim is visible or they are gone (Rule 13).
+    askers: BTreeMap<Name, BTreeSet<SessionId>>,
+    starts: start::Starts,
+    boot: boot::Boot,
+    drain: Option<drain::Drain>,
+    leave: Option<drain::Goodbye>,
+    /// Sessions whose claims are void here, and since when (Rule 24).
+    buried: BTreeMap<SessionId, Time>,
+    /// When burials were last looked at.
+    mourned: Time,
+    next_number: u64,
+    /// Numbers of my claims that hold a name.
+    holding: BTreeSet<u64>,
+    recently_released: VecDeque<u64>,
+    /// When a name that nobody holds was first seen free.
+    free_since: BTreeMap<Name, Time>,
+    header: Option<(NodeState, u64, Vec<u64>)>,
+    load: Load,
+    permit: Time,
+    ticked: Time,
+    /// Names to look at before `handle` returns.
+    dirty: BTreeSet<Name>,
+    alarms: BTreeSet<(Time, Name)>,
+    alarm_of: BTreeMap<Name, Time>,
+    /// Asks and answers gathered in one `handle`, sent as one message per peer.
+    asks: BTreeMap<SessionId, Vec<(Claim, Spec)>>,
+    shown: BTreeMap<Name, Claim>,
+    actions: VecDeque<Action>,
+}
+
+/// Between looks at the clock.
+const TICK: Duration = Duration::from_millis(100);
+/// Bound on the sessions remembered as buried.
+const MAX_BURIED: usize = 10_000;
+/// Bound on the list of single releases in the header.
+const MAX_RELEASED: usize = 32;
+
+impl Machine {
+    /// A joining node that knows nothing but its own disk.
+    pub fn new(now: Now, config: MachineConfig) -> Self {
+        let members = Members::new(
+            now.at,
+            config.me.clone(),
+            config.timing.clone(),
+            config.known_dead,
+            &config.members,
+        );
+        let mut machine = Self {
+            state: NodeState::Joining,
+            started: now.at,
+            now,
+            members,
+            view: View::default(),
+            specs: BTreeMap::new(),
+            desires: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            held: BTreeMap::new(),
+            ends: BTreeMap::new(),
+            bare: BTreeSet::new(),
+            outdated: BTreeMap::new(),
+            idle: BTreeMap::new(),
+            askers: BTreeMap::new(),
+            starts: start::Starts::default(),
+            boot: boot::Boot::default(),
+            drain: None,
+            leave: None,
+            buried: BTreeMap::new(),
+            mourned: now.at,
+            next_number: 1,
+            holding: BTreeSet::new(),
+            recently_released: VecDeque::new(),
+            free_since: BTreeMap::new(),
+            header: None,
+            load: Load::default(),
+            permit: Time::ZERO,
+            ticked: now.at,
+            dirty: BTreeSet::new(),
+            alarms: BTreeSet::new(),
+            alarm_of: BTreeMap::new(),
+            asks: BTreeMap::new(),
+            shown: BTreeMap::new(),
+            actions: VecDeque::new(),
+            config,
+        };
+        machine.load_boot();
+        machine.tick();
+        machine.finish();
+        machine
+    }
+
+    /// Takes one event in.
+    pub fn handle(&mut self, now: Now, event: Event) {
+        self.now = now;
+        if now.at.since(self.ticked) >= TICK || matches!(event, Event::Tick) {
+            self.tick();
+        }
+        self.dispatch(event);
+        self.ring();
+        self.finish();
+    }
+
+    /// The next thing to do, in order.
+    pub fn poll(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When `handle` must be called with [`Event::Tick`] at the latest.
+    pub fn next_timeout(&self) -> Time {
+        let tick = self.ticked + TICK;
+        self.alarms.first().map_or(tick, |(at, _)| tick.min(*at))
+    }
+
+    /// My state.
+    pub fn state(&self) -> NodeState {
+        self.state
+    }
+
+    /// All claims known.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// All sessions known.
+    pub fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// A spec known.
+    pub fn spec(&self, name: &Name) -> Option<&Spec> {
+        self.specs.get(name)
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        if self.is_from_the_grave(&event) {
+            return;
+        }
+        match event {
+            Event::Heard { from, state, watermark, released, echoed } => {
+                self.on_heard(&from, state, watermark, &released, echoed);
+            }
+            Event::Heartbeat { of } => {
+                if self.members.heartbeat(self.now.at, &of) {
+                    self.on_back(&of);
+                }
+                self.conflict_evidence(&of);
+            }
+            Event::Suspicion { of, suspected } => {
+                self.members.suspicion(self.now.at, &of, suspected);
+            }
+            Event::Record { of, record } => self.on_record(&of, record),
+            Event::Load { of, load } => {
+                if let Some(peer) = self.members.entry(&of, self.now.at)
+                    && std::mem::replace(&mut peer.load, load).full != load.full
+                {
+                    self.touch_kept();
+                }
+            }
+            Event::Claims { of, changes } => self.on_claims(&of, changes),
+            Event::Specs { of: _, specs } => specs.into_iter().for_each(|spec| self.learn(spec)),
+            Event::Desires { of: _, desires } => {
+                desires.into_iter().for_each(|desired| self.learn_desired(desired));
+            }
+            Event::CaughtUp { of } => {
+                if let Some(peer) = self.members.entry(&of, self.now.at) {
+                    peer.caught_up = true;
+                }
+            }
+            Event::LinkUp { with } => self.on_link_up(&with),
+            Event::LinkDown { with, refused } => self.on_link_down(&with, refused),
+            Event::Message { from, message } => self.on_message(&from, message),
+            Event::Run { call, spec, again } => self.on_run(call, spec, again),
+            Event::Want { call, name, want } => self.on_want(call, &name, want),
+            Event::Cordon(on) => self.on_cordon(on),
+            Event::Drain { deadline } => self.on_drain(deadline),
+            Event::DrainNow => self.on_drain_now(),
+            Event::Leave => self.on_leave(),
+            Event::Committed { header, state, forced } => self.on_committed(header, state, forced),
+            Event::Stopped { name, epoch, sealed, dropped } => {
+                self.on_stopped(&name, epoch, sealed, dropped);
+            }
+            Event::Unstoppable { name, epoch } => self.on_unstoppable(&name, epoch),
+            Event::Ended { name, epoch, outcome } => self.on_ended(&name, epoch, outcome),
+            Event::Unreadable { name, epoch, why } => self.on_unreadable(&name, epoch, why),
+            Event::Stored { header, from, error } => self.on_stored(header, from, error),
+            Event::StoredEnd { name, run, from, error } => {
+                self.on_stored_end(&name, run, from, error);
+            }
+            Event::Loaded { header, state } => self.on_loaded(header, state),
+            Event::Tick => {}
+        }
+    }
+
+    /// Gossip about a session that is buried here. Its claims are kept, void; nothing else of it
+    /// counts before a datagram of its own, fresh and echoed, ends the burial (Rule 24).
+    fn is_from_the_grave(&self, event: &Event) -> bool {
+        match event {
+            Event::Heard { from, echoed: None, .. } => self.buried.contains_key(from),
+            Event::Heartbeat { of }
+            | Event::Suspicion { of, .. }
+            | Event::Record { of, .. }
+            | Event::Load { of, .. }
+            | Event::CaughtUp { of } => self.buried.contains_key(of),
+            _ => false,
+        }
+    }
+
+    fn on_message(&mut self, from: &SessionId, message: Message) {
+        match message {
+            Message::Relay { from: writer, to, message } => {
+                if to == self.config.me {
+                    // One hop only: a relayed relay is dropped.
+                    if !matches!(*message, Message::Relay { .. }) {
+                        self.on_message(&writer, *message);
+                    }
+                } else if self.members.get(&to).is_some_and(|peer| peer.linked) && writer == *from {
+                    self.push(Action::Send {
+                        to: to.clone(),
+                        message: Message::Relay { from: writer, to, message },
+                    });
+                }
+            }
+            Message::State { state } => {
+                if let Some(peer) = self.members.entry(from, self.now.at) {
+                    peer.state = state;
+                }
+                self.on_state(from);
+            }
+            Message::Leave => {
+                self.send(from, Message::LeaveHeard);
+                self.gone(from, Gone::Left);
+            }
+            Message::LeaveHeard => self.on_leave_heard(from),
+            Message::Dead { session } => {
+                if self.members.observed_dead(self.now.at, &session, from) {
+                    self.on_gone(&session, Gone::Dead);
+                }
+            }
+            Message::Buried { sessions } => self.on_buried(sessions),
+            Message::Start { call, spec } => self.on_start(from, call, spec),
+            Message::StartReply { call, result } => self.on_start_reply(from, call, result),
+            Message::Ask { asks } => self.on_ask(from, asks),
+            Message::Answers { answers } => {
+                answers.into_iter().for_each(|answer| self.on_answer(from, answer));
+            }
+            Message::Offer { claim, epoch, spec, desired, idle } => {
+                self.on_offer(from, claim, epoch, spec, desired, idle);
+            }
+            Message::OfferReply { name, epoch, result } => {
+                self.on_offer_reply(from, &name, epoch, result);
+            }
+            Message::Withdraw { name, epoch } => self.on_withdraw(from, &name, epoch),
+            Message::Checkpoint { claim, spec, header, state } => {
+                self.on_checkpoint(from, claim, spec, header, state);
+            }
+            Message::CheckpointReply { name, run, position, result } => {
+                self.on_checkpoint_reply(from, &name, run, position, result);
+            }
+            Message::Obsolete { header } => self.on_obsolete(&header),
+            Message::Transferred { name, run, epoch, sealed } => {
+                self.on_transferred(from, &name, run, epoch, sealed);
+            }
+            Message::Taken { name, epoch } => self.on_taken(from, &name, epoch),
+            Message::FindState { name, run } => self.on_find_state(from, &name, run),
+            Message::States { name, run, headers } => self.on_states(from, &name, run, headers),
+            Message::GetState { name, run, position, writer } => {
+                self.on_get_state(from, &name, run, position, &writer);
+            }
+            Message::StateData { header, state } => self.on_state_data(header, state),
+            Message::Ended { claim, spec, output } => {
+                self.on_ended_elsewhere(from, claim, spec, output)
+            }
+            Message::EndedReply { name, run } => self.on_ended_reply(from, &name, run),
+            Message::Desire { desired } => self.learn_desired(desired),
+            Message::Found { offers } => self.on_found(from, offers),
+        }
+    }
+
+    // ---- evidence -------------------------------------------------------------------------
+
+    fn on_heard(
+        &mut self,
+        from: &SessionId,
+        state: NodeState,
+        watermark: u64,
+        released: &[u64],
+        echoed: Option<Time>,
+    ) {
+        if self.buried.remove(from).is_some() {
+            self.touch_all_of(from);
+        }
+        let before = self.members.get(from).map(|peer| peer.state);
+        let back = self.members.heard(self.now.at, from, state, echoed);
+        if before.is_none() {
+            self.tell(Notice::PeerUp(from.clone()));
+        }
+        if back {
+            self.on_back(from);
+        }
+        let freed = self.view.release(from, watermark, released);
+        self.dirty.extend(freed);
+        if before != Some(state) {
+            self.on_state(from);
+        }
+        self.conflict_evidence(from);
+    }
+
+    /// A session's state has changed: what it held is looked at, and what waits for a node.
+    fn on_state(&mut self, of: &SessionId) {
+        self.touch_all_of(of);
+        self.touch_kept();
+    }
+
+    fn on_record(&mut self, of: &SessionId, record: NodeRecord) {
+        if let Some(old) = record.succeeds {
+            let old = SessionId::new(of.node.clone(), old);
+            if old == self.config.me {
+                self.fence("a newer process of this node holds its data directory");
+                return;
+            }
+            // Also one that is not known yet: its claims may come later, by another path.
+            if !self.buried.contains_key(&old) {
+                self.gone(&old, Gone::Superseded);
+            }
+        }
+        if let Some(peer) = self.members.entry(of, self.now.at) {
+            peer.record = Some(record);
+        }
+        self.touch_kept();
+    }
+
+    fn on_claims(&mut self, of: &SessionId, changes: Vec<(Name, Option<Claim>)>) {
+        if *of == self.config.me {
+            return;
+        }
+        for (name, claim) in changes {
+            match claim {
+                Some(claim) => self.learn_claim(claim),
+                None => {
+                    self.view.remove(&name, of);
+                    self.dirty.insert(name);
+                }
+            }
+        }
+    }
+
+    fn on_link_up(&mut self, with: &SessionId) {
+        if let Some(peer) = self.members.entry(with, self.now.at) {
+            peer.linked = true;
+        }
+        if self.state != NodeState::Joining {
+            self.push(Action::Send {
+                to: with.clone(),
+                message: Message::State { state: self.state },
+            });
+        }
+        if !self.buried.is_empty() {
+            let sessions = self.buried.keys().cloned().collect();
+            self.push(Action::Send { to: with.clone(), message: Message::Buried { sessions } });
+        }
+        self.found_to(with);
+        self.resend_to(with);
+    }
+
+    fn on_link_down(&mut self, with: &SessionId, refused: bool) {
+        let mut dead = self.members.link_broke(self.now.at, with);
+        if !refused {
+            if dead {
+                self.on_gone(with, Gone::Dead);
+            }
+            return;
+        }
+        dead |= self.members.observed_dead(self.now.at, with, &self.config.me.clone());
+        let others: Vec<SessionId> =
+            self.members.live().filter(|session| *session != with).cloned().collect();
+        for other in others {
+            self.send(&other, Message::Dead { session: with.clone() });
+        }
+        if dead {
+            self.on_gone(with, Gone::Dead);
+        }
+        self.starts_lost(with);
+    }
+
+    /// Marks a session gone and looks at everything it held.
+    fn gone(&mut self, session: &SessionId, why: Gone) {
+        if self.members.mark_gone(self.now.at, session, why) {
+            self.on_gone(session, why);
+        }
+    }
+
+    fn on_gone(&mut self, session: &SessionId, why: Gone) {
+        self.tell(Notice::PeerGone(session.clone(), why));
+        self.askers.retain(|_, askers| {
+            askers.remove(session);
+            !askers.is_empty()
+        });
+        self.touch_all_of(session);
+        self.settle_gone(session);
+        self.replicas_gone(session);
+        self.starts_lost(session);
+        self.touch_kept();
+    }
+
+    fn on_back(&mut self, session: &SessionId) {
+        self.tell(Notice::PeerUp(session.clone()));
+        self.touch_all_of(session);
+    }
+
+    fn on_buried(&mut self, sessions: Vec<SessionId>) {
+        for session in sessions {
+            let fresh = self.members.get(&session).is_some_and(|peer| peer.gone.is_none());
+            if session != self.config.me && !fresh && self.buried.len() < MAX_BURIED {
+                self.bury(&session);
+            }
+        }
+    }
+
+    // ---- shared by the rules --------------------------------------------------------------
+
+    /// Takes another session's claim in, however it came.
+    fn learn_claim(&mut self, claim: Claim) {
+        if claim.session == self.config.me {
+            return;
+        }
+        self.forget_asker(&claim.name, &claim.session);
+        self.merge(claim);
+    }
+
+    /// Adds a claim to the view, within bounds. A session first heard of this way is silent from
+    /// now on (Rule 4).
+    fn merge(&mut self, claim: Claim) {
+        let name = claim.name.clone();
+        if self.view.len() >= self.config.max_names && self.view.top(&name).is_none() {
+            return;
+        }
+        if !self.buried.contains_key(&claim.session)
+            && self.members.entry(&claim.session, self.now.at).is_none()
+        {
+            return;
+        }
+        if self.view.merge(claim) {
+            self.dirty.insert(name);
+        }
+    }
+
+    fn forget_asker(&mut self, name: &Name, session: &SessionId) {
+        if let Some(askers) = self.askers.get_mut(name) {
+            askers.remove(session);
+            if askers.is_empty() {
+                self.askers.remove(name);
+            }
+        }
+    }
+
+    fn learn(&mut self, spec: Spec) {
+        let newer = match self.specs.get(&spec.name) {
+            Some(known) => spec.run > known.run,
+            None => self.specs.len() < self.config.max_names,
+        };
+        if newer {
+            self.dirty.insert(spec.name.clone());
+            self.specs.insert(spec.name.clone(), spec);
+        }
+    }
+
+    fn push(&mut self, action: Action) {
+        self.actions.push_back(action);
+    }
+
+    fn tell(&mut self, notice: Notice) {
+        self.push(Action::Tell(notice));
+    }
+
+    /// Sends over the link, or by one hop where the link is cut (Rule 13).
+    fn send(&mut self, to: &SessionId, message: Message) {
+        let linked = |session: &SessionId| self.members.get(session).is_some_and(|p| p.linked);
+        let via = match linked(to) {
+            true => None,
+            false => self.members.live().find(|via| *via != to && linked(via)).cloned(),
+        };
+        if let Some(via) = via {
+            let relay = Message::Relay {
+                from: self.config.me.clone(),
+                to: to.clone(),
+                message: Box::new(message),
+            };
+            return self.push(Action::Send { to: via, message: relay });
+        }
+        self.push(Action::Send { to: to.clone(), message });
+    }
+
+    fn terms(&self) -> Terms {
+        Terms { mode: self.config.mode, silence_floor: self.config.timing.silence_floor }
+    }
+
+    /// Publishes my claim of a name as the task has it now.
+    fn publish(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        task.claim.version = task.claim.version.saturating_add(1);
+        let claim = task.claim.clone();
+        if claim.phase.is_held() {
+            self.holding.insert(claim.number);
+        } else if self.holding.remove(&claim.number) && claim.phase.is_free() {
+            self.recently_released.push_back(claim.number);
+            if self.recently_released.len() > MAX_RELEASED {
+                self.recently_released.pop_front();
+            }
+        }
+        self.view.merge(claim.clone());
+        self.push(Action::Publish(claim));
+        self.dirty.insert(name.clone());
+    }
+
+    /// Looks at every name a session has claimed.
+    fn touch_all_of(&mut self, session: &SessionId) {
+        self.dirty.extend(self.view.names_of(session));
+    }
+
+    /// Rings at `at` for a name, or earlier if it already would.
+    fn alarm(&mut self, name: &Name, at: Time) {
+        match self.alarm_of.get(name) {
+            Some(set) if *set <= at => {}
+            set => {
+                if let Some(set) = set {
+                    self.alarms.remove(&(*set, name.clone()));
+                }
+                self.alarms.insert((at, name.clone()));
+                self.alarm_of.insert(name.clone(), at);
+            }
+        }
+    }
+
+    fn alarm_in(&mut self, name: &Name, after: Duration) {
+        self.alarm(name, self.now.at + after);
+    }
+
+    fn ring(&mut self) {
+        while let Some((at, name)) = self.alarms.first().cloned() {
+            if at > self.now.at {
+                break;
+            }
+            self.alarms.pop_first();
+            self.alarm_of.remove(&name);
+            self.dirty.insert(name);
+        }
+    }
+
+    /// Looks at every name something was learned about, and sends what was gathered.
+    fn finish(&mut self) {
+        let mut rounds = 0;
+        // Looking at a name can make it or another one dirty again; each rule makes progress, so a
+        // few rounds are enough, and the bound keeps a mistake from becoming a livelock.
+        while !self.dirty.is_empty() && rounds < 8 {
+            rounds += 1;
+            for name in std::mem::take(&mut self.dirty) {
+                self.look(&name);
+            }
+        }
+        if !self.dirty.is_empty() {
+            let rest = std::mem::take(&mut self.dirty);
+            for name in rest {
+                self.alarm_in(&name, TICK);
+            }
+        }
+        for (to, asks) in std::mem::take(&mut self.asks) {
+            for chunk in asks.chunks(256) {
+                self.send(&to, Message::Ask { asks: chunk.to_vec() });
+            }
+        }
+        self.publish_header();
+        self.drain_progress();
+    }
+
+    /// Everything that may follow from what is known of a name now.
+    fn look(&mut self, name: &Name) {
+        self.look_conflict(name);
+        self.look_task(name);
+        self.look_desired(name);
+        self.look_free(name);
+        self.look_takeover(name);
+        self.look_end(name);
+        self.look_cleanup(name);
+        self.look_idle(name);
+        self.show(name);
+    }
+
+    /// Goes on with what this node is doing about a name.
+    fn look_task(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        match &task.doing {
+            Doing::Settling(_) => self.look_settling(name),
+            Doing::Finding(_) => self.look_finding(name),
+            Doing::Fetching { .. } => self.look_fetching(name),
+            Doing::Incoming { .. } => self.look_incoming(name),
+            Doing::Ending { .. } => self.look_ending(name),
+            Doing::Running | Doing::Kept => {
+                self.look_parked(name);
+                self.look_replicas(name);
+                self.look_callers(name);
+                self.look_hand(name);
+            }
+            Doing::Stopping(_) | Doing::Sealing { .. } | Doing::Moving { .. } => {
+                self.look_hand(name);
+            }
+            Doing::Over { .. } => {}
+        }
+    }
+
+    /// Keeps what lookups answer from.
+    fn show(&mut self, name: &Name) {
+        let owner = self.view.owner(name);
+        if self.shown.get(name) == owner {
+            return;
+        }
+        let owner = owner.cloned();
+        match &owner {
+            Some(claim) => self.shown.insert(name.clone(), claim.clone()),
+            None => self.shown.remove(name),
+        };
+        self.push(Action::Owner { name: name.clone(), claim: owner });
+    }
+
+    /// The state, watermark and releases that every datagram carries (Rule 2).
+    fn publish_header(&mut self) {
+        let watermark = self.holding.first().unwrap_or(&self.next_number).saturating_sub(1);
+        self.recently_released.retain(|number| *number > watermark);
+        let header =
+            (self.state, watermark, self.recently_released.iter().copied().collect::<Vec<_>>());
+        if self.header.as_ref() != Some(&header) {
+            let (state, watermark, released) = header.clone();
+            self.push(Action::Header { state, watermark, released });
+            self.header = Some(header);
+        }
+        let running = u32::try_from(self.holding.len()).unwrap_or(u32::MAX);
+        let load = Load { running, full: running >= self.config.record.max_running };
+        if load != self.load {
+            self.load = load;
+            self.push(Action::PublishLoad(load));
+        }
+    }
+
+    fn set_state(&mut self, state: NodeState) {
+        if self.state == state {
+            return;
+        }
+        self.state = state;
+        self.tell(Notice::State(state));
+        let peers: Vec<SessionId> =
+            self.members.iter().filter(|(_, p)| p.linked).map(|(s, _)| s.clone()).collect();
+        for peer in peers {
+            self.push(Action::Send { to: peer, message: Message::State { state } });
+        }
+        self.dirty.extend(self.view.names().cloned());
+    }
+
+    /// Stops everything and says so: this session has lost its right to run (Rule 6).
+    fn fence(&mut self, why: &str) {
+        if self.state.is_fenced() {
+            return;
+        }
+        self.tell(Notice::Warning(format!("{why}: this session stops all its tasks")));
+        self.set_state(NodeState::Fencing);
+        let grace = self.config.timing.stop_grace;
+        for name in self.tasks.keys().cloned().collect::<Vec<_>>() {
+            self.stop_for(&name, task::Why::Release, grace);
+        }
+    }
+
+    fn tick(&mut self) {
+        self.ticked = self.now.at;
+        let ticked = self.members.tick(self.now.at);
+        if let Some(until) = ticked.braked {
+            self.tell(Notice::Brake { until });
+        }
+        for session in ticked.silent {
+            self.on_gone(&session, Gone::Silent);
+        }
+        self.tick_join();
+        self.tick_boot();
+        self.tick_drain();
+        self.tick_burials();
+        self.starts_tick();
+        let permit = self.now.at + self.config.timing.permit();
+        if !self.state.is_fenced()
+            && self.members.may_step(self.now.at)
+            && permit.since(self.permit) >= TICK * 2
+        {
+            self.permit = permit;
+            self.push(Action::Permit { until: permit });
+        }
+        if self.state == NodeState::Fencing
+            && self.tasks.values().all(|task| matches!(task.doing, Doing::Over { .. }))
+        {
+            self.set_state(NodeState::Fenced);
+        }
+    }
+
+    /// Whether this node may take a task now.
+    fn may_take(&self, spec: &Spec, state_version: Option<u32>) -> bool {
+        self.state == NodeState::Up
+            && !self.load.full
+            && self
+                .config
+                .record
+                .kinds
+                .get(&spec.kind)
+                .is_some_and(|versions| state_version.is_none_or(|v| versions.reads(v)))
+    }
+
+    /// Ends a claim of mine that never ran: others act on its record alone.
+    fn release_claim(&mut self, name: &Name) {
+        let now = self.now.at;
+        if let Some(task) = self.tasks.get_mut(name) {
+            task.claim.phase = Phase::Released;
+            task.doing = Doing::Over { since: now, dominated: None };
+            self.publish(name);
+        }
+    }
+}

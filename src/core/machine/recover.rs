@@ -1,0 +1,330 @@
+//! Finding the state a taker goes on from (Rule 20), and starting.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::task::{Doing, Finding};
+use super::{Machine, OnLostState};
+use crate::core::branch::{Branches, Header, Position};
+use crate::core::claim::Phase;
+use crate::core::ids::{Name, RunId, SessionId};
+use crate::core::io::{self, Action, Notice};
+use crate::core::message::Message;
+
+/// Between two questions to peers that had no answer.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+impl Machine {
+    /// The name is mine: from where does it go on?
+    pub(super) fn recover(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        let own = self.held.get(name).and_then(|runs| runs.get(&task.claim.run));
+        if !task.prior.checkpointed && own.is_none_or(Branches::is_empty) {
+            return self.start(name, io::From::Initial, None);
+        }
+        let me = &self.config.me;
+        let replicas: BTreeSet<SessionId> = task
+            .prior
+            .replicas
+            .iter()
+            .filter(|node| **node != me.node)
+            .filter_map(|node| self.members.session_of(node).cloned())
+            .collect();
+        let held_here =
+            task.prior.replicas.contains(&me.node) && own.is_some_and(|b| !b.is_empty());
+        let everyone = !held_here && replicas.is_empty();
+        let waiting: BTreeSet<SessionId> =
+            if everyone { self.members.live().cloned().collect() } else { replicas };
+        let run = task.claim.run;
+        let now = self.now.at;
+        let finding = Finding {
+            waiting: waiting.clone(),
+            found: Vec::new(),
+            until: now + ASK_AGAIN,
+            give_up: now + self.config.timing.state_wait,
+            everyone,
+        };
+        if let Some(task) = self.tasks.get_mut(name) {
+            task.doing = Doing::Finding(finding);
+        }
+        for to in waiting {
+            self.send(&to, Message::FindState { name: name.clone(), run });
+        }
+        self.look_finding(name);
+    }
+
+    pub(super) fn on_find_state(&mut self, from: &SessionId, name: &Name, run: RunId) {
+        let held = self.held.get(name).and_then(|runs| runs.get(&run));
+        let headers = held.map(|branches| branches.iter().cloned().collect()).unwrap_or_default();
+        self.send(from, Message::States { name: name.clone(), run, headers });
+    }
+
+    pub(super) fn on_states(
+        &mut self,
+        from: &SessionId,
+        name: &Name,
+        run: RunId,
+        headers: Vec<Header>,
+    ) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        if task.claim.run != run {
+            return;
+        }
+        let Doing::Finding(finding) = &mut task.doing else {
+            return;
+        };
+        finding.waiting.remove(from);
+        let sane = headers.into_iter().filter(|h| h.name == *name && h.run == run);
+        finding.found.extend(sane.take(Branches::MAX).map(|header| (from.clone(), header)));
+        self.dirty.insert(name.clone());
+    }
+
+    /// Have all answered who could? Is the best at or above the floor?
+    pub(super) fn look_finding(&mut self, name: &Name) {
+        let now = self.now.at;
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        let Doing::Finding(finding) = &task.doing else {
+            return;
+        };
+        if !finding.waiting.is_empty() && now < finding.until {
+            return self.alarm(name, finding.until);
+        }
+        let (floor, run) = (task.prior.floor, task.claim.run);
+        let mut branches =
+            self.held.get(name).and_then(|runs| runs.get(&run)).cloned().unwrap_or_default();
+        for (_, header) in &finding.found {
+            branches.admit(header.clone());
+        }
+        if let Some(best) = branches.best_from(floor) {
+            let best = best.clone();
+            return self.fetch(name, best, Vec::new());
+        }
+        if !finding.everyone || now < finding.give_up {
+            return self.ask_everyone(name);
+        }
+        let older = branches.best().cloned();
+        self.state_lost(name, older);
+    }
+
+    fn ask_everyone(&mut self, name: &Name) {
+        let live: BTreeSet<SessionId> = self.members.live().cloned().collect();
+        let now = self.now.at;
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        let run = task.claim.run;
+        let Doing::Finding(finding) = &mut task.doing else {
+            return;
+        };
+        finding.everyone = true;
+        finding.waiting.clone_from(&live);
+        finding.until = now + ASK_AGAIN;
+        let until = finding.until;
+        if task.claim.phase != Phase::Recovering {
+            task.claim.phase = Phase::Recovering;
+            self.publish(name);
+        }
+        for to in live {
+            self.send(&to, Message::FindState { name: name.clone(), run });
+        }
+        self.alarm(name, until);
+    }
+
+    /// No state at or above the floor is to be had.
+    fn state_lost(&mut self, name: &Name, older: Option<Header>) {
+        let (what, then) = match (self.config.on_lost_state, older) {
+            (OnLostState::Restart, _) => ("restarted from the initial state", Some(None)),
+            (OnLostState::UseOlder, Some(older)) => {
+                ("continued from an older checkpoint", Some(Some(older)))
+            }
+            _ => ("parked until somebody resumes it", None),
+        };
+        self.tell(Notice::StateLost { name: name.clone(), what: what.to_owned() });
+        match then {
+            Some(None) => self.start(name, io::From::Initial, None),
+            Some(Some(older)) => self.fetch(name, older, Vec::new()),
+            None => self.park(
+                name,
+                true,
+                "no checkpoint at or above the floor could be found: bring back \
+                a node that holds one, then resume it",
+            ),
+        }
+    }
+
+    /// Keeps the name without running it.
+    pub(super) fn park(&mut self, name: &Name, until_resumed: bool, why: &str) {
+        self.parked(name);
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        task.claim.phase = Phase::Parked { until_resumed };
+        task.claim.note = why.to_owned();
+        task.doing = Doing::Kept;
+        self.publish(name);
+        self.tell(Notice::Parked { name: name.clone(), why: why.to_owned() });
+    }
+
+    /// Gets one checkpoint's bytes, from here or from who has it.
+    pub(super) fn fetch(&mut self, name: &Name, header: Header, tried: Vec<Header>) {
+        let here = self
+            .held
+            .get(name)
+            .and_then(|runs| runs.get(&header.run))
+            .is_some_and(|branches| branches.iter().any(|held| *held == header));
+        let until = self.now.at + ASK_AGAIN * 2;
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        let from = match &task.doing {
+            Doing::Finding(finding) => finding
+                .found
+                .iter()
+                .find(|(_, found)| *found == header)
+                .map(|(session, _)| session.clone()),
+            _ => task.from.clone(),
+        };
+        let from = if here { None } else { from };
+        task.doing = Doing::Fetching { header: header.clone(), from: from.clone(), until, tried };
+        self.alarm(name, until);
+        match from {
+            None => self.push(Action::Load { header }),
+            Some(from) => {
+                let message = Message::GetState {
+                    name: name.clone(),
+                    run: header.run,
+                    position: header.position,
+                    writer: header.writer,
+                };
+                self.send(&from, message);
+            }
+        }
+    }
+
+    pub(super) fn on_get_state(
+        &mut self,
+        from: &SessionId,
+        name: &Name,
+        run: RunId,
+        position: Position,
+        writer: &SessionId,
+    ) {
+        let held = self.held.get(name).and_then(|runs| runs.get(&run));
+        let header = held.and_then(|branches| {
+            branches.iter().find(|h| h.position == position && h.writer == *writer).cloned()
+        });
+        // Silence makes the asker look elsewhere after its deadline; a bounded list of readers.
+        if let Some(header) = header {
+            self.boot.readers(&header, from);
+            self.push(Action::Load { header });
+        }
+    }
+
+    /// A checkpoint's bytes have come from the store.
+    pub(super) fn on_loaded(&mut self, header: Header, state: Option<Bytes>) {
+        for reader in self.boot.take_readers(&header) {
+            let message = Message::StateData { header: header.clone(), state: state.clone() };
+            self.send(&reader, message);
+        }
+        if state.is_none()
+            && let Some(branches) =
+                self.held.get_mut(&header.name).and_then(|runs| runs.get_mut(&header.run))
+        {
+            branches.drop_exact(&header);
+        }
+        if let Some(state) = &state {
+            self.replicate_loaded(&header, state);
+            self.seal_loaded(&header, state);
+        }
+        self.on_state_data(header, state);
+    }
+
+    /// The bytes a taker waits for, from the store or from a peer.
+    pub(super) fn on_state_data(&mut self, header: Header, state: Option<Bytes>) {
+        let name = header.name.clone();
+        let Some(task) = self.tasks.get(&name) else {
+            return;
+        };
+        let Doing::Fetching { header: wanted, tried, .. } = &task.doing else {
+            return;
+        };
+        if *wanted != header {
+            return;
+        }
+        match state {
+            Some(state) if state.len() as u64 == header.len => {
+                let from = io::From::Checkpoint { header: header.clone(), state: state.clone() };
+                let spec = task.spec.clone();
+                self.keep(&spec, header.clone(), state, None);
+                self.start(&name, from, Some(header));
+            }
+            _ => {
+                let mut tried = tried.clone();
+                tried.push(header);
+                self.fetch_failed(&name, tried);
+            }
+        }
+    }
+
+    /// The chosen checkpoint is not to be had: the next best, or look again.
+    fn fetch_failed(&mut self, name: &Name, tried: Vec<Header>) {
+        if tried.len() >= Branches::MAX {
+            return self.state_lost(name, None);
+        }
+        for header in &tried {
+            if let Some(branches) =
+                self.held.get_mut(name).and_then(|runs| runs.get_mut(&header.run))
+            {
+                branches.drop_exact(header);
+            }
+        }
+        self.recover(name);
+    }
+
+    /// A fetch that nobody answered.
+    pub(super) fn look_fetching(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        let Doing::Fetching { header, until, tried, from } = &task.doing else {
+            return;
+        };
+        let lost = from.as_ref().is_some_and(|from| self.members.is_gone(from));
+        if self.now.at >= *until || lost {
+            let mut tried = tried.clone();
+            tried.push(header.clone());
+            self.fetch_failed(name, tried);
+        } else {
+            let until = *until;
+            self.alarm(name, until);
+        }
+    }
+
+    /// Runs it: the claim says so first (L6).
+    pub(super) fn start(&mut self, name: &Name, from: io::From, header: Option<Header>) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        task.claim.phase = Phase::Running;
+        task.claim.note.clear();
+        task.doing = Doing::Running;
+        task.hand = None;
+        task.latest.clone_from(&header);
+        let lease = task.claim.lease();
+        let (spec, cause, source) = (task.spec.clone(), task.cause, task.from.clone());
+        let lineage = header.as_ref().map(Header::lineage_after).unwrap_or_default();
+        let seq = header.as_ref().map_or(0, |header| header.position.seq);
+        self.publish(name);
+        let epoch = lease.epoch;
+        self.push(Action::Start { spec, lease, from, lineage, seq });
+        self.tell(Notice::Started { name: name.clone(), epoch, cause, from: source });
+    }
+}

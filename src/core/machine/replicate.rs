@@ -1,0 +1,342 @@
+//! Checkpoints on their way to their replicas, and as a replica's keeper (Rules 19 and 20).
+
+use bytes::Bytes;
+
+use super::Machine;
+use super::task::{Doing, Task};
+use crate::core::branch::{Admission, Header, Position};
+use crate::core::claim::{Claim, Spec};
+use crate::core::ids::{Name, RunId, SessionId};
+use crate::core::io::{Action, Notice};
+use crate::core::message::{Message, Rejection};
+use crate::core::placement;
+
+impl Machine {
+    // ---- of my own tasks ------------------------------------------------------------------
+
+    pub(super) fn on_committed(&mut self, header: Header, state: Bytes, forced: bool) {
+        let name = header.name.clone();
+        let targets = self.replica_targets(&name);
+        let Some(task) = self.tasks.get_mut(&name) else {
+            return;
+        };
+        if !task.runs() || header.run != task.claim.run || header.writer != self.config.me {
+            return;
+        }
+        task.latest = Some(header.clone());
+        task.replicas.clone_from(&targets);
+        if forced {
+            task.forced = Some(header.position);
+        }
+        let (claim, spec) = (task.claim.clone(), task.spec.clone());
+        self.keep(&spec, header.clone(), state.clone(), None);
+        for to in &targets {
+            self.send_checkpoint(to, &claim, &spec, &header, &state);
+        }
+        if targets.is_empty() {
+            self.replicated(&name, header.position);
+        }
+    }
+
+    pub(super) fn send_checkpoint(
+        &mut self,
+        to: &SessionId,
+        claim: &Claim,
+        spec: &Spec,
+        header: &Header,
+        state: &Bytes,
+    ) {
+        let message = Message::Checkpoint {
+            claim: claim.clone(),
+            spec: spec.clone(),
+            header: header.clone(),
+            state: state.clone(),
+        };
+        self.send(to, message);
+    }
+
+    /// The next `replicas` nodes of the name's rendezvous order.
+    fn replica_targets(&self, name: &Name) -> Vec<SessionId> {
+        let up = self.members.iter().filter(|(_, peer)| peer.is_up()).map(|(session, _)| session);
+        let order = placement::rendezvous(name, up);
+        order.into_iter().take(self.config.replicas).cloned().collect()
+    }
+
+    pub(super) fn on_checkpoint_reply(
+        &mut self,
+        from: &SessionId,
+        name: &Name,
+        run: RunId,
+        position: Position,
+        result: Result<(), Rejection>,
+    ) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        if task.claim.run != run {
+            return;
+        }
+        match result {
+            Ok(()) => {
+                let newest = task.acked.entry(from.clone()).or_default();
+                *newest = (*newest).max(position);
+                self.replicated(name, position);
+                self.sealed_at(from, name, position);
+            }
+            Err(Rejection::Superseded(claim)) => {
+                if claim.name == *name {
+                    self.learn_claim(*claim);
+                }
+            }
+            Err(Rejection::Unavailable(why)) => {
+                self.tell(Notice::Warning(format!("{from} keeps no checkpoint of {name}: {why}")));
+                self.seal_refused(from, name);
+            }
+        }
+    }
+
+    /// A commit has reached a replica (or there is none to reach): the claim says so before the
+    /// task is told.
+    fn replicated(&mut self, name: &Name, position: Position) {
+        let durable = self.config.durable;
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        let have = |task: &Task, s: &SessionId| task.acked.get(s).is_some_and(|p| *p >= position);
+        let holders: Vec<SessionId> =
+            task.replicas.iter().filter(|s| have(task, s)).cloned().collect();
+        let wanted = task.replicas.len();
+        let (replicas, mut changed) = (holders.len(), false);
+        let mut obsolete: Vec<SessionId> = Vec::new();
+        let latest = task.latest.clone();
+        if replicas > 0 || (wanted == 0 && durable) {
+            changed |= !std::mem::replace(&mut task.claim.checkpointed, true);
+        }
+        if replicas == wanted {
+            let nodes: Vec<_> = holders.iter().map(|session| session.node.clone()).collect();
+            if wanted > 0 && task.claim.replicas != nodes {
+                for old in std::mem::replace(&mut task.claim.replicas, nodes) {
+                    obsolete.extend(self.members.session_of(&old).cloned());
+                }
+                changed = true;
+            }
+        }
+        if let Some(forced) = task.forced
+            && position >= forced
+            && (replicas > 0 || wanted == 0)
+        {
+            task.forced = None;
+            if replicas > 0 || durable {
+                task.claim.floor = task.claim.floor.max(Some(forced));
+                changed = true;
+            }
+        }
+        if changed && task.claim.phase.is_held() {
+            self.publish(name);
+        }
+        self.push(Action::Replicated { name: name.clone(), position, replicas, wanted });
+        if let Some(header) = latest.filter(|latest| latest.position == position) {
+            for old in obsolete.into_iter().filter(|old| !holders.contains(old)) {
+                self.send(&old, Message::Obsolete { header: header.clone() });
+            }
+        }
+    }
+
+    /// Membership changed: commits go to other nodes from now on, the newest at once.
+    pub(super) fn look_replicas(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        if !matches!(task.doing, Doing::Running | Doing::Kept) || task.hand.is_some() {
+            return;
+        }
+        let targets = self.replica_targets(name);
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        if task.replicas == targets && task.latest.is_some() {
+            return;
+        }
+        let Some(latest) = task.latest.clone() else {
+            return;
+        };
+        let missing = targets
+            .iter()
+            .any(|new| task.acked.get(new).is_none_or(|held| *held < latest.position));
+        task.replicas = targets;
+        if missing {
+            self.push(Action::Load { header: latest.clone() });
+        } else {
+            self.replicated(name, latest.position);
+        }
+    }
+
+    /// The bytes of my newest commit, for replicas that lack it.
+    pub(super) fn replicate_loaded(&mut self, header: &Header, state: &Bytes) {
+        let Some(task) = self.tasks.get(&header.name) else {
+            return;
+        };
+        if task.latest.as_ref() != Some(header)
+            || !matches!(task.doing, Doing::Running | Doing::Kept)
+        {
+            return;
+        }
+        let (claim, spec) = (task.claim.clone(), task.spec.clone());
+        let lacking: Vec<SessionId> = task
+            .replicas
+            .iter()
+            .filter(|s| task.acked.get(*s).is_none_or(|held| *held < header.position))
+            .cloned()
+            .collect();
+        for to in lacking {
+            self.send_checkpoint(&to, &claim, &spec, header, state);
+        }
+    }
+
+    /// A replica is gone: its acknowledgements count no more.
+    pub(super) fn replicas_gone(&mut self, session: &SessionId) {
+        for (name, task) in &mut self.tasks {
+            task.acked.remove(session);
+            if task.replicas.contains(session) {
+                self.dirty.insert(name.clone());
+            }
+        }
+    }
+
+    // ---- as a replica ---------------------------------------------------------------------
+
+    pub(super) fn on_checkpoint(
+        &mut self,
+        from: &SessionId,
+        claim: Claim,
+        spec: Spec,
+        header: Header,
+        state: Bytes,
+    ) {
+        let (name, run, position) = (header.name.clone(), header.run, header.position);
+        if spec.name != name || claim.name != name || spec.run != run || header.kind != spec.kind {
+            return;
+        }
+        if claim.session == *from {
+            self.learn_claim(claim.clone());
+        }
+        self.revoke_failure(&claim);
+        let reply = |result| Message::CheckpointReply { name: name.clone(), run, position, result };
+        if let Some(over) = self.over_run(&claim) {
+            return self.send(from, reply(Err(Rejection::Superseded(Box::new(over)))));
+        }
+        self.learn(spec.clone());
+        // A zombie is told who has the name now; what it wrote is kept all the same, as a branch.
+        let zombie = self
+            .view
+            .owner(&name)
+            .filter(|owner| {
+                owner.run == run
+                    && owner.epoch > position.epoch
+                    && owner.session != *from
+                    && owner.phase.is_held()
+                    && !self.is_void(owner)
+            })
+            .cloned();
+        match self.keep(&spec, header, state, Some(from.clone())) {
+            Admission::Known if zombie.is_none() => self.send(from, reply(Ok(()))),
+            Admission::Full => {
+                let why = "too many unreconciled branches of this run are kept here".to_owned();
+                self.send(from, reply(Err(Rejection::Unavailable(why))));
+            }
+            _ => {}
+        }
+        if let Some(zombie) = zombie {
+            self.send(from, reply(Err(Rejection::Superseded(Box::new(zombie)))));
+        }
+    }
+
+    /// The claim that shows that a run is over: its end, or a newer run that has won.
+    fn over_run(&self, writer: &Claim) -> Option<Claim> {
+        if let Some((end, _)) = self.ends.get(&writer.name)
+            && end.ends(writer)
+        {
+            return Some(end.clone());
+        }
+        self.view
+            .claims(&writer.name)
+            .find(|claim| claim.ends(writer) || (claim.run > writer.run && claim.has_won()))
+            .cloned()
+    }
+
+    /// Admits a checkpoint to its run's branches and stores it.
+    pub(super) fn keep(
+        &mut self,
+        spec: &Spec,
+        header: Header,
+        state: Bytes,
+        from: Option<SessionId>,
+    ) -> Admission {
+        self.view.raise(&header.name, header.position.epoch);
+        let runs = self.held.entry(header.name.clone()).or_default();
+        let branches = runs.entry(header.run).or_default();
+        let before: Vec<Header> = branches.iter().cloned().collect();
+        let admission = branches.admit(header.clone());
+        if let Admission::Kept { .. } = &admission {
+            // The store keeps the predecessor of the same branch as a fallback; other branches that
+            // this one contains can go.
+            let obsolete: Vec<Header> = before
+                .into_iter()
+                .filter(|old| {
+                    header.descends_from(old)
+                        && (old.position.epoch, &old.writer)
+                            != (header.position.epoch, &header.writer)
+                })
+                .collect();
+            let (name, run) = (header.name.clone(), header.run);
+            self.push(Action::Store { spec: spec.clone(), header, state, from });
+            if !obsolete.is_empty() {
+                self.push(Action::Discard { name, run, headers: obsolete });
+            }
+        }
+        admission
+    }
+
+    pub(super) fn on_stored(
+        &mut self,
+        header: Header,
+        from: Option<SessionId>,
+        error: Option<String>,
+    ) {
+        let (name, run, position) = (header.name.clone(), header.run, header.position);
+        if let Some(why) = &error {
+            // Not stored is not held: nobody must rely on it.
+            if let Some(branches) = self.held.get_mut(&name).and_then(|runs| runs.get_mut(&run)) {
+                branches.drop_exact(&header);
+            }
+            self.tell(Notice::Warning(format!(
+                "a checkpoint of {name} could not be stored: {why}"
+            )));
+        }
+        if let Some(from) = from {
+            let result = error.map_or(Ok(()), |why| Err(Rejection::Unavailable(why)));
+            self.send(&from, Message::CheckpointReply { name, run, position, result });
+        }
+    }
+
+    /// Others hold what I hold, and more.
+    pub(super) fn on_obsolete(&mut self, header: &Header) {
+        let Some(runs) = self.held.get_mut(&header.name) else {
+            return;
+        };
+        let Some(branches) = runs.get_mut(&header.run) else {
+            return;
+        };
+        let headers = branches.drop_contained(header);
+        if branches.is_empty() {
+            runs.remove(&header.run);
+        }
+        if runs.is_empty() {
+            self.held.remove(&header.name);
+        }
+        if !headers.is_empty() {
+            let (name, run) = (header.name.clone(), header.run);
+            self.push(Action::Discard { name, run, headers });
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Nothing starts without settling (Rule 13): the claim is published, all live peers are asked at
+//! once, and the task starts when all have answered or `R_eta` has passed for those that have not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Machine;
+use super::task::{Caller, Doing, Prior, Purpose, Settling, Task};
+use crate::core::claim::{Claim, Phase, Spec, Want};
+use crate::core::ids::{Name, SessionId};
+use crate::core::io::{Cause, Notice};
+use crate::core::lease::Epoch;
+use crate::core::message::{Answer, Verdict};
+
+impl Machine {
+    /// Publishes a claim above everything seen of the name and asks about it.
+    pub(super) fn claim(
+        &mut self,
+        spec: Spec,
+        cause: Cause,
+        purpose: Purpose,
+        callers: Vec<Caller>,
+    ) {
+        let name = spec.name.clone();
+        let top = self.view.top(&name).cloned();
+        let same_run = top.as_ref().filter(|top| top.run == spec.run);
+        let prior = self.prior(&name, same_run);
+        let crashed = same_run.is_some_and(|top| {
+            cause == Cause::Crash && matches!(top.phase, Phase::Running) && !self.progressed(top)
+        });
+        let strikes = match same_run {
+            Some(top) if crashed => top.strikes.saturating_add(1),
+            Some(top) if cause != Cause::Crash => top.strikes,
+            _ => 0,
+        };
+        let epoch = self.next_epoch(&name);
+        let claim = Claim {
+            name: name.clone(),
+            session: self.config.me.clone(),
+            number: self.take_number(),
+            version: 0,
+            run: spec.run,
+            epoch,
+            phase: Phase::Claimed,
+            terms: self.terms(),
+            replicas: prior.replicas.clone(),
+            floor: prior.floor,
+            checkpointed: prior.checkpointed,
+            strikes,
+            note: String::new(),
+        };
+        let mut callers = callers;
+        if let Some(old) = self.tasks.get_mut(&name) {
+            self.holding.remove(&old.claim.number);
+            callers.append(&mut old.callers);
+        }
+        let from = same_run.map(|top| top.session.clone()).filter(|from| *from != self.config.me);
+        let doing = Doing::Settling(Settling {
+            asked: BTreeSet::new(),
+            waiting: BTreeSet::new(),
+            answered: 0,
+            until: self.now.at + self.config.timing.convergence(),
+            purpose,
+        });
+        let task = Task { cause, from, callers, prior, ..Task::record(claim, spec.clone(), doing) };
+        self.tasks.insert(name.clone(), task);
+        self.specs.insert(name.clone(), spec.clone());
+        self.push(crate::core::io::Action::PublishSpec(spec));
+        self.publish(&name);
+        let mut ask: BTreeSet<SessionId> = self.members.live().cloned().collect();
+        ask.extend(self.askers.get(&name).into_iter().flat_map(|askers| askers.iter().cloned()));
+        self.ask(&name, ask);
+        self.alarm_in(&name, self.config.timing.convergence());
+    }
+
+    /// An epoch above every one seen; where nothing is known of the name, above what a forgotten
+    /// past can have reached (Rule 10).
+    pub(super) fn next_epoch(&self, name: &Name) -> Epoch {
+        let held = self.held.get(name).into_iter().flat_map(BTreeMap::values);
+        let written = held.flat_map(|branches| branches.iter().map(|h| h.position.epoch)).max();
+        match self.view.epoch(name).max(written) {
+            Some(epoch) => epoch.next(),
+            None => Epoch(self.now.unix.max(1)),
+        }
+    }
+
+    pub(super) fn take_number(&mut self) -> u64 {
+        let number = self.next_number;
+        self.next_number += 1;
+        number
+    }
+
+    /// What is known of the state of a run that is to be taken over.
+    fn prior(&self, name: &Name, top: Option<&Claim>) -> Prior {
+        let Some(top) = top else {
+            let held = self.held.get(name).is_some_and(|runs| !runs.is_empty());
+            return Prior { checkpointed: held && self.boot.is_offered(name), ..Prior::default() };
+        };
+        // Claims of one run can differ in what they know of its state: take the safest of all.
+        let same = || self.view.claims(name).filter(|claim| claim.run == top.run);
+        let mut replicas = top.replicas.clone();
+        for claim in same() {
+            let source = matches!(claim.phase, Phase::Transferred { .. } | Phase::Released);
+            for node in claim.replicas.iter().chain(source.then_some(&claim.session.node)) {
+                if !replicas.contains(node) && replicas.len() < 8 {
+                    replicas.push(node.clone());
+                }
+            }
+        }
+        Prior {
+            replicas,
+            floor: same().filter_map(|claim| claim.floor).max(),
+            checkpointed: same().any(|claim| claim.checkpointed),
+            session: Some(top.session.clone()),
+        }
+    }
+
+    /// Whether a checkpoint held here shows that the owner of a claim committed anything.
+    fn progressed(&self, claim: &Claim) -> bool {
+        self.held
+            .get(&claim.name)
+            .and_then(|runs| runs.get(&claim.run))
+            .is_some_and(|branches| branches.iter().any(|h| h.position.epoch >= claim.epoch))
+    }
+
+    /// Asks those of `sessions` that were not asked yet.
+    fn ask(&mut self, name: &Name, sessions: impl IntoIterator<Item = SessionId>) {
+        let me = self.config.me.clone();
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        let Doing::Settling(settling) = &mut task.doing else {
+            return;
+        };
+        let ask = (task.claim.clone(), task.spec.clone());
+        for session in sessions {
+            if session == me || self.members.is_gone(&session) {
+                continue;
+            }
+            if settling.asked.insert(session.clone()) {
+                settling.waiting.insert(session.clone());
+                self.asks.entry(session).or_default().push(ask.clone());
+            }
+        }
+        if settling.waiting.is_empty() {
+            self.dirty.insert(name.clone());
+        }
+    }
+
+    /// `run` returns once a peer knows the spec, where one lives: until then it is asked again.
+    pub(super) fn look_callers(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get(name) else { return };
+        if task.callers.is_empty() {
+            return;
+        }
+        let (run, ask) = (task.claim.run, (task.claim.clone(), task.spec.clone()));
+        let live: Vec<SessionId> = self.members.live().cloned().collect();
+        if live.is_empty() {
+            return self.answer_callers(name, Ok(run));
+        }
+        for session in live {
+            self.asks.entry(session).or_default().push(ask.clone());
+        }
+        self.alarm_in(name, self.config.timing.convergence());
+    }
+
+    /// Asks a peer again whose link has come up.
+    pub(super) fn ask_again(&mut self, session: &SessionId) {
+        for task in self.tasks.values() {
+            if let Doing::Settling(settling) = &task.doing
+                && settling.waiting.contains(session)
+            {
+                let ask = (task.claim.clone(), task.spec.clone());
+                self.asks.entry(session.clone()).or_default().push(ask);
+            }
+        }
+    }
+
+    /// A session is gone: nobody waits for its answer.
+    pub(super) fn settle_gone(&mut self, session: &SessionId) {
+        for (name, task) in &mut self.tasks {
+            let waiting = match &mut task.doing {
+                Doing::Settling(settling) => &mut settling.waiting,
+                Doing::Finding(finding) => &mut finding.waiting,
+                Doing::Ending { waiting, .. } => waiting,
+                _ => continue,
+            };
+            if waiting.remove(session) {
+                self.dirty.insert(name.clone());
+            }
+        }
+    }
+
+    pub(super) fn on_answer(&mut self, from: &SessionId, answer: Answer) {
+        let name = answer.name;
+        let me = self.config.me.clone();
+        for claim in answer.known {
+            if claim.name == name {
+                self.learn_claim(claim);
+            }
+        }
+        let Some(task) = self.tasks.get_mut(&name) else {
+            return;
+        };
+        if task.claim.epoch != answer.epoch {
+            return;
+        }
+        let run = task.claim.run;
+        let Doing::Settling(settling) = &mut task.doing else {
+            // It started unanswered; now a peer knows the spec.
+            return self.answer_callers(&name, Ok(run));
+        };
+        match answer.verdict {
+            Verdict::Held(claim) => {
+                let claim = *claim;
+                if claim.name == name {
+                    self.withdraw(&name, claim);
+                }
+                return;
+            }
+            Verdict::Ok | Verdict::Yields | Verdict::Buried => {
+                if settling.waiting.remove(from) {
+                    settling.answered += 1;
+                }
+            }
+        }
+        let others: Vec<SessionId> =
+            answer.askers.into_iter().filter(|asker| *asker != me).take(64).collect();
+        self.ask(&name, others);
+        self.dirty.insert(name);
+    }
+
+    /// Steps back for a claim that holds the name, and lets `run` return that run.
+    pub(super) fn withdraw(&mut self, name: &Name, holder: Claim) {
+        let run = holder.run;
+        if holder.session != self.config.me {
+            self.learn_claim(holder);
+        }
+        self.release_claim(name);
+        self.answer_callers(name, Ok(run));
+    }
+
+    /// A settling task: is it settled, or has something better turned up?
+    pub(super) fn look_settling(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        let Doing::Settling(settling) = &task.doing else {
+            return;
+        };
+        if let Some(better) = self.better_than(name, &task.claim) {
+            return self.withdraw(name, better);
+        }
+        // A claim that need only be stepped over: claim again above it.
+        let above = self.view.epoch(name).is_some_and(|seen| seen > task.claim.epoch);
+        let over = self.view.claims(name).any(|other| {
+            other.beats(&task.claim) && (other.phase.is_free() || self.is_void(other))
+        });
+        if above && over {
+            let (spec, cause, purpose) = (task.spec.clone(), task.cause, settling.purpose);
+            return self.claim(spec, cause, purpose, Vec::new());
+        }
+        if settling.waiting.is_empty() || self.now.at >= settling.until {
+            self.settled(name);
+        }
+    }
+
+    /// A claim of a live session, or an end, that a claimant must step back for.
+    fn better_than(&self, name: &Name, mine: &Claim) -> Option<Claim> {
+        self.view
+            .claims(name)
+            .filter(|other| other.session != mine.session && other.run >= mine.run)
+            .find(|other| {
+                other.ends(mine)
+                    || (other.phase.is_held() && other.beats(mine) && !self.is_void(other))
+            })
+            .cloned()
+    }
+
+    /// A claim of a session that is gone or buried holds nothing.
+    pub(super) fn is_void(&self, claim: &Claim) -> bool {
+        claim.session != self.config.me
+            && (self.members.is_gone(&claim.session) || self.buried.contains_key(&claim.session))
+    }
+
+    /// All have answered: the name is mine.
+    fn settled(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        let Doing::Settling(settling) = &task.doing else {
+            return;
+        };
+        let purpose = settling.purpose;
+        let acknowledged = settling.answered > 0 || settling.asked.is_empty();
+        let run = task.claim.run;
+        if acknowledged {
+            self.answer_callers(name, Ok(run));
+        }
+        let want = self.wanted(name);
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        match want {
+            Want::Cancel => return self.end(name, Phase::Cancelled, None, String::new()),
+            Want::Pause => task.claim.phase = Phase::Paused,
+            Want::Run if purpose == Purpose::Custody => {
+                task.claim.phase = Phase::Parked { until_resumed: false };
+                task.claim.note =
+                    format!("no live node runs the kind {} and reads its state", task.spec.kind);
+            }
+            Want::Run if task.claim.strikes >= 3 => {
+                task.claim.phase = Phase::Quarantined;
+                task.claim.note = "three takeovers in a row brought no progress".to_owned();
+            }
+            Want::Run => return self.recover(name),
+        }
+        let (phase, note) = (task.claim.phase.clone(), task.claim.note.clone());
+        task.doing = Doing::Kept;
+        self.parked(name);
+        self.publish(name);
+        match phase {
+            Phase::Quarantined => self.tell(Notice::Quarantined { name: name.clone() }),
+            Phase::Parked { .. } => self.tell(Notice::Parked { name: name.clone(), why: note }),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! `run`: joins the run that exists, or finds a node that starts one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::Machine;
+use super::task::{Caller, Doing, Purpose};
+use crate::core::claim::{Phase, Spec};
+use crate::core::ids::{Name, RunId, SessionId};
+use crate::core::io::{Action, CallError, Cause};
+use crate::core::message::{Message, Refusal};
+use crate::core::placement::{self, Candidate};
+use crate::core::record::NodeState;
+use crate::core::time::Time;
+
+/// Starts asked for here that run on other nodes, or wait for one.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Starts {
+    by_id: BTreeMap<u64, Pending>,
+    next: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Pending {
+    spec: Spec,
+    callers: Vec<Caller>,
+    target: Option<SessionId>,
+    tried: BTreeSet<SessionId>,
+    refusal: Refusal,
+    until: Time,
+}
+
+/// How long a target may take to answer before the next one is asked: settling takes `R_eta` at most.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+impl Machine {
+    pub(super) fn on_run(&mut self, call: u64, mut spec: Spec, again: bool) {
+        let caller = Caller::Here(call);
+        if self.state == NodeState::Joining || self.state.is_fenced() {
+            return self.reply_to(caller, Err(CallError::NotReady));
+        }
+        let name = spec.name.clone();
+        if let Some(task) = self.tasks.get_mut(&name)
+            && matches!(task.doing, Doing::Settling(_))
+        {
+            task.callers.push(caller);
+            return;
+        }
+        if let Some(pending) = self.starts.by_id.values_mut().find(|p| p.spec.name == name) {
+            pending.callers.push(caller);
+            return;
+        }
+        let last = self.view.last_run(&name).max(self.specs.get(&name).map(|spec| spec.run));
+        if let Some(run) = last {
+            let ended = self.view.ended(&name).filter(|claim| claim.run == run);
+            let superseded = self.view.top(&name).is_some_and(|c| c.phase == Phase::Superseded);
+            let forgotten = ended.is_some() && !self.is_retained(&name);
+            if !(superseded || forgotten || (ended.is_some() && again)) {
+                return self.reply_to(caller, Ok(run));
+            }
+        }
+        spec.run.number = last.map_or(0, |run| run.number) + 1;
+        self.place(spec, vec![caller]);
+    }
+
+    /// Finds a node for a new run.
+    pub(super) fn place(&mut self, spec: Spec, callers: Vec<Caller>) {
+        let id = self.starts.next;
+        self.starts.next += 1;
+        let pending = Pending {
+            spec,
+            callers,
+            target: None,
+            tried: BTreeSet::new(),
+            refusal: Refusal::Incompatible,
+            until: self.now.at,
+        };
+        self.starts.by_id.insert(id, pending);
+        self.place_next(id);
+    }
+
+    fn place_next(&mut self, id: u64) {
+        let Some(pending) = self.starts.by_id.get(&id) else {
+            return;
+        };
+        let (spec, tried) = (pending.spec.clone(), pending.tried.clone());
+        let Some(target) = self.choose(&spec, None, &tried) else {
+            let Some(pending) = self.starts.by_id.remove(&id) else {
+                return;
+            };
+            for caller in pending.callers {
+                self.reply_to(caller, Err(CallError::NoNode(pending.refusal.clone())));
+            }
+            return;
+        };
+        if target == self.config.me {
+            let callers = self.starts.by_id.remove(&id).map(|p| p.callers).unwrap_or_default();
+            return self.claim(spec, Cause::Start, Purpose::Run, callers);
+        }
+        let until = self.now.at + PATIENCE;
+        if let Some(pending) = self.starts.by_id.get_mut(&id) {
+            pending.tried.insert(target.clone());
+            pending.target = Some(target.clone());
+            pending.until = until;
+        }
+        self.send(&target, Message::Start { call: id, spec });
+    }
+
+    /// The node to start or to receive a task, other than those tried.
+    pub(super) fn choose(
+        &mut self,
+        spec: &Spec,
+        state_version: Option<u32>,
+        tried: &BTreeSet<SessionId>,
+    ) -> Option<SessionId> {
+        let mut candidates: Vec<Candidate<'_>> = self
+            .members
+            .iter()
+            .filter(|(session, peer)| peer.is_up() && !peer.load.full && !tried.contains(*session))
+            .filter_map(|(session, peer)| {
+                Some(Candidate { session, record: peer.record.as_ref()?, load: peer.load })
+            })
+            .filter(|candidate| candidate.can_run(&spec.kind, state_version))
+            .collect();
+        if self.may_take(spec, state_version) && !tried.contains(&self.config.me) {
+            candidates.push(Candidate {
+                session: &self.config.me,
+                record: &self.config.record,
+                load: self.load,
+            });
+        }
+        let chosen = placement::choose(&spec.name, &candidates)?.clone();
+        // Until its next report, count what is sent there.
+        if let Some(peer) = self.members.entry(&chosen, self.now.at) {
+            peer.load.running = peer.load.running.saturating_add(1);
+        }
+        Some(chosen)
+    }
+
+    pub(super) fn on_start(&mut self, from: &SessionId, call: u64, spec: Spec) {
+        let caller = Caller::There(from.clone(), call);
+        let name = spec.name.clone();
+        // Whatever run of the name is being settled here, this start joins it.
+        if let Some(task) = self.tasks.get_mut(&name)
+            && matches!(task.doing, Doing::Settling(_))
+        {
+            if !task.callers.contains(&caller) {
+                task.callers.push(caller);
+            }
+            return;
+        }
+        if let Some(owner) = self.view.owner(&name)
+            && owner.run >= spec.run
+            && owner.phase != Phase::Superseded
+        {
+            let run = owner.run;
+            return self.reply_to(caller, Ok(run));
+        }
+        let refusal = match self.may_take(&spec, None) {
+            true => return self.claim(spec, Cause::Start, Purpose::Run, vec![caller]),
+            false if self.state != NodeState::Up => Refusal::NotUp,
+            false if self.load.full => Refusal::Full,
+            false => Refusal::Incompatible,
+        };
+        self.send(from, Message::StartReply { call, result: Err(refusal) });
+    }
+
+    pub(super) fn on_start_reply(
+        &mut self,
+        from: &SessionId,
+        id: u64,
+        result: Result<RunId, Refusal>,
+    ) {
+        let Some(pending) = self.starts.by_id.get_mut(&id) else {
+            return;
+        };
+        if pending.target.as_ref() != Some(from) {
+            return;
+        }
+        match result {
+            Ok(run) => {
+                let Some(pending) = self.starts.by_id.remove(&id) else {
+                    return;
+                };
+                // The caller's node keeps the spec too: one more copy outlives the owner.
+                if pending.spec.run == run {
+                    self.learn(pending.spec);
+                }
+                for caller in pending.callers {
+                    self.reply_to(caller, Ok(run));
+                }
+            }
+            Err(refusal) => {
+                pending.refusal = refusal;
+                self.place_next(id);
+            }
+        }
+    }
+
+    /// A target is gone or cut off: the next one is asked. Two claims of one run settle.
+    pub(super) fn starts_lost(&mut self, session: &SessionId) {
+        let lost: Vec<u64> = self
+            .starts
+            .by_id
+            .iter()
+            .filter(|(_, pending)| pending.target.as_ref() == Some(session))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in lost {
+            if let Some(pending) = self.starts.by_id.get_mut(&id) {
+                pending.refusal = Refusal::NoAnswer;
+            }
+            self.place_next(id);
+        }
+    }
+
+    pub(super) fn starts_tick(&mut self) {
+        let now = self.now.at;
+        let late: Vec<u64> = self
+            .starts
+            .by_id
+            .iter()
+            .filter(|(_, pending)| now >= pending.until)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in late {
+            if let Some(pending) = self.starts.by_id.get_mut(&id) {
+                pending.refusal = Refusal::NoAnswer;
+            }
+            self.place_next(id);
+        }
+    }
+
+    /// Lets everybody who waits for `run` of a name go on.
+    pub(super) fn answer_callers(&mut self, name: &Name, result: Result<RunId, CallError>) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        for caller in std::mem::take(&mut task.callers) {
+            self.reply_to(caller, result.clone());
+        }
+    }
+
+    pub(super) fn reply_to(&mut self, caller: Caller, result: Result<RunId, CallError>) {
+        match caller {
+            Caller::Here(call) => self.push(Action::Reply { call, result }),
+            Caller::There(session, call) => {
+                let result = result.map_err(|error| match error {
+                    CallError::NoNode(refusal) => refusal,
+                    _ => Refusal::NotUp,
+                });
+                self.send(&session, Message::StartReply { call, result });
+            }
+        }
+    }
+}

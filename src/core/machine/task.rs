@@ -1,0 +1,180 @@
+//! One name on this node, from its first claim to its last record.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use crate::core::branch::{Header, Position};
+use crate::core::claim::{Claim, Spec};
+use crate::core::ids::{NodeId, SessionId};
+use crate::core::io::Cause;
+use crate::core::lease::Epoch;
+use crate::core::time::Time;
+
+/// My claim of a name, and what this node is doing about it.
+#[derive(Clone, Debug)]
+pub(super) struct Task {
+    /// As last published.
+    pub claim: Claim,
+    pub spec: Spec,
+    pub doing: Doing,
+    /// Why it came here.
+    pub cause: Cause,
+    /// From whom it came.
+    pub from: Option<SessionId>,
+    /// Who waits for `run` to return.
+    pub callers: Vec<Caller>,
+    /// Where its state may be, by the claim it was taken from.
+    pub prior: Prior,
+    /// The newest commit of it under my lease, or the one it was started from.
+    pub latest: Option<Header>,
+    /// Its bytes, while they are on their way to a replica or a target.
+    pub bytes: Option<Bytes>,
+    /// The newest commit each replica has acknowledged.
+    pub acked: BTreeMap<SessionId, Position>,
+    /// Who gets its commits.
+    pub replicas: Vec<SessionId>,
+    /// A forced commit that waits for its acknowledgement.
+    pub forced: Option<Position>,
+    /// Live claims above mine, and when I first saw each (Rule 21).
+    pub rivals: BTreeMap<SessionId, Time>,
+    /// The handover under way.
+    pub hand: Option<Hand>,
+    /// It did not stop in its grace (Rule 15).
+    pub unstoppable: bool,
+    /// The version of the desired state when it was parked: only a later one ends the parking.
+    pub order: u64,
+    /// It was offered by a session that was itself running it (Rule 13).
+    pub first_offer: bool,
+}
+
+/// What happens to a name here.
+#[derive(Clone, Debug)]
+pub(super) enum Doing {
+    /// Asking every live peer (Rule 13).
+    Settling(Settling),
+    /// Settled; looking for its state (Rule 20).
+    Finding(Finding),
+    /// Settled; the state is on its way from a peer or the store.
+    Fetching { header: Header, from: Option<SessionId>, until: Time, tried: Vec<Header> },
+    /// Its loop runs.
+    Running,
+    /// Its loop was told to stop.
+    Stopping(Why),
+    /// Accepted from a source that still has it (Rule 18).
+    Incoming { transferred: Option<Option<Header>> },
+    /// Held; nothing runs.
+    Kept,
+    /// Stopped for handing over: the target is getting the sealed state.
+    Sealing { since: Time },
+    /// `Transferred` is written: this epoch never runs again.
+    Moving { since: Time, sent: Time },
+    /// Ended; the record is being replicated before anybody is told (Rule 12).
+    Ending { output: Option<Bytes>, stored: bool, waiting: BTreeSet<SessionId>, until: Time },
+    /// Only my record is left.
+    Over { since: Time, dominated: Option<Time> },
+}
+
+/// Why a loop was told to stop.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// To hand it over.
+    Transfer,
+    /// To let anybody take it.
+    Release,
+    /// Another claim of the run won.
+    Yield { to: SessionId },
+    /// Another run won, or this run has ended elsewhere.
+    Lost,
+    /// As desired.
+    Pause,
+    /// As desired.
+    Cancel,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Settling {
+    pub asked: BTreeSet<SessionId>,
+    pub waiting: BTreeSet<SessionId>,
+    pub answered: usize,
+    pub until: Time,
+    pub purpose: Purpose,
+}
+
+/// What a settled claim is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To run it.
+    Run,
+    /// To keep it for others (Rule 24).
+    Custody,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Finding {
+    pub waiting: BTreeSet<SessionId>,
+    pub found: Vec<(SessionId, Header)>,
+    /// When to stop waiting for those that have not answered.
+    pub until: Time,
+    /// When to give up looking.
+    pub give_up: Time,
+    /// Every live peer has been asked, not only the replicas.
+    pub everyone: bool,
+}
+
+/// What the claim before mine said of the state.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Prior {
+    pub replicas: Vec<NodeId>,
+    pub floor: Option<Position>,
+    pub checkpointed: bool,
+    pub session: Option<SessionId>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Hand {
+    pub to: SessionId,
+    pub epoch: Epoch,
+    pub accepted: bool,
+    pub since: Time,
+    pub tried: BTreeSet<SessionId>,
+}
+
+/// Who waits for `run` to return.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Caller {
+    /// A call on this node.
+    Here(u64),
+    /// A call on another node.
+    There(SessionId, u64),
+}
+
+impl Task {
+    /// A claim with nothing behind it yet.
+    pub fn record(claim: Claim, spec: Spec, doing: Doing) -> Self {
+        Self {
+            claim,
+            spec,
+            doing,
+            cause: Cause::Start,
+            from: None,
+            callers: Vec::new(),
+            prior: Prior::default(),
+            latest: None,
+            bytes: None,
+            acked: BTreeMap::new(),
+            replicas: Vec::new(),
+            forced: None,
+            rivals: BTreeMap::new(),
+            hand: None,
+            unstoppable: false,
+            order: 0,
+            first_offer: false,
+        }
+    }
+
+    /// Whether code of the task may be running now.
+    pub fn runs(&self) -> bool {
+        matches!(self.doing, Doing::Running | Doing::Stopping(_))
+    }
+}

@@ -1,0 +1,6 @@
+//! The rules, one by one, in a world of virtual time.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod spine;
+mod world;

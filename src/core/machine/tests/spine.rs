@@ -1,0 +1,143 @@
+//! The main paths: start, join, hand over, take over, end.
+
+use std::time::Duration;
+
+use super::world::{MS, World, name};
+use crate::core::claim::{Phase, Want};
+
+const S: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_task_starts_and_run_returns_once_a_peer_knows_it() {
+    let (mut world, nodes) = World::cluster(1, 3);
+    let call = world.start(&nodes[0], "a");
+    world.run_for(S);
+    assert!(matches!(world.nodes[&nodes[0]].replies.get(&call), Some(Ok(_))));
+    assert_eq!(world.running("a").len(), 1);
+    for node in &nodes {
+        assert_eq!(world.nodes[node].owners[&name("a")].phase, Phase::Running);
+        assert!(world.nodes[node].machine.spec(&name("a")).is_some());
+    }
+}
+
+#[test]
+fn concurrent_starts_of_one_name_run_once_and_return_the_same_run() {
+    for seed in 0..50 {
+        let (mut world, nodes) = World::cluster(seed, 3);
+        let calls: Vec<_> = nodes.iter().map(|n| (n.clone(), world.start(n, "a"))).collect();
+        world.run_for(S * 5);
+        assert_eq!(world.running("a").len(), 1, "seed {seed}");
+        world.assert_no_overlap();
+        let runs: Vec<_> = calls
+            .iter()
+            .map(|(n, call)| world.nodes[n].replies.get(call).cloned().unwrap().unwrap())
+            .collect();
+        assert!(runs.iter().all(|run| *run == runs[0]), "seed {seed}: {runs:?}");
+    }
+}
+
+#[test]
+fn a_killed_nodes_tasks_go_on_from_the_last_replicated_checkpoint() {
+    let (mut world, nodes) = World::cluster(2, 4);
+    for i in 0..40 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.run_for(S * 5);
+    let victim = world.running("t0")[0].clone();
+    let died = world.now;
+    world.crash(&victim);
+    world.run_for(S);
+    world.assert_no_overlap();
+    for i in 0..40 {
+        assert_eq!(world.running(&format!("t{i}")).len(), 1, "t{i}");
+    }
+    let taken: Vec<_> = world.stretches.iter().filter(|s| s.start >= died).collect();
+    assert!(!taken.is_empty());
+    for stretch in taken {
+        assert!(stretch.from_seq > 90, "resumed at {}", stretch.from_seq);
+        assert!(stretch.start.since(died) < MS * 20, "{:?}", stretch.start.since(died));
+    }
+}
+
+#[test]
+fn a_drained_node_hands_its_tasks_over_with_their_state() {
+    let (mut world, nodes) = World::cluster(3, 3);
+    for i in 0..30 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.run_for(S * 5);
+    world.drain(&nodes[1], S * 25);
+    world.run_until(S * 10, "drained", |w| w.nodes[&nodes[1]].drained.is_some());
+    world.give(&nodes[1], crate::core::io::Event::Leave);
+    world.run_until(S, "left", |w| w.nodes[&nodes[1]].left.is_some());
+    world.crash(&nodes[1]);
+    world.run_for(S);
+    world.assert_no_overlap();
+    for i in 0..30 {
+        let task = format!("t{i}");
+        assert_eq!(world.running(&task).len(), 1, "{task}");
+        assert!(world.gaps(&task).iter().all(|gap| *gap < MS * 10), "{:?}", world.gaps(&task));
+    }
+}
+
+#[test]
+fn a_finished_task_stays_finished_when_its_node_is_gone() {
+    let (mut world, nodes) = World::cluster(4, 3);
+    world.goal = 20;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 3);
+    assert_eq!(world.finished[&name("a")].len(), 1);
+    let owner = world.nodes[&nodes[0]].owners[&name("a")].session.clone();
+    world.crash(&owner);
+    world.run_for(S * 60);
+    assert_eq!(world.finished[&name("a")].len(), 1);
+    assert!(world.running("a").is_empty());
+    for node in nodes.iter().filter(|n| **n != owner) {
+        assert_eq!(world.nodes[node].owners[&name("a")].phase, Phase::Finished);
+    }
+}
+
+#[test]
+fn pause_resume_and_cancel_work_from_any_node() {
+    let (mut world, nodes) = World::cluster(5, 3);
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    for node in &nodes {
+        world.want(node, "a", Want::Pause);
+        world.run_for(S);
+        assert!(world.running("a").is_empty());
+        world.want(node, "a", Want::Run);
+        world.run_for(S);
+        assert_eq!(world.running("a").len(), 1);
+    }
+    world.want(&nodes[2], "a", Want::Cancel);
+    world.run_for(S);
+    assert!(world.running("a").is_empty());
+    for node in &nodes {
+        assert_eq!(world.nodes[node].owners[&name("a")].phase, Phase::Cancelled);
+    }
+}
+
+#[test]
+fn a_silent_node_keeps_its_tasks_for_the_silence_floor() {
+    let (mut world, nodes) = World::cluster(6, 3);
+    world.goal = 10_000;
+    for i in 0..10 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.run_for(S * 5);
+    let victim = world.running("t0")[0].clone();
+    let others: Vec<_> = nodes.iter().filter(|n| **n != victim).cloned().collect();
+    let cut = world.now;
+    world.split(&[victim.clone()], &others);
+    world.run_for(S * 30);
+    for stretch in world.stretches.iter().filter(|s| s.start > cut) {
+        assert!(stretch.start.since(cut) >= Duration::from_millis(9_500), "{stretch:?}");
+        assert_ne!(stretch.session, victim, "an isolated node takes nothing");
+    }
+    world.heal();
+    world.run_for(S * 25);
+    for i in 0..10 {
+        assert_eq!(world.running(&format!("t{i}")).len(), 1);
+    }
+}

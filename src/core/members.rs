@@ -1,0 +1,395 @@
+//! Who is there: sessions, the evidence of their life, and how long they have been silent
+//! (Rules 2 to 7).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::ids::{NodeId, SessionId};
+use super::io::Gone;
+use super::record::{Load, NodeRecord, NodeState};
+use super::time::Time;
+use super::timing::Timing;
+
+/// What is known of one session other than mine.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// From the last sealed header.
+    pub state: NodeState,
+    /// Its static record, once read.
+    pub record: Option<NodeRecord>,
+    /// Its load, and what has been placed there since it was read.
+    pub load: Load,
+    /// A heartbeat or a sealed datagram that was not fenced (Rule 4).
+    pub news: Time,
+    /// The last sealed datagram; before the first one, when the session became known.
+    pub direct: Time,
+    /// The last heartbeat by any path.
+    pub heartbeat: Time,
+    /// When I sent the newest datagram that it echoed.
+    pub echoed: Option<Time>,
+    /// Its records are here up to the version its first reply showed (Rule 14).
+    pub caught_up: bool,
+    /// A link to it is up.
+    pub linked: bool,
+    /// Why it counts as gone, if it does, and since when.
+    pub gone: Option<(Gone, Time)>,
+    /// The failure detector holds it for dead.
+    suspected: bool,
+    /// Observers that saw its link break and its address refuse (Rule 5).
+    dead_to: BTreeSet<SessionId>,
+}
+
+impl Peer {
+    fn new(now: Time) -> Self {
+        Self {
+            state: NodeState::Joining,
+            record: None,
+            load: Load::default(),
+            news: now,
+            direct: now,
+            heartbeat: now,
+            echoed: None,
+            caught_up: false,
+            linked: false,
+            gone: None,
+            suspected: false,
+            dead_to: BTreeSet::new(),
+        }
+    }
+
+    /// Takes part in settling: up, cordoned or draining, and not gone.
+    pub fn is_live(&self) -> bool {
+        self.gone.is_none()
+            && matches!(self.state, NodeState::Up | NodeState::Cordoned | NodeState::Draining)
+    }
+
+    /// May be given tasks and replicas.
+    pub fn is_up(&self) -> bool {
+        self.gone.is_none() && self.state == NodeState::Up
+    }
+}
+
+/// All sessions but mine.
+#[derive(Clone, Debug)]
+pub struct Members {
+    me: SessionId,
+    timing: Timing,
+    known_dead: bool,
+    /// The other node, where the member list on disk shows that there only ever were two (Rule 7).
+    pair: Option<NodeId>,
+    peers: BTreeMap<SessionId, Peer>,
+    /// Send time of the newest datagram of mine that anybody has echoed.
+    evidence: Option<Time>,
+    /// Start of the present unbroken spell of two-way evidence.
+    spell: Time,
+    /// Since when nobody has echoed me.
+    alone_since: Time,
+    brake: Option<Time>,
+    last_tick: Time,
+    /// The end of the last visible gap in my own clock, until an echo sent after it has come.
+    gap: Option<Time>,
+}
+
+/// What a look at the clock has shown.
+#[derive(Debug, Default)]
+pub struct Ticked {
+    /// Sessions that have just become silent.
+    pub silent: Vec<SessionId>,
+    /// The brake has just been pulled.
+    pub braked: Option<Time>,
+}
+
+impl Members {
+    /// Bound on sessions known; gossip carries about a thousand.
+    const MAX: usize = 10_000;
+
+    /// Knows nobody yet.
+    pub fn new(
+        now: Time,
+        me: SessionId,
+        timing: Timing,
+        known_dead: bool,
+        persisted: &[SessionId],
+    ) -> Self {
+        let mut others: Vec<&NodeId> =
+            persisted.iter().map(|s| &s.node).filter(|node| **node != me.node).collect();
+        others.dedup();
+        let pair = match others.as_slice() {
+            [other] => Some((*other).clone()),
+            _ => None,
+        };
+        Self {
+            me,
+            timing,
+            known_dead,
+            pair,
+            peers: BTreeMap::new(),
+            evidence: None,
+            spell: now,
+            alone_since: now,
+            brake: None,
+            last_tick: now,
+            gap: None,
+        }
+    }
+
+    /// One session.
+    pub fn get(&self, session: &SessionId) -> Option<&Peer> {
+        self.peers.get(session)
+    }
+
+    /// Changes one session, getting to know it if need be. Mine is never among them.
+    pub fn entry(&mut self, session: &SessionId, now: Time) -> Option<&mut Peer> {
+        if *session == self.me {
+            return None;
+        }
+        if !self.peers.contains_key(session) {
+            if self.peers.len() >= Self::MAX {
+                return None;
+            }
+            if session.node != self.me.node && self.pair.as_ref() != Some(&session.node) {
+                self.pair = None;
+            }
+        }
+        Some(self.peers.entry(session.clone()).or_insert_with(|| Peer::new(now)))
+    }
+
+    /// All sessions, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (&SessionId, &Peer)> + Clone {
+        self.peers.iter()
+    }
+
+    /// Sessions that are asked when a name is settled (Rule 13).
+    pub fn live(&self) -> impl Iterator<Item = &SessionId> {
+        self.peers.iter().filter(|(_, peer)| peer.is_live()).map(|(session, _)| session)
+    }
+
+    /// Whether the session is known to be gone. An unknown one is not: unknown is not absent.
+    pub fn is_gone(&self, session: &SessionId) -> bool {
+        self.peers.get(session).is_some_and(|peer| peer.gone.is_some())
+    }
+
+    /// The live session of a node, the newest if there are several.
+    pub fn session_of(&self, node: &NodeId) -> Option<&SessionId> {
+        self.live().filter(|session| session.node == *node).last()
+    }
+
+    /// Whether somebody has echoed a recent datagram of mine (Rule 4).
+    pub fn is_connected(&self, now: Time) -> bool {
+        self.evidence.is_some_and(|sent| now.since(sent) < self.timing.evidence_window())
+    }
+
+    /// Until when takeover pauses (the brake, Rule 7).
+    pub fn brake(&self) -> Option<Time> {
+        self.brake
+    }
+
+    /// Whether this node may take over what others held: somebody echoes it, or it has been alone
+    /// for long enough, or there is nobody left who could (Rules 4 and 7).
+    pub fn may_take_over(&self, now: Time) -> bool {
+        self.is_connected(now)
+            || self.peers.values().all(Peer::is_surely_gone)
+            || now.since(self.alone_since) >= self.patience()
+    }
+
+    /// How long a node that nobody echoes waits before it takes anything over (Rule 7).
+    fn patience(&self) -> Duration {
+        match self.pair {
+            Some(_) => self.timing.silence_floor,
+            None => self.timing.alone_after,
+        }
+    }
+
+    /// Whether steps may start: after a visible gap only once an echo sent after it has come, or
+    /// after `alone_after`, or when there is nobody who could echo (Rule 17).
+    pub fn may_step(&self, now: Time) -> bool {
+        self.gap.is_none_or(|gap| {
+            now.since(gap) >= self.timing.alone_after
+                || self.peers.values().all(Peer::is_surely_gone)
+        })
+    }
+
+    /// A sealed datagram arrived. Returns whether the session came back from being gone.
+    pub fn heard(
+        &mut self,
+        now: Time,
+        from: &SessionId,
+        state: NodeState,
+        echoed: Option<Time>,
+    ) -> bool {
+        let connected = self.is_connected(now);
+        let window = self.timing.evidence_window();
+        let Some(peer) = self.entry(from, now) else {
+            return false;
+        };
+        peer.state = state;
+        peer.direct = now;
+        // Even a fenced process is not a dead one, and may still be stopping (Rule 5).
+        let mut back = peer.is_known_dead() && peer.revive();
+        peer.dead_to.clear();
+        if !state.is_fenced() {
+            peer.news = now;
+            back |= peer.revive();
+        }
+        if let Some(sent) = echoed {
+            peer.echoed = peer.echoed.max(Some(sent));
+            if self.gap.is_some_and(|gap| sent > gap) {
+                self.gap = None;
+            }
+            if now.since(sent) < window {
+                if !connected {
+                    self.spell = now;
+                }
+                self.evidence = self.evidence.max(Some(sent));
+            }
+        }
+        back
+    }
+
+    /// A newer heartbeat came by any path. Returns whether the session came back from silence.
+    pub fn heartbeat(&mut self, now: Time, of: &SessionId) -> bool {
+        let Some(peer) = self.entry(of, now) else {
+            return false;
+        };
+        peer.news = now;
+        peer.heartbeat = now;
+        // A relayed heartbeat of a process that is known dead is an echo from the grave: only its
+        // own sealed datagram revives it (Rule 5).
+        if matches!(peer.gone, Some((Gone::Silent, _))) { peer.revive() } else { false }
+    }
+
+    /// The failure detector changed its mind.
+    pub fn suspicion(&mut self, now: Time, of: &SessionId, suspected: bool) {
+        if let Some(peer) = self.entry(of, now) {
+            peer.suspected = suspected;
+        }
+    }
+
+    /// Marks a session gone for a reason that needs no silence. Returns whether it was not before.
+    pub fn mark_gone(&mut self, now: Time, session: &SessionId, why: Gone) -> bool {
+        let Some(peer) = self.entry(session, now) else {
+            return false;
+        };
+        let news = !peer.is_surely_gone();
+        if news {
+            peer.gone = Some((why, now));
+            peer.linked = false;
+        }
+        news
+    }
+
+    /// An observer saw a session's link break and its address refuse. Returns whether that makes it
+    /// known dead (Rule 5).
+    pub fn observed_dead(&mut self, now: Time, suspect: &SessionId, by: &SessionId) -> bool {
+        if !self.known_dead || (*by != self.me && !self.peers.get(by).is_some_and(Peer::is_live)) {
+            return false;
+        }
+        let Some(peer) = self.entry(suspect, now) else {
+            return false;
+        };
+        peer.dead_to.insert(by.clone());
+        self.known_dead(now, suspect)
+    }
+
+    /// My link to a session broke. Returns whether it is now known to be dead: while the link
+    /// stands, whatever others report is between them and the suspect.
+    pub fn link_broke(&mut self, now: Time, with: &SessionId) -> bool {
+        if let Some(peer) = self.entry(with, now) {
+            peer.linked = false;
+        }
+        self.known_dead(now, with)
+    }
+
+    fn known_dead(&mut self, now: Time, suspect: &SessionId) -> bool {
+        let others = self.live().filter(|session| *session != suspect).count() + 1;
+        let Some(peer) = self.peers.get(suspect) else {
+            return false;
+        };
+        let closing = matches!(peer.state, NodeState::Draining | NodeState::Leaving);
+        let enough = !peer.dead_to.is_empty() && peer.dead_to.len() >= others.min(2);
+        enough && !closing && !peer.linked && self.mark_gone(now, suspect, Gone::Dead)
+    }
+
+    /// Time passed: who has become silent? (Rules 4 and 7)
+    pub fn tick(&mut self, now: Time) -> Ticked {
+        if now.since(self.last_tick) > self.timing.visible_gap() {
+            // Nothing could be heard while this process did not run: neither the silence of others
+            // nor my own loneliness counts from before (Rule 4).
+            self.gap = Some(now);
+            self.spell = now;
+            self.alone_since = now;
+        }
+        self.last_tick = now;
+        let mut ticked = Ticked::default();
+        if self.is_connected(now) {
+            self.alone_since = now;
+        }
+        let alone_for = now.since(self.alone_since);
+        let (connected, patience) = (self.is_connected(now), self.patience());
+        for (session, peer) in &mut self.peers {
+            if peer.gone.is_some() {
+                continue;
+            }
+            let silent = if connected {
+                let since = peer.news.max(self.spell);
+                peer.suspected && now.since(since) >= self.timing.silence_floor
+            } else {
+                alone_for >= patience && now.since(peer.news) >= patience
+            };
+            if silent {
+                peer.gone = Some((Gone::Silent, now));
+                ticked.silent.push(session.clone());
+            }
+        }
+        if self.brake.is_some_and(|until| now >= until) {
+            self.brake = None;
+        }
+        if !ticked.silent.is_empty() && self.brake.is_none() {
+            ticked.braked = self.pull_brake(now);
+        }
+        ticked
+    }
+
+    /// More than half of the known nodes, and at least three, fell silent within T: that looks like
+    /// a fault of mine rather than of theirs (S6).
+    fn pull_brake(&mut self, now: Time) -> Option<Time> {
+        let fell = |peer: &Peer, within: Duration| matches!(peer.gone, Some((Gone::Silent, at)) if now.since(at) <= within);
+        let silent =
+            self.peers.values().filter(|peer| fell(peer, self.timing.silence_floor)).count();
+        let known = 1 + self
+            .peers
+            .values()
+            .filter(|peer| peer.gone.is_none() || fell(peer, self.timing.silence_floor))
+            .count();
+        if silent >= 3 && 2 * silent > known {
+            self.brake = Some(now + self.timing.silence_floor * 3);
+        }
+        self.brake
+    }
+
+    /// Forgets a session altogether (it is buried).
+    pub fn forget(&mut self, session: &SessionId) {
+        self.peers.remove(session);
+    }
+}
+
+impl Peer {
+    /// Gone for a reason that needs no silence.
+    const fn is_surely_gone(&self) -> bool {
+        matches!(self.gone, Some((Gone::Left | Gone::Superseded | Gone::Dead, _)))
+    }
+
+    const fn is_known_dead(&self) -> bool {
+        matches!(self.gone, Some((Gone::Dead, _)))
+    }
+
+    /// A sealed datagram of the session itself undoes a verdict that was only an inference.
+    fn revive(&mut self) -> bool {
+        self.dead_to.clear();
+        if matches!(self.gone, Some((Gone::Silent | Gone::Dead, _))) {
+            self.gone = None;
+            return true;
+        }
+        false
+    }
+}

@@ -1,0 +1,217 @@
+//! All sessions' claims, and who owns what by them: a join, the same for everyone who knows the same.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+
+use super::claim::{Claim, Phase};
+use super::ids::{Name, RunId, SessionId};
+use super::lease::Epoch;
+
+/// The merged claims of all sessions, mine included.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct View {
+    names: BTreeMap<Name, BTreeMap<SessionId, Claim>>,
+    by_session: BTreeMap<SessionId, Published>,
+    /// What each session's header says has stopped.
+    released: BTreeMap<SessionId, Released>,
+    /// The highest epoch ever seen of a name; survives the claims that carried it (L2).
+    epochs: BTreeMap<Name, Epoch>,
+}
+
+/// The names a session has claims of, and the number of each claim.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Published {
+    names: BTreeSet<Name>,
+    numbers: BTreeMap<u64, Name>,
+}
+
+/// The claims of a session that have stopped, by number (Rule 2).
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Released {
+    watermark: u64,
+    listed: BTreeSet<u64>,
+}
+
+impl Released {
+    fn covers(&self, number: u64) -> bool {
+        number <= self.watermark || self.listed.contains(&number)
+    }
+}
+
+impl View {
+    /// Bound on single releases remembered of a session.
+    const MAX_LISTED: usize = 64;
+
+    /// Takes a session's claim in. Of two claims of one session the later (by number, then version)
+    /// stands, whatever order they arrive in.
+    /// Returns whether anything changed.
+    pub fn merge(&mut self, mut claim: Claim) -> bool {
+        self.raise(&claim.name, claim.epoch);
+        // The header can overtake the claim that it speaks of.
+        if claim.phase.is_held()
+            && self.released.get(&claim.session).is_some_and(|r| r.covers(claim.number))
+        {
+            claim.phase = Phase::Released;
+        }
+        let claims = self.names.entry(claim.name.clone()).or_default();
+        if let Some(held) = claims.get(&claim.session)
+            && !replaces(&claim, held)
+        {
+            return false;
+        }
+        let published = self.by_session.entry(claim.session.clone()).or_default();
+        if let Some(old) = claims.get(&claim.session) {
+            published.numbers.remove(&old.number);
+        }
+        published.names.insert(claim.name.clone());
+        published.numbers.insert(claim.number, claim.name.clone());
+        claims.insert(claim.session.clone(), claim);
+        true
+    }
+
+    /// Drops a session's claim. Its epoch stays remembered.
+    pub fn remove(&mut self, name: &Name, session: &SessionId) -> Option<Claim> {
+        let claims = self.names.get_mut(name)?;
+        let removed = claims.remove(session);
+        if claims.is_empty() {
+            self.names.remove(name);
+        }
+        if let (Some(published), Some(removed)) = (self.by_session.get_mut(session), &removed) {
+            published.names.remove(name);
+            published.numbers.remove(&removed.number);
+            if published.names.is_empty() {
+                self.by_session.remove(session);
+            }
+        }
+        removed
+    }
+
+    /// Forgets a name altogether, its highest epoch too.
+    pub fn forget(&mut self, name: &Name) {
+        let sessions: Vec<SessionId> = self
+            .names
+            .get(name)
+            .into_iter()
+            .flatten()
+            .map(|(session, _)| session.clone())
+            .collect();
+        for session in sessions {
+            self.remove(name, &session);
+        }
+        self.epochs.remove(name);
+    }
+
+    /// Counts every live claim of a session numbered at most `watermark`, or listed, as released
+    /// (Rule 2). Returns the names that changed. A header that says nothing new costs nothing.
+    pub fn release(&mut self, session: &SessionId, watermark: u64, listed: &[u64]) -> Vec<Name> {
+        let known = self.released.entry(session.clone()).or_default();
+        let news: Vec<u64> =
+            listed.iter().copied().filter(|n| !known.covers(*n)).take(Self::MAX_LISTED).collect();
+        if watermark <= known.watermark && news.is_empty() {
+            return Vec::new();
+        }
+        // A header can be overtaken by a later one.
+        let risen = known.watermark..watermark.max(known.watermark);
+        known.watermark = risen.end;
+        known.listed.extend(&news);
+        known.listed.retain(|number| *number > risen.end);
+        while known.listed.len() > Self::MAX_LISTED {
+            known.listed.pop_first();
+        }
+        let Some(published) = self.by_session.get(session) else {
+            return Vec::new();
+        };
+        let numbers = &published.numbers;
+        let below = numbers.range((Bound::Excluded(risen.start), Bound::Included(risen.end)));
+        let single = news.iter().filter_map(|number| numbers.get_key_value(number));
+        let mut changed = Vec::new();
+        for (_, name) in below.chain(single) {
+            let claim = self.names.get_mut(name).and_then(|claims| claims.get_mut(session));
+            if let Some(claim) = claim
+                && claim.phase.is_held()
+            {
+                claim.phase = Phase::Released;
+                changed.push(name.clone());
+            }
+        }
+        changed
+    }
+
+    /// Forgets what a session's header said.
+    pub fn forget_session(&mut self, session: &SessionId) {
+        self.released.remove(session);
+    }
+
+    /// A session's claim of a name.
+    pub fn get(&self, name: &Name, session: &SessionId) -> Option<&Claim> {
+        self.names.get(name)?.get(session)
+    }
+
+    /// All claims of a name.
+    pub fn claims(&self, name: &Name) -> impl Iterator<Item = &Claim> {
+        self.names.get(name).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// The names a session has claims of.
+    pub fn names_of(&self, session: &SessionId) -> Vec<Name> {
+        self.by_session
+            .get(session)
+            .map(|published| published.names.iter().cloned().collect())
+            .unwrap_or_default()
+    }
+
+    /// All names.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        self.names.keys()
+    }
+
+    /// How many names there are.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// The highest claim of a name (Rule 9).
+    pub fn top(&self, name: &Name) -> Option<&Claim> {
+        self.claims(name).max_by(|a, b| a.order(b))
+    }
+
+    /// Who owns a name: the highest claim that ended it or holds it, else the highest of all. A
+    /// withdrawn claim above a running one hides nobody.
+    pub fn owner(&self, name: &Name) -> Option<&Claim> {
+        let newest = self.claims(name).map(|claim| claim.run).max()?;
+        self.claims(name)
+            .filter(|claim| {
+                claim.run == newest && (claim.phase.is_held() || claim.phase.is_terminal())
+            })
+            .max_by(|a, b| a.order(b))
+            .or_else(|| self.top(name))
+    }
+
+    /// The run that ended under the highest claim, if the newest run has ended.
+    pub fn ended(&self, name: &Name) -> Option<&Claim> {
+        self.owner(name).filter(|claim| claim.phase.is_terminal())
+    }
+
+    /// The highest run number ever seen among the claims of a name.
+    pub fn last_run(&self, name: &Name) -> Option<RunId> {
+        self.claims(name).map(|claim| claim.run).max()
+    }
+
+    /// The highest epoch ever seen of a name.
+    pub fn epoch(&self, name: &Name) -> Option<Epoch> {
+        self.epochs.get(name).copied()
+    }
+
+    /// Remembers that an epoch was seen.
+    pub fn raise(&mut self, name: &Name, epoch: Epoch) {
+        let highest = self.epochs.entry(name.clone()).or_default();
+        *highest = (*highest).max(epoch);
+    }
+}
+
+/// Whether `new` stands for its session instead of `old`: a session numbers its claims and counts
+/// the changes of each, so the later one is known in whatever order they arrive.
+fn replaces(new: &Claim, old: &Claim) -> bool {
+    let later = |claim: &Claim| (claim.number, claim.version, claim.phase == Phase::Released);
+    later(new).cmp(&later(old)).then_with(|| new.order(old)).is_gt()
+}
