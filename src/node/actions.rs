@@ -70,12 +70,12 @@ impl Control {
                 self.note_progress(&header);
                 let answer = Written::Checkpoint { header: header.clone(), from };
                 let write = Write::Put { spec, header, state };
-                self.ask_store(Pending::Write(answer), Request::Write(write));
+                self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
             }
             Action::StoreEnd { claim, spec, output, from } => {
                 let answer = Written::End { name: claim.name.clone(), run: claim.run, from };
                 let write = Write::End { claim, spec, output };
-                self.ask_store(Pending::Write(answer), Request::Write(write));
+                self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
             }
             Action::Load { header } => {
                 let request = Request::Load {
@@ -91,12 +91,12 @@ impl Control {
                     headers.into_iter().map(|header| (header.position, header.writer)).collect();
                 let answer = Written::Deletion { name: name.clone() };
                 let write = Write::Discard { name, run, headers };
-                self.ask_store(Pending::Write(answer), Request::Write(write));
+                self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
             }
             Action::DropOutput { name, run } => {
                 let answer = Written::Deletion { name: name.clone() };
                 let write = Write::DropOutput { name, run };
-                self.ask_store(Pending::Write(answer), Request::Write(write));
+                self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
             }
             Action::Owner { name, claim } => self.show_owner(&name, claim.as_ref()),
             Action::Reply { call, result } => {

@@ -8,7 +8,7 @@ use super::metrics;
 use super::pending::{Pending, Whom, Written};
 use super::records::{self, Named};
 use super::wire::{self, Answer, Wire};
-use crate::checkpoint::{self as store, QueueFull, Reply, Request};
+use crate::checkpoint::{self as store, Damage, QueueFull, Reply, Request};
 use crate::core::branch::Header;
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::Event;
@@ -205,12 +205,12 @@ impl Control {
                 tracing::error!(target: "handover::task", ?pending, ?reply, "the store's answer does not fit the question");
             }
         }
-        self.report_damage();
+        self.report_damage(answer.damage);
     }
 
     /// Says what the store has found damaged.
-    pub(super) fn report_damage(&self) {
-        for damage in self.disk.store.take_damage() {
+    pub(super) fn report_damage(&self, damage: Vec<Damage>) {
+        for damage in damage {
             let what = damage.to_string();
             tracing::error!(target: "handover::task", what, "damage in the data directory");
             self.board.tell(NodeEvent::Damaged { what });
