@@ -225,7 +225,7 @@ pub(crate) enum Damage {
         /// What is wrong.
         what: String,
         /// The checkpoint before it in its branch, else the newest of the run that is left.
-        fell_back_to: Option<Header>,
+        fell_back_to: Option<Box<Header>>,
     },
     /// The record of a run: its spec and how it ended. Without the spec its checkpoints are of no
     /// use here; they are kept until a peer brings the spec again.
@@ -274,10 +274,16 @@ impl fmt::Display for Damage {
                 }
             }
             Self::Run { name, run, what } => {
-                write!(f, "the record of task {name} (run {run}) is unusable here: {what}")
+                write!(
+                    f,
+                    "the record of task {name} (run {run}) is unusable here: {what}"
+                )
             }
             Self::Output { name, run, what } => {
-                write!(f, "the output of task {name} (run {run}) is unusable here: {what}")
+                write!(
+                    f,
+                    "the output of task {name} (run {run}) is unusable here: {what}"
+                )
             }
             Self::File { what, aside, saved } => {
                 write!(f, "the checkpoint file is damaged: {what}; ")?;
