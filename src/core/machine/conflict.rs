@@ -86,11 +86,7 @@ impl Machine {
                 Phase::Paused | Phase::Parked { .. } | Phase::Quarantined => !runs,
                 _ => false,
             };
-            return if wins && !self.is_void(other) {
-                Verdict::Rival
-            } else {
-                Verdict::StepOver
-            };
+            return if wins && !self.is_void(other) { Verdict::Rival } else { Verdict::StepOver };
         }
         if other.epoch == mine.epoch && other.phase == Phase::Running {
             // A store may already have the other's token under this epoch: mint above it.
