@@ -351,9 +351,8 @@ mod tests {
         };
         let _held = open(path.as_ref(), 77).unwrap();
         println!("\nheld");
-        loop {
-            std::thread::park();
-        }
+        // Until it is killed, or its parent is gone.
+        let _ = io::stdin().read(&mut [0]);
     }
 
     fn other_process(path: &Path) -> Child {
@@ -361,6 +360,7 @@ mod tests {
             .args(["--exact", "--nocapture"])
             .arg("checkpoint::directory::tests::hold_a_directory_as_another_process")
             .env(HOLD, path)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

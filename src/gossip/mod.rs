@@ -6,11 +6,14 @@
 //! node what they learn as [`GossipEvent`]s.
 
 mod digest;
+mod exchange;
 mod fragments;
 mod header;
+mod kept;
 mod pages;
 mod peers;
 mod pump;
+mod reader;
 mod rejected;
 mod replay;
 mod runner;
@@ -61,7 +64,7 @@ pub(crate) struct GossipConfig {
     pub(crate) advertise: SocketAddr,
     /// Whom to greet first.
     pub(crate) seeds: Vec<SocketAddr>,
-    /// The timing model.
+    /// The timing model, checked already.
     pub(crate) timing: Timing,
     /// Bounds on everything that peers can make this node keep.
     pub(crate) limits: GossipLimits,
@@ -117,7 +120,8 @@ impl GossipLimits {
     fn check(&self) -> Result<(), GossipError> {
         let ranges = [
             ("max_datagram", self.max_datagram, 600, 9000),
-            ("page_bytes", self.page_bytes, 256, 32 << 10),
+            // In base64 and beside the longest digest, it still fits into one message.
+            ("page_bytes", self.page_bytes, 256, 11 << 10),
             ("page_digits", usize::from(self.page_digits), 1, 4),
             ("max_digest_bytes", self.max_digest_bytes, 1024, 48 << 10),
             ("max_partial_bytes", self.max_partial_bytes, 128 << 10, usize::MAX),

@@ -16,8 +16,9 @@ use crate::core::ids::SessionId;
 use crate::core::time::Time;
 use crate::net::Datagrams;
 
-use super::fragments::{Kept, Reassembly, split};
+use super::fragments::{Reassembly, split};
 use super::header::{self, Fragment, Header, Payload};
+use super::kept::Kept;
 use super::rejected::Rejected;
 use super::seal::{self, Sealer};
 use super::shared::{Shared, lock};
@@ -164,6 +165,7 @@ impl Pump {
             }
         }
         if accepted.returned {
+            lock(&self.shared.exchanges).forget(from);
             let _ = self.notes.try_send(Note::Returned(from));
         }
         match payload {

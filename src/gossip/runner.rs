@@ -21,12 +21,13 @@ use crate::core::time::Time;
 use crate::net::Datagrams;
 
 use super::digest::{Screen, Step};
+use super::exchange::Exchanges;
 use super::pages::{PageKey, Pages};
 use super::peers::Peers;
 use super::pump::{Ends, Pump};
 use super::seal::Sealer;
 use super::shared::{Shared, lock};
-use super::transport::{ChannelTransport, Note, Processed};
+use super::transport::{ChannelTransport, LARGE, Note, Processed};
 use super::view::{self, View};
 use super::{GossipConfig, GossipEvent};
 
@@ -35,9 +36,6 @@ const COALESCE: Duration = Duration::from_millis(1);
 
 /// How many peers a change is pushed to; rounds bring it to the others.
 const PUSH_TO: usize = 8;
-
-/// A message over this length probably left something behind.
-const LARGE: usize = 32 << 10;
 
 /// How long a pull may stay unanswered before another one is made.
 const PULL_PATIENCE: Duration = Duration::from_secs(1);
@@ -74,7 +72,9 @@ pub(super) fn start(
     }
     let unix_ms = config.clock.wall_ms().max(config.generation);
     let screen = Screen::new(limits.max_digest_bytes, unix_ms, now);
-    let shared = Arc::new(Shared::new(Arc::clone(&config.clock), peers, screen));
+    let exchanges = Exchanges::new(config.timing.gossip_interval / 2);
+    let clock = Arc::clone(&config.clock);
+    let shared = Arc::new(Shared::new(clock, peers, screen, exchanges));
 
     let (outbound, outbound_end) = mpsc::channel(limits.queue);
     let (notes, notes_end) = mpsc::channel(limits.queue * 4);
@@ -84,7 +84,6 @@ pub(super) fn start(
         inbox: Arc::default(),
         notes: notes.clone(),
         queue: limits.queue,
-        patience: config.timing.gossip_interval / 2,
     };
     let ends = Ends {
         outbound: outbound_end,
@@ -247,6 +246,8 @@ impl Runner {
 
     async fn drive(&mut self, handle: &ChitchatHandle, pump: &mut JoinHandle<String>) -> End {
         let shared = Arc::clone(&self.shared);
+        #[cfg(test)]
+        lock(&shared.engine).replace(handle.chitchat());
         let cancel = self.cancel.clone();
         let mut termination: Termination = Box::pin(handle.termination_watcher());
         let mut tick = tokio::time::interval(self.config.timing.gossip_interval / 2);

@@ -14,6 +14,7 @@ use crate::core::record::{Load, NodeRecord, NodeState};
 
 use super::Table;
 use super::digest::Screen;
+use super::exchange::Exchanges;
 use super::peers::Peers;
 
 pub(super) struct Shared {
@@ -22,12 +23,16 @@ pub(super) struct Shared {
     pending: Mutex<Pending>,
     pub(super) peers: Mutex<Peers>,
     pub(super) screen: Mutex<Screen>,
+    pub(super) exchanges: Mutex<Exchanges>,
     /// Something is pending.
     pub(super) changed: Notify,
     /// Somebody is to be probed.
     pub(super) nudge: Notify,
     /// Ends the engine, for the runner to start it afresh.
     pub(super) renew: Notify,
+    /// For tests to tamper with.
+    #[cfg(test)]
+    pub(super) engine: Mutex<Option<std::sync::Arc<tokio::sync::Mutex<chitchat::Chitchat>>>>,
 }
 
 /// What this node's datagrams say.
@@ -53,16 +58,24 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub(super) fn new(clock: SharedClock, peers: Peers, screen: Screen) -> Self {
+    pub(super) fn new(
+        clock: SharedClock,
+        peers: Peers,
+        screen: Screen,
+        exchanges: Exchanges,
+    ) -> Self {
         Self {
             clock,
             own: Mutex::default(),
             pending: Mutex::default(),
             peers: Mutex::new(peers),
             screen: Mutex::new(screen),
+            exchanges: Mutex::new(exchanges),
             changed: Notify::new(),
             nudge: Notify::new(),
             renew: Notify::new(),
+            #[cfg(test)]
+            engine: Mutex::default(),
         }
     }
 

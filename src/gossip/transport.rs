@@ -3,10 +3,8 @@
 //! The engine awaits `send` inside its gossip loop and drops `recv` whenever something else happens
 //! first; channels make the one never wait and the other safe to drop.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,9 +13,9 @@ use chitchat::{ChitchatMessage, Deserializable, Serializable};
 use tokio::sync::mpsc;
 
 use crate::core::ids::SessionId;
-use crate::core::time::Time;
 
 use super::digest::{Shown, Step, step};
+use super::exchange::versions;
 use super::rejected::Rejected;
 use super::shared::{Shared, lock};
 
@@ -51,6 +49,9 @@ pub(super) struct Processed {
     pub(super) shown: Vec<Shown>,
 }
 
+/// A message over this length probably leaves something behind.
+pub(super) const LARGE: usize = 32 << 10;
+
 /// Where the pump delivers: replaced when the engine starts afresh.
 pub(super) type Inbox = Arc<Mutex<Option<mpsc::Sender<Inbound>>>>;
 
@@ -61,8 +62,6 @@ pub(super) struct ChannelTransport {
     pub(super) inbox: Inbox,
     pub(super) notes: mpsc::Sender<Note>,
     pub(super) queue: usize,
-    /// How long a SYN counts as unanswered.
-    pub(super) patience: Duration,
 }
 
 #[async_trait]
@@ -70,14 +69,13 @@ impl Transport for ChannelTransport {
     async fn open(&self, _: SocketAddr) -> anyhow::Result<Box<dyn Socket>> {
         let (sender, inbound) = mpsc::channel(self.queue);
         *lock(&self.inbox) = Some(sender);
+        lock(&self.shared.exchanges).clear();
         Ok(Box::new(ChannelSocket {
             shared: Arc::clone(&self.shared),
             outbound: self.outbound.clone(),
             inbound,
             notes: self.notes.clone(),
-            patience: self.patience,
             processing: None,
-            unanswered: BTreeMap::new(),
         }))
     }
 }
@@ -87,33 +85,27 @@ struct ChannelSocket {
     outbound: mpsc::Sender<Outbound>,
     inbound: mpsc::Receiver<Inbound>,
     notes: mpsc::Sender<Note>,
-    patience: Duration,
-    /// The engine asks for the next message once it has taken this one in.
+    /// What the engine is taking in: it answers before it asks for the next message.
     processing: Option<Processed>,
-    unanswered: BTreeMap<SocketAddr, Time>,
-}
-
-impl ChannelSocket {
-    /// A second SYN on the way draws the same delta again. What it was meant to push travels in
-    /// answer to the reply of the first; if that is lost, with the next round.
-    fn is_awaited(&mut self, to: SocketAddr) -> bool {
-        let now = self.shared.clock.boot();
-        let patience = self.patience;
-        self.unanswered.retain(|_, sent| now.since(*sent) < patience);
-        if self.unanswered.contains_key(&to) {
-            return true;
-        }
-        self.unanswered.insert(to, now);
-        false
-    }
 }
 
 #[async_trait]
 impl Socket for ChannelSocket {
     async fn send(&mut self, to: SocketAddr, message: ChitchatMessage) -> anyhow::Result<()> {
-        let is_syn = matches!(message, ChitchatMessage::Syn { .. });
-        if self.shared.is_fenced() || (is_syn && self.is_awaited(to)) {
+        if self.shared.is_fenced() {
             return Ok(());
+        }
+        let now = self.shared.clock.boot();
+        if matches!(message, ChitchatMessage::Syn { .. }) {
+            if !lock(&self.shared.exchanges).may_ask(to, now) {
+                return Ok(());
+            }
+        } else if let Some(answered) = &self.processing {
+            let len = message.serialized_len();
+            let versions = versions(&answered.shown);
+            if len > LARGE && !lock(&self.shared.exchanges).may_answer(to, versions, now) {
+                return Ok(());
+            }
         }
         let message = message.serialize_to_vec().into();
         if self.outbound.try_send(Outbound { to, message }).is_err() {
@@ -131,8 +123,16 @@ impl Socket for ChannelSocket {
                 anyhow::bail!("the datagram pump has ended");
             };
             let step = step(&inbound.message);
-            if step == Step::SynAck {
-                self.unanswered.remove(&inbound.from);
+            let now = self.shared.clock.boot();
+            match step {
+                Step::Syn => {
+                    let versions = versions(&inbound.shown);
+                    if lock(&self.shared.exchanges).is_answered(inbound.from, versions, now) {
+                        continue;
+                    }
+                }
+                Step::SynAck => lock(&self.shared.exchanges).answered(inbound.from, now),
+                Step::Ack | Step::Other => {}
             }
             match ChitchatMessage::deserialize(&mut &inbound.message[..]) {
                 Ok(message) => {

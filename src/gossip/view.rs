@@ -10,19 +10,18 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use bytes::Bytes;
 use chitchat::{Chitchat, ChitchatId, NodeState};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
-use xxhash_rust::xxh3::xxh3_64;
 
-use crate::core::ids::{Name, NodeId, SessionId};
+use crate::core::ids::{NodeId, SessionId};
 use crate::core::record::{Load, NodeRecord};
 use crate::core::time::Time;
 
 use super::digest::Shown;
-use super::pages::{self, Page, PageKey};
+use super::pages::PageKey;
+use super::reader::{Change, Reader};
 use super::{GossipEvent, Table};
 
 /// The key of the static record.
@@ -55,8 +54,6 @@ fn from_text<T: DeserializeOwned>(text: &str) -> Option<T> {
     rmp_serde::from_slice(&STANDARD_NO_PAD.decode(text).ok()?).ok()
 }
 
-type Change = (Name, Option<Bytes>);
-
 /// Everybody else, as told to the node so far.
 pub(super) struct View {
     own: SessionId,
@@ -85,9 +82,7 @@ struct Session {
     heartbeat: u64,
     version: u64,
     collected: u64,
-    pages: BTreeMap<PageKey, Seen>,
-    /// Records of earlier incarnations that this one has not confirmed yet.
-    leftover: BTreeMap<(Table, Name), u64>,
+    pages: Reader,
     record: (u64, Option<NodeRecord>),
     load: (u64, Option<Load>),
     /// All that the incarnation had published at some moment since it was first seen is here.
@@ -95,13 +90,6 @@ struct Session {
     caught_up: bool,
     suspected: bool,
     undecided_since: Time,
-}
-
-struct Seen {
-    version: u64,
-    split: bool,
-    /// Hashes; in a split page, of records whose deeper page is not here yet.
-    records: BTreeMap<Name, u64>,
 }
 
 impl Session {
@@ -112,8 +100,7 @@ impl Session {
             heartbeat: 0,
             version: 0,
             collected: 0,
-            pages: BTreeMap::new(),
-            leftover: BTreeMap::new(),
+            pages: Reader::default(),
             record: (0, None),
             load: (0, None),
             complete: false,
@@ -126,11 +113,7 @@ impl Session {
     /// Goes on with a newer incarnation. What the old one published holds until the new one is
     /// complete: nothing is gone only because gossip was restarted.
     fn succeed(&mut self, id: &ChitchatId, now: Time) {
-        for (key, page) in std::mem::take(&mut self.pages) {
-            for (name, hash) in page.records {
-                self.leftover.insert((key.table, name), hash);
-            }
-        }
+        self.pages.succeed();
         self.reading = id.clone();
         self.since = now;
         self.heartbeat = 0;
@@ -169,8 +152,8 @@ impl Session {
         let mut changes: BTreeMap<Table, Vec<Change>> = BTreeMap::new();
         for (key, value) in newer {
             if let Some(key) = PageKey::parse(key) {
-                let table = changes.entry(key.table).or_default();
-                self.read_page(key, value.version, &value.value, table);
+                let changes = changes.entry(key.table).or_default();
+                self.pages.read(key, value.version, &value.value, changes);
             } else if key == RECORD && value.version > self.record.0 {
                 self.record.0 = value.version;
                 let record: Option<NodeRecord> = from_text(&value.value);
@@ -192,61 +175,11 @@ impl Session {
         report(of, changes, events);
     }
 
-    fn read_page(&mut self, key: PageKey, version: u64, value: &str, changes: &mut Vec<Change>) {
-        if self.pages.get(&key).is_some_and(|seen| seen.version >= version) {
-            return;
-        }
-        let page = match pages::decode(value) {
-            Ok(page) => page,
-            Err(reason) => return reason.count(),
-        };
-        let mut before = self.pages.remove(&key).map_or_else(BTreeMap::new, |seen| seen.records);
-        for prefix in key.prefix.above() {
-            let table = key.table;
-            if let Some(above) = self.pages.get_mut(&PageKey { table, prefix }) {
-                above.records.retain(|name, hash| {
-                    let moved = key.prefix.covers(name);
-                    if moved {
-                        before.insert(name.clone(), *hash);
-                    }
-                    !moved
-                });
-            }
-        }
-        let seen = match page {
-            Page::Split => Seen { version, split: true, records: before },
-            Page::Records(records) => {
-                let mut hashes = BTreeMap::new();
-                for (name, record) in records {
-                    if !key.prefix.covers(&name) || self.deeper(key, &name) {
-                        continue;
-                    }
-                    let hash = xxh3_64(&record);
-                    let known = before.remove(&name);
-                    let left = self.leftover.remove(&(key.table, name.clone()));
-                    if known.or(left) != Some(hash) {
-                        changes.push((name.clone(), Some(record)));
-                    }
-                    hashes.insert(name, hash);
-                }
-                changes.extend(before.into_keys().map(|name| (name, None)));
-                Seen { version, split: false, records: hashes }
-            }
-        };
-        self.pages.insert(key, seen);
-    }
-
-    /// Whether a deeper page that is here speaks for the name.
-    fn deeper(&self, key: PageKey, name: &Name) -> bool {
-        let table = key.table;
-        key.prefix.below(name).any(|prefix| self.pages.contains_key(&PageKey { table, prefix }))
-    }
-
     /// All of the newest incarnation is here: what only earlier ones published is gone.
     fn completed(&mut self, of: &SessionId, events: &mut Vec<GossipEvent>) {
         self.complete = true;
         let mut changes: BTreeMap<Table, Vec<Change>> = BTreeMap::new();
-        for (table, name) in std::mem::take(&mut self.leftover).into_keys() {
+        for (table, name) in self.pages.completed() {
             changes.entry(table).or_default().push((name, None));
         }
         report(of, changes, events);
@@ -371,5 +304,41 @@ impl View {
             }
         }
         events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use super::*;
+
+    fn session(node: &str) -> SessionId {
+        SessionId::new(NodeId::new(node).unwrap(), Uuid::from_u128(7))
+    }
+
+    fn address() -> SocketAddr {
+        ([127, 0, 0, 1], 4000).into()
+    }
+
+    #[test]
+    fn a_session_survives_its_engine_id_whatever_its_node_is_called() {
+        for node in ["n1", "a/b", "/", "ü"] {
+            let id = engine_id(&session(node), 5, address());
+            assert_eq!(session_of(&id), Some(session(node)));
+        }
+    }
+
+    #[test]
+    fn only_one_spelling_of_a_session_is_read() {
+        for text in [
+            "n1",
+            "n1/",
+            "/00000000000000000000000000000007",
+            "n1/00000000-0000-0000-0000-000000000007",
+            "n1/0000000000000000000000000000000A",
+        ] {
+            assert_eq!(session_of(&ChitchatId::new(text, 1, address())), None);
+        }
     }
 }

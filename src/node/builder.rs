@@ -134,6 +134,7 @@ impl NodeBuilder {
 
     /// A directory of this node's own, kept across restarts: checkpoints survive the loss of the
     /// whole cluster, and a restarted node replaces its former self at once. Default: none, all in memory.
+    #[cfg(feature = "redb")]
     pub fn data_dir(mut self, path: impl Into<PathBuf>) -> Self {
         self.0.data_dir = Some(path.into());
         self

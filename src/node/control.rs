@@ -12,6 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::board::Board;
 use super::command::{Command, Goodbye};
+use super::disk::Keep;
 use super::draining::Draining;
 use super::event::NodeEvent;
 use super::metrics;
@@ -19,7 +20,7 @@ use super::peers::Peers;
 use super::pending::Pending;
 use super::queries::Queries;
 use super::tally::Tally;
-use crate::checkpoint::{Answer, CheckpointStore, StoreWorker};
+use crate::checkpoint::{Answer, StoreWorker};
 use crate::clock::{self, SharedClock};
 use crate::core::branch::Progress;
 use crate::core::claim::Claim;
@@ -36,7 +37,7 @@ use crate::task::Runner;
 const BATCH: usize = 256;
 /// The clock is looked at that often, whatever the timers say: they may stand still in suspend.
 const LOOK: Duration = Duration::from_millis(50);
-/// How often the gauges are set.
+/// How often the gauges are set, and the address book is saved if it has changed.
 const GAUGES: Duration = Duration::from_secs(1);
 
 /// Where events come from.
@@ -74,7 +75,6 @@ pub(super) struct Control {
     pub(super) me: SessionId,
     pub(super) address: SocketAddr,
     pub(super) revision: String,
-    pub(super) durable: bool,
     pub(super) clock: SharedClock,
     pub(super) board: Arc<Board>,
     pub(super) _closing: Closing,
@@ -83,7 +83,7 @@ pub(super) struct Control {
     pub(super) links: Links,
     pub(super) runner: Runner,
     pub(super) store: StoreWorker<Pending>,
-    pub(super) disk: Arc<dyn CheckpointStore>,
+    pub(super) disk: Keep,
     pub(super) peers: Peers,
     /// What this node publishes.
     pub(super) own: BTreeMap<Name, Claim>,
@@ -121,6 +121,7 @@ pub(super) enum Ending {
 impl Control {
     /// Runs until told to leave or close, or until nobody holds the node any more.
     pub(super) async fn run(mut self, mut inputs: Inputs) {
+        self.report_damage(self.disk.store.take_damage());
         self.act();
         while self.ending.is_none() {
             let first = self.next(&mut inputs).await;
@@ -199,6 +200,7 @@ impl Control {
         if now.since(self.gauged) >= GAUGES {
             self.gauged = now;
             self.set_gauges();
+            self.disk.save_members(self.gossip.address_book(), self.clock.wall_ms());
         }
     }
 

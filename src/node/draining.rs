@@ -26,6 +26,15 @@ enum Fate {
     Unstoppable,
 }
 
+/// Who keeps what a drained node had.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Others {
+    /// Its own disk does.
+    pub(super) durable: bool,
+    /// At least one peer is there.
+    pub(super) linked: bool,
+}
+
 #[derive(Debug)]
 pub(super) struct Draining {
     begun: Time,
@@ -116,13 +125,12 @@ impl Draining {
         self.fates.insert(name.clone(), Fate::Unstoppable);
     }
 
-    /// Ends the drain. `own` are the claims that this node publishes, `durable` whether its disk
-    /// keeps what no peer does.
+    /// Ends the drain. `own` are the claims that this node publishes.
     pub(super) fn finish(
         &mut self,
         now: Time,
         own: &BTreeMap<Name, Claim>,
-        durable: bool,
+        Others { durable, linked }: Others,
         abort: Option<Signal>,
     ) -> &DrainReport {
         let mut report = DrainReport {
@@ -141,9 +149,15 @@ impl Draining {
             match fate {
                 Fate::Moved => report.moved += 1,
                 Fate::Parked => report.parked += 1,
-                Fate::Released { replicas: 0 } if durable => report.parked += 1,
-                Fate::Released { replicas: 0 } => drop(abandoned.insert(name.clone())),
-                Fate::Released { .. } => report.released += 1,
+                Fate::Released { replicas: 1.. } => report.released += 1,
+                // Taken by now, or never checkpointed: then its spec, which peers have, is all of it.
+                Fate::Released { .. }
+                    if own.get(name).is_none_or(|claim| linked && !claim.checkpointed) =>
+                {
+                    report.released += 1;
+                }
+                Fate::Released { .. } if durable => report.parked += 1,
+                Fate::Released { .. } => drop(abandoned.insert(name.clone())),
                 Fate::Ended => report.ended += 1,
                 Fate::Unstoppable => report.unstoppable.push(name.clone()),
             }
@@ -157,7 +171,7 @@ impl Draining {
             let kept = durable || !claim.replicas.is_empty();
             match claim.phase {
                 Phase::Parked { .. } | Phase::Quarantined | Phase::Paused if kept => {
-                    report.parked += 1
+                    report.parked += 1;
                 }
                 _ => drop(abandoned.insert(name.clone())),
             }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::checkpoint::directory::DirectoryError;
 use crate::core::ids::{InvalidName, Kind};
 use crate::core::timing::InvalidTiming;
 use crate::task::{EncodeError, RegisterError};
@@ -59,12 +60,15 @@ pub enum StartError {
         source: io::Error,
     },
     /// The data directory cannot be used.
-    #[error("the data directory {path} cannot be used: {why}")]
-    DataDirectory {
-        /// Which.
+    #[error(transparent)]
+    DataDirectory(#[from] DirectoryError),
+    /// The checkpoints in the data directory cannot be read.
+    #[error("the checkpoints in {path} cannot be used: {why}")]
+    Checkpoints {
+        /// Their file.
         path: PathBuf,
         /// Why, and what to do.
-        why: Box<dyn std::error::Error + Send + Sync>,
+        why: String,
     },
     /// None of the seeds' names could be resolved.
     #[error(

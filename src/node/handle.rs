@@ -96,7 +96,10 @@ impl<T: Job> Handle<T> {
     pub async fn progress(&self) -> Option<Progress> {
         let name = self.name.as_ref().ok()?;
         for attempt in 0..ATTEMPTS {
-            self.entry()?;
+            // A run of our own is known to exist, though its claim may still be on its way.
+            if self.entry().is_none() && self.run.is_none() {
+                return None;
+            }
             let query = Query::Progress { name: name.clone() };
             match self.ask(query, attempt).await.ok()? {
                 Some(Answer::Progress(progress)) => return Some(progress),

@@ -104,6 +104,8 @@ impl Control {
                 self.unwant(&peer);
                 self.peers.left(&peer);
             }
+            // If it is heard again after all, it is dialled again.
+            Gone::Dead => self.unwant(&peer),
             // Perhaps only cut off: its address goes on being tried until gossip forgets it.
             _ => {}
         }

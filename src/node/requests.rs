@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::command::Command;
 use super::control::{Caller, Control, Ending};
 use super::drain::DrainReport;
-use super::draining::Draining;
+use super::draining::{Draining, Others};
 use super::metrics;
 use super::pending::{Pending, Whom};
 use super::queries::Asker;
@@ -161,10 +161,11 @@ impl Control {
     /// Reports the drain as it stands, if it has not been yet.
     pub(super) fn finish_drain(&mut self, abort: Option<Signal>) {
         let now = self.clock.boot();
+        let others = Others { durable: self.disk.is_durable(), linked: self.peers.any_linked() };
         let Some(draining) = self.draining.as_mut().filter(|drain| !drain.is_over()) else {
             return;
         };
-        let report = draining.finish(now, &self.own, self.durable, abort);
+        let report = draining.finish(now, &self.own, others, abort);
         metrics::drained(report);
         tracing::info!(
             target: "handover::drain",

@@ -31,7 +31,7 @@ pub struct Entry {
     pub note: String,
     /// The nodes that hold its newest checkpoint, or its output.
     pub replicas: Vec<NodeId>,
-    /// The last session that was seen to run it.
+    /// The last session that was seen to run it, since it last started.
     #[serde(skip)]
     pub(crate) ran_on: Option<SessionId>,
 }
@@ -39,10 +39,13 @@ pub struct Entry {
 impl Entry {
     pub(crate) fn of(claim: &Claim, revision: Option<String>, before: Option<&Self>) -> Self {
         let state = TaskState::of(&claim.phase);
-        let ran_on = if state == TaskState::Running {
-            Some(claim.session.clone())
-        } else {
-            before.filter(|before| before.run == claim.run).and_then(|before| before.ran_on.clone())
+        let ran_on = match state {
+            TaskState::Running => Some(claim.session.clone()),
+            // It starts afresh from here.
+            TaskState::Paused | TaskState::Parked | TaskState::Quarantined => None,
+            _ => before
+                .filter(|before| before.run == claim.run)
+                .and_then(|before| before.ran_on.clone()),
         };
         Self {
             name: claim.name.clone(),

@@ -88,11 +88,10 @@ pub enum TaskEvent {
     },
 }
 
-/// One change in the registry.
+/// One change in the registry; without an event if it is a step between.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
     pub(crate) name: Name,
-    pub(crate) entry: Option<Entry>,
     pub(crate) event: Option<TaskEvent>,
 }
 
@@ -107,15 +106,17 @@ pub(super) fn describe(old: Option<&Entry>, new: Option<&Entry>) -> Option<TaskE
         return None;
     }
     match new.state {
-        TaskState::Running => Some(match same_run.and_then(|old| old.ran_on.as_ref()) {
-            Some(from) if *from != new.session => TaskEvent::Moved {
+        TaskState::Running => match same_run.and_then(|old| old.ran_on.as_ref()) {
+            None => Some(TaskEvent::Started { name, node: new.node.clone(), epoch: new.epoch }),
+            // An offer that came to nothing: it never stopped.
+            Some(from) if *from == new.session => None,
+            Some(from) => Some(TaskEvent::Moved {
                 name,
                 from: from.node.clone(),
                 to: new.node.clone(),
                 epoch: new.epoch,
-            },
-            _ => TaskEvent::Started { name, node: new.node.clone(), epoch: new.epoch },
-        }),
+            }),
+        },
         TaskState::Paused => Some(TaskEvent::Paused { name }),
         TaskState::Parked | TaskState::Quarantined => {
             Some(TaskEvent::Parked { name, needs: new.note.clone() })

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::Retry;
 use super::codec::{self, DecodeError, EncodeError, Limits, Value};
 use super::erased::{AnyKind, Job};
 use crate::core::ids::{InvalidName, Kind};
@@ -41,8 +42,18 @@ pub enum RegisterError {
 /// The kinds of tasks a node runs, without their types.
 #[derive(Default)]
 pub(crate) struct Kinds {
-    kinds: BTreeMap<Kind, Arc<dyn AnyKind>>,
+    kinds: BTreeMap<Kind, Registered>,
     limits: Limits,
+}
+
+/// A kind, and what its code says of it. Asked once, where it is registered: no code of a user's
+/// runs on the control thread.
+#[derive(Clone)]
+pub(crate) struct Registered {
+    pub(crate) erased: Arc<dyn AnyKind>,
+    pub(crate) versions: Versions,
+    pub(crate) retry: Retry,
+    max_running: Option<usize>,
 }
 
 impl Kinds {
@@ -55,30 +66,35 @@ impl Kinds {
     pub(crate) fn register<J: Job>(&mut self, job: J) -> Result<(), RegisterError> {
         let kind = Kind::new(J::kind())?;
         let erased = job.erase().0;
-        let Versions { oldest, newest } = erased.versions();
+        let registered = Registered {
+            versions: erased.versions(),
+            retry: erased.retry(),
+            max_running: erased.max_running(),
+            erased,
+        };
+        let Versions { oldest, newest } = registered.versions;
         if oldest > newest {
             return Err(RegisterError::Versions { kind, oldest, newest });
         }
         if self.kinds.contains_key(&kind) {
             return Err(RegisterError::Duplicate(kind));
         }
-        self.kinds.insert(kind, erased);
+        self.kinds.insert(kind, registered);
         Ok(())
     }
 
     /// Every kind with the state versions it reads and writes, for the node's record.
     pub(crate) fn versions(&self) -> BTreeMap<Kind, Versions> {
-        let versions =
-            |(kind, erased): (&Kind, &Arc<dyn AnyKind>)| (kind.clone(), erased.versions());
+        let versions = |(kind, of): (&Kind, &Registered)| (kind.clone(), of.versions);
         self.kinds.iter().map(versions).collect()
     }
 
     /// How many tasks of a kind may run here at once; none for no limit but the node's.
     pub(crate) fn max_running(&self, kind: &Kind) -> Option<usize> {
-        self.kinds.get(kind)?.max_running()
+        self.kinds.get(kind)?.max_running
     }
 
-    pub(crate) fn get(&self, kind: &Kind) -> Option<Arc<dyn AnyKind>> {
+    pub(crate) fn get(&self, kind: &Kind) -> Option<Registered> {
         self.kinds.get(kind).cloned()
     }
 

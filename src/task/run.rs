@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::codec::{Limits, Value};
 use super::cx::Turn;
@@ -118,20 +118,32 @@ impl<R: Run> Job for Running<R> {
 pub struct RunCx<S> {
     cx: Cx,
     /// Reads the newest state as bytes.
-    read: Box<dyn Fn(Option<(u32, &Bytes)>) -> Result<S> + Send + Sync>,
+    read: Box<Read<S>>,
     /// The state the run begins with, until it is first asked for.
     opened: Mutex<Option<S>>,
     newest: Option<(u32, Bytes)>,
     version: u32,
     limits: Limits,
     posts: mpsc::Sender<Post>,
-    turns: mpsc::Receiver<Turn>,
+    /// Number of the last one.
+    posted: u64,
+    turns: watch::Receiver<Answer>,
 }
+
+type Read<S> = dyn Fn(Option<(u32, &Bytes)>) -> Result<S> + Send + Sync;
 
 /// A checkpoint on its way to the loop.
 struct Post {
+    number: u64,
     state: Bytes,
     forced: bool,
+}
+
+/// Which checkpoint has been dealt with, and what goes on after it. The number keeps an answer to a
+/// checkpoint whose future was dropped from being taken for one to the next.
+struct Answer {
+    number: u64,
+    turn: Turn,
 }
 
 impl<S: Serialize + Send> RunCx<S> {
@@ -183,17 +195,19 @@ impl<S: Serialize + Send> RunCx<S> {
     }
 
     async fn post(&mut self, state: Bytes, forced: bool) -> Result<()> {
-        // Left over from a checkpoint whose future was dropped.
-        while let Ok(turn) = self.turns.try_recv() {
-            self.cx.begin(turn);
-        }
-        let post = Post { state: state.clone(), forced };
+        self.posted += 1;
+        let number = self.posted;
         self.opened = Mutex::new(None);
-        self.newest = Some((self.version, state));
+        self.newest = Some((self.version, state.clone()));
+        let post = Post { number, state, forced };
         if self.posts.send(post).await.is_err() {
             return Err(Error::moved());
         }
-        let turn = self.turns.recv().await.ok_or_else(Error::moved)?;
+        let answered = |answer: &Answer| answer.number == number;
+        let turn = match self.turns.wait_for(answered).await {
+            Ok(answer) => answer.turn.clone(),
+            Err(_) => return Err(Error::moved()),
+        };
         self.cx.begin(turn);
         Ok(())
     }
@@ -267,7 +281,9 @@ enum Stage<R: Run> {
     Begun {
         future: BoxFuture<'static, Result<R::Output>>,
         posts: mpsc::Receiver<Post>,
-        turns: mpsc::Sender<Turn>,
+        /// Number of the last one received.
+        received: u64,
+        turns: watch::Sender<Answer>,
     },
     Over,
 }
@@ -278,7 +294,8 @@ impl<R: Run> Stage<R> {
         match self {
             Self::New { run, args, opened, state } => {
                 let (posted, posts) = mpsc::channel(1);
-                let (turns, turned) = mpsc::channel(1);
+                let (turns, answers) =
+                    watch::channel(Answer { number: 0, turn: cx.turn().clone() });
                 let reader = Arc::clone(&run);
                 let mut cx = RunCx {
                     cx: cx.share(),
@@ -294,20 +311,21 @@ impl<R: Run> Stage<R> {
                     version: R::STATE_VERSION,
                     limits,
                     posts: posted,
-                    turns: turned,
+                    posted: 0,
+                    turns: answers,
                 };
                 Self::Begun {
                     future: Box::pin(async move { run.run(&mut cx, &args).await }),
                     posts,
+                    received: 0,
                     turns,
                 }
             }
-            Self::Begun { future, posts, turns } => {
-                // Full if the run dropped its last checkpoint: it reads this turn all the same.
-                let _ = turns.try_send(cx.turn().clone());
-                Self::Begun { future, posts, turns }
+            Self::Begun { received, ref turns, .. } => {
+                turns.send_replace(Answer { number: received, turn: cx.turn().clone() });
+                self
             }
-            Self::Over => Self::Over,
+            Self::Over => self,
         }
     }
 }
@@ -316,7 +334,7 @@ impl<R: Run> Instance for Suspended<R> {
     fn step<'a>(&'a mut self, cx: &'a mut Cx) -> BoxFuture<'a, Result<Step<Bytes>>> {
         Box::pin(async move {
             self.stage = std::mem::replace(&mut self.stage, Stage::Over).advance(cx, self.limits);
-            let Stage::Begun { future, posts, .. } = &mut self.stage else {
+            let Stage::Begun { future, posts, received, .. } = &mut self.stage else {
                 return Err(Error::fatal("the run has already returned"));
             };
             tokio::select! {
@@ -328,6 +346,7 @@ impl<R: Run> Instance for Suspended<R> {
                     Ok(Step::Done(encode(&output, Value::Output, &self.limits)?))
                 }
                 Some(post) = posts.recv() => {
+                    *received = post.number;
                     self.newest = post.state;
                     if post.forced {
                         cx.checkpoint_now();

@@ -143,7 +143,7 @@ impl Runner {
             epoch = lease.epoch.0,
         );
         let cx = Cx::new(Arc::clone(&shared), lease.clone(), seq);
-        let writing = (kind.versions().newest, self.config.revision.clone(), self.config.throttle);
+        let writing = (kind.versions.newest, self.config.revision.clone(), self.config.throttle);
         let line = Line::new(spec.clone(), lease, from, lineage, seq, writing);
         let manners = Manners {
             limits: self.config.kinds.limits(),

@@ -15,6 +15,7 @@ use tracing::Span;
 use super::codec::Limits;
 use super::cx::{Cx, Turn, clipped};
 use super::erased::{self, AnyKind, Instance, Unreadable};
+use super::kinds::Registered;
 use super::line::Line;
 use super::orders::{Halt, Wires, changed};
 use super::{Retry, Step};
@@ -94,7 +95,7 @@ enum Attempt {
 impl TaskLoop {
     pub(crate) fn new(
         spec: Spec,
-        kind: Arc<dyn AnyKind>,
+        kind: Registered,
         cx: Cx,
         line: Line,
         wires: Wires,
@@ -106,11 +107,10 @@ impl TaskLoop {
                 "handover_checkpoint_age_seconds", "kind" => spec.kind.to_string()
             ),
         };
-        let failures =
-            Failures { retry: kind.retry(), in_a_row: 0, at: line.seq(), careful: false };
+        let failures = Failures { retry: kind.retry, in_a_row: 0, at: line.seq(), careful: false };
         Self {
             spec,
-            kind,
+            kind: kind.erased,
             cx,
             line,
             wires,
@@ -129,6 +129,8 @@ impl TaskLoop {
     pub(crate) async fn run(mut self) -> Event {
         let mut resume_at = None;
         loop {
+            // A step that never waits must not keep its worker from the other tasks.
+            tokio::task::yield_now().await;
             let attempt = match self.boundary(resume_at.take()).await {
                 Ok(Next::Stop) => return self.stop(false).await,
                 Ok(Next::Step) => self.attempt().await,
@@ -393,22 +395,22 @@ impl TaskLoop {
         Event::Ended { name: self.spec.name, epoch: self.line.lease().epoch, outcome }
     }
 
-    /// The task was told to stop: returns when nothing of it runs any more (Rule 15).
+    /// The task was told to stop: returns when nothing of it runs any more (Rule 15). What it seals
+    /// is its newest state, or if a step was cut the one kept before.
     async fn stop(mut self, cut: bool) -> Event {
         let mut dropped = cut;
-        if cut {
-            self.line.fall_back();
-        } else if let Err(error) = self.keep() {
-            if error.is_fatal() {
-                return self.ended(Outcome::Failed(error.to_string())).await;
-            }
-            tracing::warn!(target: "handover::task", %error, "the newest state could not be kept");
-            self.line.fall_back();
-            dropped = true;
-        } else if let Some(instance) = &mut self.instance {
-            let returned = AssertUnwindSafe(instance.hand_over()).catch_unwind();
-            if let Ok(Err(_)) | Err(_) = timeout(self.manners.closure_grace, returned).await {
-                tracing::debug!(target: "handover::task", "the run did not return when it moved");
+        if !cut {
+            match self.keep() {
+                Ok(()) => self.hand_over().await,
+                Err(error) if error.is_fatal() => {
+                    return self.ended(Outcome::Failed(error.to_string())).await;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        target: "handover::task", %error, "the newest state could not be kept"
+                    );
+                    dropped = true;
+                }
             }
         }
         self.instance = None;
@@ -429,6 +431,16 @@ impl TaskLoop {
             epoch: self.line.lease().epoch,
             sealed: self.line.into_sealed(),
             dropped,
+        }
+    }
+
+    /// Lets a run whose checkpoint is pending return.
+    async fn hand_over(&mut self) {
+        if let Some(instance) = &mut self.instance {
+            let returned = AssertUnwindSafe(instance.hand_over()).catch_unwind();
+            if let Ok(Err(_)) | Err(_) = timeout(self.manners.closure_grace, returned).await {
+                tracing::warn!(target: "handover::task", "the run did not return when it moved");
+            }
         }
     }
 

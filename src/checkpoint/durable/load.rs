@@ -78,8 +78,9 @@ fn message(panic: &(dyn Any + Send)) -> String {
     format!("its structure is damaged: {text}")
 }
 
-/// Opens the database, makes it if there is none, replaces it if it is broken.
-pub(super) fn load(medium: &dyn Medium) -> Result<Loaded, OpenError> {
+/// Opens the database, makes it if there is none, replaces it if it is broken. `suspicion`: what
+/// broke while it was used, although it could be read; it is replaced then.
+pub(super) fn load(medium: &dyn Medium, suspicion: Option<String>) -> Result<Loaded, OpenError> {
     let opened = guarded(|| {
         medium.open().map_err(|error| match error {
             DatabaseError::Storage(error) => error.into(),
@@ -87,6 +88,7 @@ pub(super) fn load(medium: &dyn Medium) -> Result<Loaded, OpenError> {
         })
     });
     match opened {
+        Ok(Some(database)) if suspicion.is_some() => replace(medium, Some(database), suspicion),
         Ok(Some(database)) => match guarded(|| scan(&database)) {
             Ok(scan) => Ok(scan.into_loaded(database)),
             Err(Fault::Broken(what)) => replace(medium, Some(database), Some(what)),
@@ -103,13 +105,18 @@ pub(super) fn load(medium: &dyn Medium) -> Result<Loaded, OpenError> {
 
 fn replace(
     medium: &dyn Medium,
-    old: Option<Database>,
+    mut old: Option<Database>,
     broken: Option<String>,
 ) -> Result<Loaded, OpenError> {
     let mut saved = 0;
     let replaced = guarded(|| {
         Ok(medium.replace(&mut |new| {
-            saved = carry_over(old.as_ref(), new)?;
+            let carried = carry_over(old.as_ref(), new);
+            // Closing writes: not once the new file has taken its place.
+            if let Some(old) = old.take() {
+                close(old);
+            }
+            saved = carried?;
             Ok(())
         })?)
     });
@@ -298,7 +305,11 @@ fn report(catalog: &Catalog, table: Table, key: &[u8], error: &FrameError) -> Da
     match (table, checkpoint) {
         (Table::Outputs, _) => Damage::Output { name, run, what },
         (Table::Checkpoints, Some((position, _))) => Damage::Checkpoint {
-            fell_back_to: catalog.get(&(name.clone(), run)).and_then(Run::newest).cloned(),
+            fell_back_to: catalog
+                .get(&(name.clone(), run))
+                .and_then(Run::newest)
+                .cloned()
+                .map(Box::new),
             name,
             run,
             position,

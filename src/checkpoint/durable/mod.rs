@@ -1,5 +1,7 @@
 //! The store of a node with a data directory: one redb file.
 
+#[cfg(test)]
+mod failing_disk;
 mod load;
 mod medium;
 mod rows;
@@ -71,8 +73,8 @@ struct Inner {
     catalog: Catalog,
     /// As acknowledged.
     commits: u64,
-    /// The failure was no plain I/O error: look at everything again.
-    suspect: bool,
+    /// What broke when it was used last, unless that was a plain I/O error.
+    suspicion: Option<String>,
     damage: Vec<Damage>,
 }
 
@@ -95,14 +97,14 @@ impl DurableStore {
     }
 
     fn on(medium: Box<dyn Medium>) -> Result<Self, OpenError> {
-        let loaded = load::load(medium.as_ref())?;
+        let loaded = load::load(medium.as_ref(), None)?;
         Ok(Self {
             medium,
             inner: Mutex::new(Inner {
                 database: Some(loaded.database),
                 catalog: loaded.catalog,
                 commits: loaded.commits,
-                suspect: false,
+                suspicion: None,
                 damage: loaded.damage,
             }),
         })
@@ -120,7 +122,7 @@ impl Inner {
         if self.database.is_some() {
             return Ok(());
         }
-        if !self.suspect
+        if self.suspicion.is_none()
             && let Ok(Some(database)) = guarded(|| Ok(medium.open().map_err(redb::Error::from)?))
         {
             if load::commits(&database).is_ok_and(|commits| commits == self.commits) {
@@ -130,14 +132,14 @@ impl Inner {
             load::close(database);
         }
         let Loaded { database, catalog, commits, damage } =
-            load::load(medium).map_err(|error| StoreError::Io {
+            load::load(medium, self.suspicion.clone()).map_err(|error| StoreError::Io {
                 kind: io::ErrorKind::Other,
                 message: error.to_string(),
             })?;
         self.database = Some(database);
         self.catalog = catalog;
         self.commits = commits;
-        self.suspect = false;
+        self.suspicion = None;
         self.damage.extend(damage);
         Ok(())
     }
@@ -162,7 +164,7 @@ impl Inner {
                     StoreError::Io { kind: io::ErrorKind::Other, message: error.to_string() }
                 }
                 Fault::Broken(what) => {
-                    self.suspect = true;
+                    self.suspicion = Some(what.clone());
                     StoreError::Io { kind: io::ErrorKind::InvalidData, message: what }
                 }
             }
@@ -232,7 +234,7 @@ impl Inner {
             run: run_key.1,
             position: lost.0,
             what,
-            fell_back_to,
+            fell_back_to: fell_back_to.map(Box::new),
         };
         self.damage.push(damage.clone());
         damage
@@ -249,6 +251,14 @@ impl Inner {
             let row = table.get(row_key)?;
             Ok(row.map(|row| Bytes::copy_from_slice(row.value())))
         })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(database) = self.database.take() {
+            load::close(database);
+        }
     }
 }
 
@@ -317,7 +327,8 @@ impl CheckpointStore for DurableStore {
         if ops.is_empty() {
             return results;
         }
-        let number = inner.commits + 1;
+        // The count itself may be damaged.
+        let number = inner.commits.wrapping_add(1);
         match inner.with(medium, |database| commit(database, &ops, number)) {
             Ok(()) => inner.commits = number,
             Err(error) => {

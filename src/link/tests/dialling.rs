@@ -8,6 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::proxy::Proxy;
 use super::*;
+use crate::link::handshake::DialError;
 use crate::net::{Datagrams, Listener, Stream};
 
 /// Counts open streams, and takes its time to connect.
@@ -170,6 +171,46 @@ async fn two_nodes_that_both_dial_again_after_a_cut_end_with_one_connection() {
 }
 
 #[tokio::test]
+async fn a_connection_that_was_given_up_does_not_displace_a_later_one() {
+    let mut a = Node::start("a").await;
+    let b = session("b");
+    let dial = async |number: u64| {
+        let stream = tokio::net::TcpStream::connect(a.links.local_addr()).await.unwrap();
+        let dialled = handshake::dial(Box::new(stream), &local(&b), &a.session).await.ok().unwrap();
+        dialled.confirm(number).await
+    };
+    let second = dial(2).await.ok().unwrap();
+    let late = dial(1).await.err().unwrap();
+    assert!(matches!(late, DialError::Rejected), "{late}");
+    let again = dial(2).await.err().unwrap();
+    assert!(matches!(again, DialError::Rejected), "{again}");
+    let third = dial(3).await.ok().unwrap();
+    a.expect_up(&b).await;
+    a.expect_down(&b, false).await;
+    a.expect_up(&b).await;
+    a.expect_nothing_for(Duration::from_millis(20)).await;
+    drop((second, third));
+}
+
+#[tokio::test]
+async fn a_dial_that_began_before_the_peer_accepted_ours_is_void() {
+    let mut a = Node::start("a").await;
+    let scripted = Scripted::listen("b").await;
+    a.links.want(&scripted.session, scripted.address());
+    let connection = scripted.accept(5).await;
+    a.expect_up(&scripted.session).await;
+    let stream = tokio::net::TcpStream::connect(a.address()).await.unwrap();
+    let dialled = handshake::dial(Box::new(stream), &local(&scripted.session), &a.session)
+        .await
+        .ok()
+        .unwrap();
+    let late = dialled.confirm(5).await.err().unwrap();
+    assert!(matches!(late, DialError::Rejected), "{late}");
+    a.expect_nothing_for(Duration::from_millis(20)).await;
+    drop(connection);
+}
+
+#[tokio::test]
 async fn many_nodes_that_all_want_each_other_are_all_linked_once() {
     let mut nodes = Vec::new();
     for name in ["a", "b", "c", "d", "e", "f"] {
@@ -192,14 +233,16 @@ async fn many_nodes_that_all_want_each_other_are_all_linked_once() {
 
 #[tokio::test]
 async fn a_changed_address_is_dialled_at_once() {
-    let (mut a, b) = (Node::start("a").await, Node::start("b").await);
-    let place = tokio::net::TcpListener::bind(loopback()).await.unwrap();
+    // Longer than the test waits: the dial that gets no answer has to be given up.
+    let mut a = Node::with("a", |config| config.limits.handshake = LONG * 2).await;
+    let b = Node::start("b").await;
+    let place = TcpListener::bind(loopback()).await.unwrap();
     // Accepts, and says nothing.
     a.links.want(&b.session, place.local_addr().unwrap());
     place.accept().await.unwrap();
     a.want(&b);
     a.links.send(&b.session, Class::Control, Bytes::new()).unwrap();
-    timeout(Duration::from_millis(500), a.expect_up(&b.session)).await.unwrap();
+    a.expect_up(&b.session).await;
 }
 
 #[tokio::test]

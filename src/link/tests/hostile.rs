@@ -6,17 +6,6 @@ use tokio::time::Instant;
 
 use super::*;
 use crate::link::connection::Connection;
-use crate::link::handshake;
-
-fn local(of: &SessionId) -> Local {
-    Local {
-        cluster: "test".into(),
-        keyring: Key::new([7; 32]).into(),
-        session: of.clone(),
-        // A port that refuses.
-        address: ([127, 0, 0, 1], 1).into(),
-    }
-}
 
 /// What `node` says to these bytes until it closes the connection.
 async fn answer_to(node: &Node, bytes: &[u8]) -> Vec<u8> {
@@ -52,7 +41,7 @@ async fn strangers_get_no_answer_and_no_link() {
     unknown_key[1] ^= 1;
     let mut other_version = named.clone();
     other_version[0] = 2;
-    let garbage: Vec<u8> = (0..5000_u32).map(|at| (at * at >> 3) as u8).collect();
+    let garbage: Vec<u8> = (0..5000_u32).map(|at| ((at * at) >> 3) as u8).collect();
     for bytes in [named, long, unknown_key, other_version, garbage, Vec::new()] {
         assert_eq!(answer_to(&a, &bytes).await, b"");
     }
@@ -99,7 +88,7 @@ async fn a_dial_that_is_never_confirmed_is_no_life() {
 #[tokio::test]
 async fn a_flood_of_half_open_connections_is_turned_away_and_hurts_no_link() {
     let mut a = Node::with("a", |config| {
-        config.limits.handshake = Duration::from_millis(500);
+        config.limits.handshake = Duration::from_secs(3);
         config.limits.unauthenticated = 8;
     })
     .await;
@@ -117,7 +106,7 @@ async fn a_flood_of_half_open_connections_is_turned_away_and_hurts_no_link() {
             held.push(stream);
         }
     }
-    assert!(since.elapsed() < Duration::from_millis(400), "too slow to tell");
+    assert!(since.elapsed() < Duration::from_millis(2500), "too slow to tell");
     assert_eq!(held.len(), 8);
     expect_exchange(&mut a, &mut b).await;
     for mut stream in held {

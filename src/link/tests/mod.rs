@@ -13,10 +13,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::connection::Connection;
 use super::*;
 use crate::clock::SystemClock;
 use crate::core::ids::NodeId;
@@ -43,6 +46,42 @@ fn config(session: &SessionId) -> LinkConfig {
         limits: LinkLimits::default(),
         clock: Arc::new(SystemClock),
         network: Arc::new(SystemNetwork),
+    }
+}
+
+fn local(session: &SessionId) -> Local {
+    Local {
+        cluster: "test".into(),
+        keyring: Key::new([7; 32]).into(),
+        session: session.clone(),
+        // A port that refuses.
+        address: ([127, 0, 0, 1], 1).into(),
+    }
+}
+
+/// A peer that holds the key and does what a test tells it.
+struct Scripted {
+    session: SessionId,
+    listener: TcpListener,
+}
+
+impl Scripted {
+    async fn listen(node: &str) -> Self {
+        Self { session: session(node), listener: TcpListener::bind(loopback()).await.unwrap() }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap()
+    }
+
+    /// Accepts the next dial, and declares its own up to `void` void.
+    async fn accept(&self, void: u64) -> Connection {
+        let (stream, _) = self.listener.accept().await.unwrap();
+        let local = Local { address: self.address(), ..local(&self.session) };
+        let candidate = handshake::answer(Box::new(stream), &local).await.unwrap();
+        let mut connection = candidate.accept(void).unwrap();
+        connection.stream.write_all(&connection.opening).await.unwrap();
+        connection
     }
 }
 

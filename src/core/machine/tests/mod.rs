@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod interleavings;
 mod rules_checkpoints;
 mod rules_claims;
 mod rules_custody;
