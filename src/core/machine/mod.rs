@@ -237,8 +237,11 @@ impl Machine {
             }
             Event::Record { of, record } => self.on_record(&of, record),
             Event::Load { of, load } => {
-                if let Some(peer) = self.members.entry(&of, self.now.at) {
-                    peer.load = load;
+                let Some(peer) = self.members.entry(&of, self.now.at) else { return };
+                let room = peer.load.full && !load.full;
+                peer.load = load;
+                if room {
+                    self.touch_kept();
                 }
             }
             Event::Claims { of, changes } => self.on_claims(&of, changes),
@@ -300,6 +303,7 @@ impl Machine {
                     peer.state = state;
                 }
                 self.touch_all_of(from);
+                self.touch_kept();
             }
             Message::Leave => {
                 self.send(from, Message::LeaveHeard);
@@ -376,6 +380,7 @@ impl Machine {
         self.dirty.extend(freed);
         if before.is_some_and(|before| before != state) {
             self.touch_all_of(from);
+            self.touch_kept();
         }
         self.conflict_evidence(from);
     }

@@ -253,6 +253,8 @@ pub(super) struct World {
     pub trip: Option<Trip>,
     /// A tenth of a second, and what has happened in it: a livelock must end a test.
     busy: (u64, u64),
+    /// More than this in a tenth of a second is a livelock (V6).
+    pub max_events: u64,
     /// How long one step of a name takes, where it is not [`World::step`].
     pub steps: BTreeMap<Name, Duration>,
     pub sent: Vec<(Time, SessionId, SessionId, Message)>,
@@ -260,8 +262,6 @@ pub(super) struct World {
     pub steps_done: BTreeMap<Name, u64>,
 }
 
-/// More than this in a tenth of a second is a livelock (V6).
-const MAX_EVENTS: u64 = 3_000;
 /// Transfers at once from one node.
 const SLOTS: usize = 8;
 
@@ -292,6 +292,7 @@ impl World {
             noise: Noise::default(),
             trip: None,
             busy: (0, 0),
+            max_events: 50_000,
             steps: BTreeMap::new(),
             sent: Vec::new(),
             record_messages: false,
@@ -564,7 +565,7 @@ impl World {
     fn happen(&mut self, due: Due) {
         let tenth = self.now.as_micros() / 100_000;
         self.busy = if self.busy.0 == tenth { (tenth, self.busy.1 + 1) } else { (tenth, 0) };
-        assert!(self.busy.1 < MAX_EVENTS, "a livelock at {}: {due:?}", self.now);
+        assert!(self.busy.1 < self.max_events, "a livelock at {}: {due:?}", self.now);
         match due {
             Due::Deliver { to, event } => self.give(&to, event),
             Due::Frame { from, to, message } => {
