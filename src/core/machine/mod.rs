@@ -260,9 +260,10 @@ impl Machine {
             }
             Event::Record { of, record } => self.on_record(&of, record),
             Event::Load { of, load } => {
-                if let Some(peer) = self.members.entry(&of, self.now.at)
-                    && std::mem::replace(&mut peer.load, load).full != load.full
-                {
+                let Some(peer) = self.members.entry(&of, self.now.at) else { return };
+                let room = peer.load.full && !load.full;
+                peer.load = load;
+                if room {
                     self.touch_kept();
                 }
             }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::Machine;
 use super::task::{Doing, Task};
 use crate::core::branch::{Admission, Header, Position};
-use crate::core::claim::{Claim, Spec};
+use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{Action, Notice};
 use crate::core::message::{Message, Rejection};
@@ -262,11 +262,13 @@ impl Machine {
                     && owner.epoch > position.epoch
                     && owner.session != *from
                     && owner.phase.is_held()
+                    // What it hands over is not a zombie's.
+                    && !matches!(&owner.phase, Phase::Incoming { from: source } if source == from)
                     && !self.is_void(owner)
             })
             .cloned();
         match self.keep(&spec, header, state, Some(from.clone())) {
-            Admission::Known if zombie.is_none() => self.send(from, reply(Ok(()))),
+            Admission::Known => self.send(from, reply(Ok(()))),
             Admission::Full => {
                 let why = "too many unreconciled branches of this run are kept here".to_owned();
                 self.send(from, reply(Err(Rejection::Unavailable(why))));

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod handover_faults;
 mod interleavings;
 mod rules_checkpoints;
 mod rules_claims;
