@@ -182,7 +182,8 @@ impl Machine {
         };
         let late = self.now.at >= *until;
         if !(*stored && waiting.is_empty() || late) {
-            return;
+            let until = *until;
+            return self.alarm(name, until);
         }
         if *acked == 0 && !*widened && self.widen_end(name) {
             return;

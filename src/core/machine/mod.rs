@@ -640,7 +640,8 @@ impl Machine {
         self.dirty.extend(self.view.names_of(session));
     }
 
-    /// Rings at `at` for a name, or earlier if it already would.
+    /// Rings at `at` for a name, or earlier if it already would: whoever waits rings anew whenever
+    /// it is looked at too early.
     fn alarm(&mut self, name: &Name, at: Time) {
         match self.alarm_of.get(name) {
             Some(set) if *set <= at => {}

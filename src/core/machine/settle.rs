@@ -193,9 +193,12 @@ impl Machine {
         }
     }
 
-    /// A session is gone: nobody waits for its answer.
+    /// A session is gone: nobody waits for its answer, and what it was to have goes elsewhere.
     pub(super) fn settle_gone(&mut self, session: &SessionId) {
         for (name, task) in &mut self.tasks {
+            if task.hand.as_ref().is_some_and(|hand| hand.to == *session) {
+                self.dirty.insert(name.clone());
+            }
             let waiting = match &mut task.doing {
                 Doing::Settling(settling) => &mut settling.waiting,
                 Doing::Finding(finding) => &mut finding.waiting,
@@ -277,8 +280,11 @@ impl Machine {
             let (spec, cause, purpose) = (task.spec.clone(), task.cause, settling.purpose);
             return self.claim(spec, cause, purpose, Vec::new());
         }
-        if settling.waiting.is_empty() || self.now.at >= settling.until {
+        let until = settling.until;
+        if settling.waiting.is_empty() || self.now.at >= until {
             self.settled(name);
+        } else {
+            self.alarm(name, until);
         }
     }
 

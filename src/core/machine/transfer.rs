@@ -309,9 +309,12 @@ impl Machine {
                 }
             }
             Doing::Sealing { since } => {
-                if gone || now.since(*since) >= RESEND * 4 {
+                let due = *since + RESEND * 4;
+                if gone || now >= due {
                     self.send(&to, Message::Withdraw { name: name.clone(), epoch });
                     self.offer_failed(name);
+                } else {
+                    self.alarm(name, due);
                 }
             }
             Doing::Running | Doing::Kept | Doing::Stopping(Why::Transfer) => {
