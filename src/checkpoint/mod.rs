@@ -274,16 +274,10 @@ impl fmt::Display for Damage {
                 }
             }
             Self::Run { name, run, what } => {
-                write!(
-                    f,
-                    "the record of task {name} (run {run}) is unusable here: {what}"
-                )
+                write!(f, "the record of task {name} (run {run}) is unusable here: {what}")
             }
             Self::Output { name, run, what } => {
-                write!(
-                    f,
-                    "the output of task {name} (run {run}) is unusable here: {what}"
-                )
+                write!(f, "the output of task {name} (run {run}) is unusable here: {what}")
             }
             Self::File { what, aside, saved } => {
                 write!(f, "the checkpoint file is damaged: {what}; ")?;

@@ -220,12 +220,7 @@ async fn drive<T: Send + 'static>(
                 let room = reading.clone().acquire_many_owned(size).await.ok();
                 // Nobody listens any more: what was submitted is done all the same.
                 let _ = replies
-                    .send(Answer {
-                        tag,
-                        reply,
-                        damage: std::mem::take(&mut damage),
-                        _room: room,
-                    })
+                    .send(Answer { tag, reply, damage: std::mem::take(&mut damage), _room: room })
                     .await;
             }
         }
@@ -257,12 +252,9 @@ fn run(store: &dyn CheckpointStore, requests: Vec<Request>) -> (Vec<Reply>, Vec<
     for request in requests {
         match request {
             Request::Write(write) => writes.push(*write),
-            Request::Load {
-                name,
-                run,
-                position,
-                writer,
-            } => done.push(Reply::Loaded(store.get(&name, run, position, &writer))),
+            Request::Load { name, run, position, writer } => {
+                done.push(Reply::Loaded(store.get(&name, run, position, &writer)))
+            }
             Request::Output { name, run } => {
                 done.push(Reply::Output(store.get_output(&name, run)));
             }

@@ -137,39 +137,37 @@ struct History {
 }
 
 fn history() -> impl Strategy<Value = History> {
-    prop::collection::vec(
-        (any::<prop::sample::Index>(), any::<bool>(), 1u64..4),
-        1..24,
+    prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 1u64..4), 1..24).prop_map(
+        |steps| {
+            let mut commits = vec![first(1, 0, 1)];
+            let mut ancestors = vec![BTreeSet::from([0])];
+            for (parent, takeover, skipped) in steps {
+                let parent = parent.index(commits.len());
+                let from: &Header = &commits[parent];
+                let seq = from.position.seq + skipped;
+                // A lease is one line: only its last commit can be continued under it.
+                let is_last = !commits.iter().any(|other| {
+                    other.writer == from.writer
+                        && other.position.epoch == from.position.epoch
+                        && other.position.seq > from.position.seq
+                });
+                let next = if takeover || !is_last {
+                    // Two takers may mint one epoch; their sessions differ.
+                    let by = commits.len() as u8;
+                    forked(from, from.position.epoch.0 + 1, by, seq)
+                } else {
+                    let mut next = from.clone();
+                    next.position.seq = seq;
+                    next
+                };
+                let mut line = ancestors[parent].clone();
+                line.insert(commits.len());
+                commits.push(next);
+                ancestors.push(line);
+            }
+            History { commits, ancestors }
+        },
     )
-    .prop_map(|steps| {
-        let mut commits = vec![first(1, 0, 1)];
-        let mut ancestors = vec![BTreeSet::from([0])];
-        for (parent, takeover, skipped) in steps {
-            let parent = parent.index(commits.len());
-            let from: &Header = &commits[parent];
-            let seq = from.position.seq + skipped;
-            // A lease is one line: only its last commit can be continued under it.
-            let is_last = !commits.iter().any(|other| {
-                other.writer == from.writer
-                    && other.position.epoch == from.position.epoch
-                    && other.position.seq > from.position.seq
-            });
-            let next = if takeover || !is_last {
-                // Two takers may mint one epoch; their sessions differ.
-                let by = commits.len() as u8;
-                forked(from, from.position.epoch.0 + 1, by, seq)
-            } else {
-                let mut next = from.clone();
-                next.position.seq = seq;
-                next
-            };
-            let mut line = ancestors[parent].clone();
-            line.insert(commits.len());
-            commits.push(next);
-            ancestors.push(line);
-        }
-        History { commits, ancestors }
-    })
 }
 
 fn leaves(history: &History) -> BTreeSet<usize> {

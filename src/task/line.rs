@@ -200,14 +200,7 @@ mod tests {
 
     fn line(epoch: u64, from: From, lineage: Vec<Ancestor>, seq: u64) -> Line {
         let writing = (1, "r1".into(), Throttle::default());
-        Line::new(
-            spec("script", "a"),
-            lease(epoch),
-            from,
-            lineage,
-            seq,
-            writing,
-        )
+        Line::new(spec("script", "a"), lease(epoch), from, lineage, seq, writing)
     }
 
     /// One that has committed its first state.

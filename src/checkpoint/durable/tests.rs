@@ -235,9 +235,7 @@ async fn damage_is_handed_on_with_the_answer_that_came_upon_it() {
         Execution::Blocking(tokio::runtime::Handle::current()),
         Limits::default(),
     );
-    worker
-        .submit(1, Request::Write(write("b", 1).into()))
-        .unwrap();
+    worker.submit(1, Request::Write(write("b", 1).into())).unwrap();
     let load = Request::Load {
         name: name("a"),
         run: run(1),
@@ -354,10 +352,7 @@ fn a_death_in_the_middle_of_a_commit_keeps_what_was_acknowledged() {
                     assert!(ended[1], "death {deaths}: ended before its time");
                     continue;
                 }
-                assert!(
-                    !(task == "b" && ended[0]),
-                    "death {deaths}: its end is lost"
-                );
+                assert!(!(task == "b" && ended[0]), "death {deaths}: its end is lost");
                 let seq = seq.unwrap_or(0);
                 assert!(
                     (acknowledged[at]..=attempted[at]).contains(&seq),

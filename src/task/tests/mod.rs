@@ -74,11 +74,7 @@ impl Script {
             + Sync
             + 'static,
     {
-        Self {
-            step: Box::new(step),
-            retry: Retry::default(),
-            max_running: None,
-        }
+        Self { step: Box::new(step), retry: Retry::default(), max_running: None }
     }
 }
 
@@ -150,11 +146,7 @@ impl World {
         };
         change(&mut config);
         let (sender, events) = mpsc::channel(64);
-        let world = Self {
-            runner: Runner::new(config, sender),
-            events,
-            clock,
-        };
+        let world = Self { runner: Runner::new(config, sender), events, clock };
         world.permit(Duration::from_secs(1_000_000));
         world
     }
@@ -165,8 +157,7 @@ impl World {
 
     /// Starts a script of this name under epoch 1.
     fn start(&mut self, name: &str) {
-        self.runner
-            .start(spec(Script::KIND, name), lease(1), From::Initial, vec![], 0);
+        self.runner.start(spec(Script::KIND, name), lease(1), From::Initial, vec![], 0);
     }
 
     /// Continues a script of this name under a later epoch.
@@ -179,8 +170,7 @@ impl World {
     }
 
     fn stop(&mut self, name: &str, grace: Duration) {
-        self.runner
-            .stop(&self::name(name), Stop::Boundary { grace });
+        self.runner.stop(&self::name(name), Stop::Boundary { grace });
     }
 
     async fn next(&mut self) -> Event {
@@ -193,11 +183,7 @@ impl World {
     /// The next event, which must be a commit.
     async fn commit(&mut self) -> (Header, Bytes, bool) {
         match self.next().await {
-            Event::Committed {
-                header,
-                state,
-                forced,
-            } => (header, state, forced),
+            Event::Committed { header, state, forced } => (header, state, forced),
             other => panic!("expected a commit: {other:?}"),
         }
     }
@@ -223,9 +209,7 @@ impl World {
     /// What the next task to stop has left, commits aside.
     async fn sealed(&mut self) -> (Option<(Header, Bytes)>, bool) {
         match self.last().await {
-            Event::Stopped {
-                sealed, dropped, ..
-            } => (sealed, dropped),
+            Event::Stopped { sealed, dropped, .. } => (sealed, dropped),
             other => panic!("expected a stop: {other:?}"),
         }
     }
@@ -245,10 +229,7 @@ fn name(text: &str) -> Name {
 pub(super) fn spec(kind: &str, text: &str) -> Spec {
     Spec {
         name: name(text),
-        run: RunId {
-            number: 1,
-            uuid: Uuid::from_u128(7),
-        },
+        run: RunId { number: 1, uuid: Uuid::from_u128(7) },
         kind: Kind::new(kind).unwrap(),
         args: codec::encode(&text, Value::Args, &Limits::default()).unwrap(),
     }
@@ -259,10 +240,7 @@ fn session(number: u128) -> SessionId {
 }
 
 pub(super) fn lease(epoch: u64) -> Lease {
-    Lease {
-        epoch: Epoch(epoch),
-        session: session(1),
-    }
+    Lease { epoch: Epoch(epoch), session: session(1) }
 }
 
 fn count(state: &[u8]) -> Count {
