@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Machine;
-use super::task::{Doing, Purpose, Task};
+use super::task::Purpose;
 use crate::core::branch::{Branches, Header, Position};
 use crate::core::claim::{Claim, Spec};
 use crate::core::ids::{Name, NodeId, RunId, SessionId};

@@ -444,7 +444,6 @@ fn a_node_without_evidence_does_not_take_what_was_released() {
     assert!(!members.may_take_over(now));
     let now = ticks(&mut members, now, 40);
     assert!(members.may_take_over(now));
-    members.mark_gone(now, &session("b"), Gone::Left);
 }
 
 /// Rule 7: who has left cannot be asked, and need not be waited for.

@@ -159,14 +159,13 @@ fn a_released_name_is_claimed_above_its_release() {
 fn an_asked_name_survives_its_claimant() {
     let (mut world, nodes) = World::cluster(4, 3);
     world.goal = 100_000;
-    let call = world.start(&nodes[0], "a");
+    world.start(&nodes[0], "a");
     world
         .run_until(S, "somebody claims it", |w| nodes.iter().any(|n| w.claim_of(n, "a").is_some()));
     world.run_for(MS);
     let claimant = nodes.iter().find(|n| world.claim_of(n, "a").is_some()).unwrap().clone();
     world.crash(&claimant);
     world.run_for(S * 15);
-    let _ = call;
     assert_eq!(world.running("a").len(), 1);
 }
 
