@@ -173,9 +173,7 @@ mod tests {
     fn it_is_bounded_and_frees_what_is_replaced() {
         let store = MemoryStore::new(2 * 50_000);
         for seq in 1..20 {
-            store
-                .write(put("one", 1, seq, &state(seq, 40_000)))
-                .unwrap();
+            store.write(put("one", 1, seq, &state(seq, 40_000))).unwrap();
         }
         store.write(put("two", 1, 1, &state(1, 40_000))).unwrap();
         let before = store.runs().unwrap();
@@ -208,11 +206,7 @@ mod tests {
     fn many_small_runs_are_bounded_too() {
         let store = MemoryStore::new(1 << 20);
         let taken = (0..10_000)
-            .take_while(|n| {
-                store
-                    .write(put(&format!("t{n}"), 1, 1, &state(1, 1)))
-                    .is_ok()
-            })
+            .take_while(|n| store.write(put(&format!("t{n}"), 1, 1, &state(1, 1))).is_ok())
             .count();
         assert!(taken < 1024, "{taken} runs in 1 MiB");
     }

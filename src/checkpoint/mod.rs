@@ -36,7 +36,7 @@ use crate::core::claim::{Claim, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 
 #[cfg(feature = "redb")]
-pub(crate) use self::durable::{DurableStore, OpenError};
+pub(crate) use self::durable::DurableStore;
 pub(crate) use self::frame::FrameError;
 pub(crate) use self::memory::MemoryStore;
 pub(crate) use self::worker::{Answer, Execution, Limits, QueueFull, Reply, Request, StoreWorker};
@@ -73,13 +73,11 @@ pub(crate) trait CheckpointStore: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError::Io`] if it could not be read.
     fn runs(&self) -> Result<Vec<StoredRun>, StoreError>;
 
-    /// The damage found since the last call, at opening or reading.
+    /// The damage found since the last call, at opening or reading. Never waits.
     fn take_damage(&self) -> Vec<Damage>;
 
     /// One write by itself.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
+    #[cfg(test)]
     fn write(&self, write: Write) -> Result<(), StoreError> {
         self.apply(vec![write]).pop().unwrap_or(Err(StoreError::Stopped))
     }
@@ -274,16 +272,10 @@ impl fmt::Display for Damage {
                 }
             }
             Self::Run { name, run, what } => {
-                write!(
-                    f,
-                    "the record of task {name} (run {run}) is unusable here: {what}"
-                )
+                write!(f, "the record of task {name} (run {run}) is unusable here: {what}")
             }
             Self::Output { name, run, what } => {
-                write!(
-                    f,
-                    "the output of task {name} (run {run}) is unusable here: {what}"
-                )
+                write!(f, "the output of task {name} (run {run}) is unusable here: {what}")
             }
             Self::File { what, aside, saved } => {
                 write!(f, "the checkpoint file is damaged: {what}; ")?;

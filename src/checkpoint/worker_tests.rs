@@ -66,7 +66,7 @@ impl CheckpointStore for Gated {
 }
 
 fn write(seq: u64, len: usize) -> Request {
-    Request::Write(put("a", 1, seq, &state(seq, len)).into())
+    Request::Write(put("a", 1, seq, &state(seq, len)))
 }
 
 fn load(seq: u64) -> Request {
@@ -129,11 +129,8 @@ async fn either_way_answers_in_order_what_it_did_in_order() {
 async fn writes_that_wait_share_a_transaction() {
     let (store, batches) = Gated::new();
     let handle = Handle::current();
-    let (worker, mut receiver) = StoreWorker::new(
-        store.clone(),
-        Execution::Blocking(handle),
-        Limits::default(),
-    );
+    let (worker, mut receiver) =
+        StoreWorker::new(store.clone(), Execution::Blocking(handle), Limits::default());
     worker.submit(1, write(1, 10)).unwrap();
     let first = tokio::task::spawn_blocking(move || (batches.recv().unwrap(), batches));
     let (first, batches) = first.await.unwrap();
@@ -146,10 +143,7 @@ async fn writes_that_wait_share_a_transaction() {
     let all = answers(&mut receiver).await;
     let tags: Vec<u64> = all.iter().map(|(tag, _)| *tag).collect();
     assert_eq!(tags, (1..=50).collect::<Vec<_>>());
-    assert!(
-        all.iter()
-            .all(|(_, reply)| *reply == Reply::Written(Ok(())))
-    );
+    assert!(all.iter().all(|(_, reply)| *reply == Reply::Written(Ok(()))));
     drop(store);
     assert_eq!(batches.iter().collect::<Vec<_>>(), [49]);
 }
@@ -167,7 +161,7 @@ async fn a_full_queue_gives_the_request_back() {
     let Request::Write(back) = request else {
         panic!("{request:?}");
     };
-    assert!(matches!(*back, Write::Put { header, .. } if header.position.seq == 2));
+    assert!(matches!(back, Write::Put { header, .. } if header.position.seq == 2));
     let mut taken = 1;
     while worker.submit(taken, write(taken + 2, 1)).is_ok() {
         taken += 1;
@@ -179,11 +173,7 @@ async fn a_full_queue_gives_the_request_back() {
         assert_eq!((answer.tag, answer.reply), (tag, Reply::Written(Ok(()))));
     }
     worker.submit(99, write(99, 600)).unwrap();
-    assert_eq!(
-        receiver.recv().await.unwrap().tag,
-        99,
-        "there is room again"
-    );
+    assert_eq!(receiver.recv().await.unwrap().tag, 99, "there is room again");
 }
 
 #[tokio::test]

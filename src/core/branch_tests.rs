@@ -67,7 +67,7 @@ fn two_sides_of_a_split_under_one_epoch_are_two_branches() {
     for header in [&common, &left, &right] {
         branches.admit(header.clone());
     }
-    assert_eq!(branches.len(), 2);
+    assert_eq!(branches.iter().count(), 2);
     assert!(!left.descends_from(&right) && !right.descends_from(&left));
     assert_eq!(branches.remove(right.position, &right.writer), Some(right.clone()));
     assert_eq!(branches.remove(right.position, &right.writer), None);
@@ -137,39 +137,37 @@ struct History {
 }
 
 fn history() -> impl Strategy<Value = History> {
-    prop::collection::vec(
-        (any::<prop::sample::Index>(), any::<bool>(), 1u64..4),
-        1..24,
+    prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 1u64..4), 1..24).prop_map(
+        |steps| {
+            let mut commits = vec![first(1, 0, 1)];
+            let mut ancestors = vec![BTreeSet::from([0])];
+            for (parent, takeover, skipped) in steps {
+                let parent = parent.index(commits.len());
+                let from: &Header = &commits[parent];
+                let seq = from.position.seq + skipped;
+                // A lease is one line: only its last commit can be continued under it.
+                let is_last = !commits.iter().any(|other| {
+                    other.writer == from.writer
+                        && other.position.epoch == from.position.epoch
+                        && other.position.seq > from.position.seq
+                });
+                let next = if takeover || !is_last {
+                    // Two takers may mint one epoch; their sessions differ.
+                    let by = commits.len() as u8;
+                    forked(from, from.position.epoch.0 + 1, by, seq)
+                } else {
+                    let mut next = from.clone();
+                    next.position.seq = seq;
+                    next
+                };
+                let mut line = ancestors[parent].clone();
+                line.insert(commits.len());
+                commits.push(next);
+                ancestors.push(line);
+            }
+            History { commits, ancestors }
+        },
     )
-    .prop_map(|steps| {
-        let mut commits = vec![first(1, 0, 1)];
-        let mut ancestors = vec![BTreeSet::from([0])];
-        for (parent, takeover, skipped) in steps {
-            let parent = parent.index(commits.len());
-            let from: &Header = &commits[parent];
-            let seq = from.position.seq + skipped;
-            // A lease is one line: only its last commit can be continued under it.
-            let is_last = !commits.iter().any(|other| {
-                other.writer == from.writer
-                    && other.position.epoch == from.position.epoch
-                    && other.position.seq > from.position.seq
-            });
-            let next = if takeover || !is_last {
-                // Two takers may mint one epoch; their sessions differ.
-                let by = commits.len() as u8;
-                forked(from, from.position.epoch.0 + 1, by, seq)
-            } else {
-                let mut next = from.clone();
-                next.position.seq = seq;
-                next
-            };
-            let mut line = ancestors[parent].clone();
-            line.insert(commits.len());
-            commits.push(next);
-            ancestors.push(line);
-        }
-        History { commits, ancestors }
-    })
 }
 
 fn leaves(history: &History) -> BTreeSet<usize> {
@@ -214,7 +212,7 @@ proptest! {
                     for gone in &superseded {
                         prop_assert!(header.descends_from(gone), "only an ancestor goes");
                     }
-                    prop_assert_eq!(branches.len(), had.len() + 1 - superseded.len());
+                    prop_assert_eq!(branches.iter().count(), had.len() + 1 - superseded.len());
                 }
                 Admission::Known => {
                     prop_assert!(had.iter().any(|kept| kept.descends_from(header)));

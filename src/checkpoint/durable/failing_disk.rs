@@ -101,9 +101,7 @@ impl FailingDisk {
 
     fn database(&self) -> Result<Database, DatabaseError> {
         // Without a cache, so that damage is seen at once.
-        Database::builder()
-            .set_cache_size(0)
-            .create_with_backend(self.clone())
+        Database::builder().set_cache_size(0).create_with_backend(self.clone())
     }
 }
 

@@ -256,10 +256,7 @@ impl Scan {
             let output = self.outputs.contains(&rows::run_key(&run_key));
             let mut run = Run::new(record.spec);
             run.end = record.end.map(|claim| (claim, output));
-            restore_branches(
-                &mut run,
-                self.checkpoints.remove(&run_key).unwrap_or_default(),
-            );
+            restore_branches(&mut run, self.checkpoints.remove(&run_key).unwrap_or_default());
             catalog.restore(run_key, Some(run));
         }
         let damage = self

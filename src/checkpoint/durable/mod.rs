@@ -11,7 +11,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable};
@@ -64,6 +64,7 @@ impl From<redb::Error> for OpenError {
 pub(crate) struct DurableStore {
     medium: Box<dyn Medium>,
     inner: Mutex<Inner>,
+    damage: Arc<Found>,
 }
 
 #[derive(Debug)]
@@ -75,7 +76,18 @@ struct Inner {
     commits: u64,
     /// What broke when it was used last, unless that was a plain I/O error.
     suspicion: Option<String>,
-    damage: Vec<Damage>,
+    damage: Arc<Found>,
+}
+
+/// Damage that was found and not asked for yet: under a lock of its own, since who asks must not
+/// wait for a commit.
+#[derive(Debug, Default)]
+struct Found(Mutex<Vec<Damage>>);
+
+impl Found {
+    fn lock(&self) -> MutexGuard<'_, Vec<Damage>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A change of one row, or of all checkpoints of a run.
@@ -98,14 +110,16 @@ impl DurableStore {
 
     fn on(medium: Box<dyn Medium>) -> Result<Self, OpenError> {
         let loaded = load::load(medium.as_ref(), None)?;
+        let damage = Arc::new(Found(Mutex::new(loaded.damage)));
         Ok(Self {
             medium,
+            damage: damage.clone(),
             inner: Mutex::new(Inner {
                 database: Some(loaded.database),
                 catalog: loaded.catalog,
                 commits: loaded.commits,
                 suspicion: None,
-                damage: loaded.damage,
+                damage,
             }),
         })
     }
@@ -140,7 +154,7 @@ impl Inner {
         self.catalog = catalog;
         self.commits = commits;
         self.suspicion = None;
-        self.damage.extend(damage);
+        self.damage.lock().extend(damage);
         Ok(())
     }
 
@@ -236,7 +250,7 @@ impl Inner {
             what,
             fell_back_to: fell_back_to.map(Box::new),
         };
-        self.damage.push(damage.clone());
+        self.damage.lock().push(damage.clone());
         damage
     }
 
@@ -390,7 +404,7 @@ impl CheckpointStore for DurableStore {
             *output = false;
         }
         let damage = Damage::Output { name: name.clone(), run, what };
-        inner.damage.push(damage.clone());
+        inner.damage.lock().push(damage.clone());
         Err(StoreError::Corrupt(Box::new(damage)))
     }
 
@@ -401,6 +415,6 @@ impl CheckpointStore for DurableStore {
     }
 
     fn take_damage(&self) -> Vec<Damage> {
-        std::mem::take(&mut self.lock().damage)
+        std::mem::take(&mut self.damage.lock())
     }
 }

@@ -4,14 +4,12 @@ mod damage;
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use super::failing_disk::FailingDisk;
 use super::*;
 use crate::checkpoint::conformance;
 use crate::checkpoint::testing::{claim, forked, header, name, position, put, put_as, run};
 use crate::checkpoint::testing::{session, spec, state};
-use crate::checkpoint::{Execution, Limits, Reply, Request, StoreWorker};
 use crate::core::claim::Phase;
 
 const LEN: usize = 3000;
@@ -101,6 +99,15 @@ fn reopening_keeps_everything() {
     drop(store);
     let store = DurableStore::open(&path).unwrap();
     assert_eq!(store.runs().unwrap()[0].checkpoints[0], commit_of("a", 5));
+}
+
+/// The control loop asks for it, and must not wait for a commit.
+#[test]
+fn damage_is_told_while_the_store_is_busy() {
+    let disk = FailingDisk::default();
+    let store = on(&disk);
+    let _busy = store.lock();
+    assert_eq!(store.take_damage(), []);
 }
 
 #[test]
@@ -223,36 +230,6 @@ fn damage_that_happens_while_open_falls_back_too() {
     assert_eq!(store.runs().unwrap()[0].checkpoints, [commit_of("a", 8)]);
 }
 
-#[tokio::test]
-async fn damage_is_handed_on_with_the_answer_that_came_upon_it() {
-    let disk = FailingDisk::default();
-    let store = on(&disk);
-    store.write(write("a", 9)).unwrap();
-    let at = find(&disk.lock().bytes, 9);
-    disk.lock().bytes[at] ^= 1;
-    let (worker, mut answers) = StoreWorker::new(
-        Arc::new(store),
-        Execution::Blocking(tokio::runtime::Handle::current()),
-        Limits::default(),
-    );
-    worker
-        .submit(1, Request::Write(write("b", 1).into()))
-        .unwrap();
-    let load = Request::Load {
-        name: name("a"),
-        run: run(1),
-        position: position(1, 9),
-        writer: session("w"),
-    };
-    worker.submit(2, load).unwrap();
-    assert_eq!(answers.recv().await.unwrap().damage, []);
-    let answer = answers.recv().await.unwrap();
-    let Reply::Loaded(Err(StoreError::Corrupt(damage))) = answer.reply else {
-        panic!("{answer:?}");
-    };
-    assert_eq!(answer.damage, [*damage]);
-}
-
 #[test]
 fn a_checkpoint_of_a_newer_build_is_reported_and_left_alone() {
     let disk = FailingDisk::default();
@@ -354,10 +331,7 @@ fn a_death_in_the_middle_of_a_commit_keeps_what_was_acknowledged() {
                     assert!(ended[1], "death {deaths}: ended before its time");
                     continue;
                 }
-                assert!(
-                    !(task == "b" && ended[0]),
-                    "death {deaths}: its end is lost"
-                );
+                assert!(!(task == "b" && ended[0]), "death {deaths}: its end is lost");
                 let seq = seq.unwrap_or(0);
                 assert!(
                     (acknowledged[at]..=attempted[at]).contains(&seq),

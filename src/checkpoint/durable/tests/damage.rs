@@ -25,11 +25,7 @@ fn assert_survives(damaged: Vec<u8>, what: &str) -> (bool, usize) {
     let store = on(&disk);
     let damage = store.take_damage();
     let runs = assert_sound(&store);
-    let expected = [
-        ("a", Some(6), false),
-        ("b", Some(6), false),
-        ("c", None, true),
-    ];
+    let expected = [("a", Some(6), false), ("b", Some(6), false), ("c", None, true)];
     let kept = expected
         .iter()
         .filter(|(task, seq, ended)| newest(&runs, task) == Some((*seq, *ended)))
@@ -101,11 +97,7 @@ fn rebuilt(bytes: &[u8], damage: impl FnOnce(&mut [u8])) -> Option<(usize, usize
     store.write(write("after", 1)).unwrap();
     let damage = store.take_damage();
     let saved = damage.iter().find_map(|damage| match damage {
-        Damage::File {
-            aside: Some(_),
-            saved,
-            ..
-        } => Some(*saved),
+        Damage::File { aside: Some(_), saved, .. } => Some(*saved),
         _ => None,
     })?;
     let aside = disk.lock().aside[0].len();
