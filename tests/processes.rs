@@ -296,9 +296,8 @@ async fn one_name_started_on_all_nodes_at_once_runs_once() {
         cluster.finish("n3").await;
         cluster.assert_exact();
         let measured = cluster.measure();
-        for (name, tenures) in &measured.tenures {
-            assert_eq!(tenures.len(), 1, "{name} ran as {tenures:?}");
-        }
+        // An owner that meets a rival's claim may go on under a higher epoch, but only where it is.
+        assert!(measured.moves.is_empty(), "{:?}", measured.moves);
     })
     .await;
 }
@@ -318,16 +317,17 @@ async fn a_node_that_drains_for_longer_than_the_silence_floor_is_never_taken_for
         assert!(cluster.runs_on("n2", "n1").await > 0, "n1 should run some");
         let signalled = cluster.signal("n1", Signal::TERM);
         // The silence floor is 2 s, the steps end after about 6.
-        tokio::time::sleep(Duration::from_millis(4500)).await;
+        let stopped = cluster.stopped("n1", signalled).await;
+        assert!(stopped.after > Duration::from_secs(4), "{stopped:?}");
+        assert_eq!(stopped.status.code(), Some(0), "{stopped:?}");
         for witness in ["n2", "n3"] {
             for event in cluster.heard(witness) {
                 if let Event::Noticed { what } = event {
-                    assert!(!what.contains("PeerGone"), "{witness}: {what}");
+                    let gone = what.contains("PeerGone");
+                    assert!(!gone || what.contains("Left"), "{witness}: {what}");
                 }
             }
         }
-        let stopped = cluster.stopped("n1", signalled).await;
-        assert_eq!(stopped.status.code(), Some(0), "{stopped:?}");
         cluster.finish("n2").await;
         cluster.assert_exact();
         let measured = cluster.measure();

@@ -88,7 +88,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     let run = run(&arguments, directory.path());
     let good = tokio::select! {
         good = run => good,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+        _ = handover::signal::term_or_int() => Err(anyhow::anyhow!("interrupted")),
     };
     if matches!(good, Ok(true)) {
         return Ok(ExitCode::SUCCESS);

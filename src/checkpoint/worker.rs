@@ -217,7 +217,9 @@ async fn drive<T: Send + 'static>(
                 let size = size.min(limit) as u32;
                 let room = reading.clone().acquire_many_owned(size).await.ok();
                 // Nobody listens any more: what was submitted is done all the same.
-                let _ = replies.send(Answer { tag, reply, _room: room }).await;
+                let _ = replies
+                    .send(Answer { tag, reply, damage: std::mem::take(&mut damage), _room: room })
+                    .await;
             }
         }
     }
@@ -247,9 +249,9 @@ fn run(store: &dyn CheckpointStore, requests: Vec<Request>) -> Vec<Reply> {
     let mut writes = Vec::new();
     for request in requests {
         match request {
-            Request::Write(write) => writes.push(write),
+            Request::Write(write) => writes.push(*write),
             Request::Load { name, run, position, writer } => {
-                done.push(Reply::Loaded(store.get(&name, run, position, &writer)));
+                done.push(Reply::Loaded(store.get(&name, run, position, &writer)))
             }
             Request::Output { name, run } => {
                 done.push(Reply::Output(store.get_output(&name, run)));

@@ -230,6 +230,34 @@ fn damage_that_happens_while_open_falls_back_too() {
     assert_eq!(store.runs().unwrap()[0].checkpoints, [commit_of("a", 8)]);
 }
 
+#[tokio::test]
+async fn damage_is_handed_on_with_the_answer_that_came_upon_it() {
+    let disk = FailingDisk::default();
+    let store = on(&disk);
+    store.write(write("a", 9)).unwrap();
+    let at = find(&disk.lock().bytes, 9);
+    disk.lock().bytes[at] ^= 1;
+    let (worker, mut answers) = StoreWorker::new(
+        Arc::new(store),
+        Execution::Blocking(tokio::runtime::Handle::current()),
+        Limits::default(),
+    );
+    worker.submit(1, Request::Write(write("b", 1).into())).unwrap();
+    let load = Request::Load {
+        name: name("a"),
+        run: run(1),
+        position: position(1, 9),
+        writer: session("w"),
+    };
+    worker.submit(2, load).unwrap();
+    assert_eq!(answers.recv().await.unwrap().damage, []);
+    let answer = answers.recv().await.unwrap();
+    let Reply::Loaded(Err(StoreError::Corrupt(damage))) = answer.reply else {
+        panic!("{answer:?}");
+    };
+    assert_eq!(answer.damage, [*damage]);
+}
+
 #[test]
 fn a_checkpoint_of_a_newer_build_is_reported_and_left_alone() {
     let disk = FailingDisk::default();
