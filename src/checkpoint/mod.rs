@@ -73,7 +73,8 @@ pub(crate) trait CheckpointStore: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError::Io`] if it could not be read.
     fn runs(&self) -> Result<Vec<StoredRun>, StoreError>;
 
-    /// The damage found since the last call, at opening or reading. Never waits.
+    /// The damage found since the last call, at opening or reading. It waits for the batch that is
+    /// being applied: once a [`StoreWorker`] has the store, damage comes with its answers.
     fn take_damage(&self) -> Vec<Damage>;
 
     /// One write by itself.

@@ -7,16 +7,15 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::{CheckpointStore, StoreError, Write};
+use super::{CheckpointStore, Damage, StoreError, Write};
 use crate::core::branch::{Header, Position};
 use crate::core::ids::{Name, RunId, SessionId};
 
 /// Something for the store to do.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "most are writes")]
 pub(crate) enum Request {
     /// Change something.
-    Write(Write),
+    Write(Box<Write>),
     /// Read a checkpoint.
     Load {
         /// The task.
@@ -56,6 +55,8 @@ pub(crate) struct Answer<T> {
     pub(crate) tag: T,
     /// The reply.
     pub(crate) reply: Reply,
+    /// Damage that the store came upon since it was last asked.
+    pub(crate) damage: Vec<Damage>,
     /// What was read counts against the bound until the answer is dropped.
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -143,17 +144,18 @@ impl<T: Send + 'static> StoreWorker<T> {
     ///
     /// # Errors
     /// [`QueueFull`], also after the worker's runtime has ended; nothing was done then.
-    #[expect(clippy::result_large_err, reason = "what was not taken goes back whole")]
     pub(crate) fn submit(&self, tag: T, request: Request) -> Result<(), QueueFull<T>> {
         match &self.way {
             Way::Inline { store, replies } => {
                 let Ok(slot) = replies.try_reserve() else {
                     return Err(QueueFull(tag, request));
                 };
-                let reply = run(store.as_ref(), vec![request]).pop();
+                let (mut replies, damage) = run(store.as_ref(), vec![request]);
+                let reply = replies.pop();
                 slot.send(Answer {
                     tag,
                     reply: reply.unwrap_or(Reply::Written(Err(StoreError::Stopped))),
+                    damage,
                     _room: None,
                 });
                 Ok(())
@@ -202,10 +204,10 @@ async fn drive<T: Send + 'static>(
             }
             let stopped: Vec<Reply> = requests.iter().map(stopped).collect();
             let store = store.clone();
-            let done = handle
+            let (done, mut damage) = handle
                 .spawn_blocking(move || run(store.as_ref(), requests))
                 .await
-                .unwrap_or(stopped);
+                .unwrap_or((stopped, Vec::new()));
             drop(rooms);
             for (tag, reply) in tags.into_iter().zip(done) {
                 let size = match &reply {
@@ -244,14 +246,14 @@ fn next_group<T>(waiting: &mut VecDeque<Job<T>>) -> Vec<Job<T>> {
 }
 
 /// Does one group: either one read, or writes in one transaction.
-fn run(store: &dyn CheckpointStore, requests: Vec<Request>) -> Vec<Reply> {
+fn run(store: &dyn CheckpointStore, requests: Vec<Request>) -> (Vec<Reply>, Vec<Damage>) {
     let mut done = Vec::with_capacity(requests.len());
     let mut writes = Vec::new();
     for request in requests {
         match request {
             Request::Write(write) => writes.push(*write),
             Request::Load { name, run, position, writer } => {
-                done.push(Reply::Loaded(store.get(&name, run, position, &writer)))
+                done.push(Reply::Loaded(store.get(&name, run, position, &writer)));
             }
             Request::Output { name, run } => {
                 done.push(Reply::Output(store.get_output(&name, run)));
@@ -261,7 +263,7 @@ fn run(store: &dyn CheckpointStore, requests: Vec<Request>) -> Vec<Reply> {
     if !writes.is_empty() {
         done.extend(store.apply(writes).into_iter().map(Reply::Written));
     }
-    done
+    (done, store.take_damage())
 }
 
 /// The answer to what was lost with the runtime.

@@ -11,7 +11,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use redb::{Database, ReadableDatabase, ReadableTable};
@@ -64,7 +64,6 @@ impl From<redb::Error> for OpenError {
 pub(crate) struct DurableStore {
     medium: Box<dyn Medium>,
     inner: Mutex<Inner>,
-    damage: Arc<Found>,
 }
 
 #[derive(Debug)]
@@ -76,18 +75,7 @@ struct Inner {
     commits: u64,
     /// What broke when it was used last, unless that was a plain I/O error.
     suspicion: Option<String>,
-    damage: Arc<Found>,
-}
-
-/// Damage that was found and not asked for yet: under a lock of its own, since who asks must not
-/// wait for a commit.
-#[derive(Debug, Default)]
-struct Found(Mutex<Vec<Damage>>);
-
-impl Found {
-    fn lock(&self) -> MutexGuard<'_, Vec<Damage>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    damage: Vec<Damage>,
 }
 
 /// A change of one row, or of all checkpoints of a run.
@@ -110,16 +98,14 @@ impl DurableStore {
 
     fn on(medium: Box<dyn Medium>) -> Result<Self, OpenError> {
         let loaded = load::load(medium.as_ref(), None)?;
-        let damage = Arc::new(Found(Mutex::new(loaded.damage)));
         Ok(Self {
             medium,
-            damage: damage.clone(),
             inner: Mutex::new(Inner {
                 database: Some(loaded.database),
                 catalog: loaded.catalog,
                 commits: loaded.commits,
                 suspicion: None,
-                damage,
+                damage: loaded.damage,
             }),
         })
     }
@@ -154,7 +140,7 @@ impl Inner {
         self.catalog = catalog;
         self.commits = commits;
         self.suspicion = None;
-        self.damage.lock().extend(damage);
+        self.damage.extend(damage);
         Ok(())
     }
 
@@ -250,7 +236,7 @@ impl Inner {
             what,
             fell_back_to: fell_back_to.map(Box::new),
         };
-        self.damage.lock().push(damage.clone());
+        self.damage.push(damage.clone());
         damage
     }
 
@@ -404,7 +390,7 @@ impl CheckpointStore for DurableStore {
             *output = false;
         }
         let damage = Damage::Output { name: name.clone(), run, what };
-        inner.damage.lock().push(damage.clone());
+        inner.damage.push(damage.clone());
         Err(StoreError::Corrupt(Box::new(damage)))
     }
 
@@ -415,6 +401,6 @@ impl CheckpointStore for DurableStore {
     }
 
     fn take_damage(&self) -> Vec<Damage> {
-        std::mem::take(&mut self.damage.lock())
+        std::mem::take(&mut self.lock().damage)
     }
 }

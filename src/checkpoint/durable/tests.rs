@@ -4,12 +4,14 @@ mod damage;
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::failing_disk::FailingDisk;
 use super::*;
 use crate::checkpoint::conformance;
 use crate::checkpoint::testing::{claim, forked, header, name, position, put, put_as, run};
 use crate::checkpoint::testing::{session, spec, state};
+use crate::checkpoint::{Execution, Limits, Reply, Request, StoreWorker};
 use crate::core::claim::Phase;
 
 const LEN: usize = 3000;
@@ -99,15 +101,6 @@ fn reopening_keeps_everything() {
     drop(store);
     let store = DurableStore::open(&path).unwrap();
     assert_eq!(store.runs().unwrap()[0].checkpoints[0], commit_of("a", 5));
-}
-
-/// The control loop asks for it, and must not wait for a commit.
-#[test]
-fn damage_is_told_while_the_store_is_busy() {
-    let disk = FailingDisk::default();
-    let store = on(&disk);
-    let _busy = store.lock();
-    assert_eq!(store.take_damage(), []);
 }
 
 #[test]
