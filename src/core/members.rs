@@ -23,6 +23,8 @@ pub struct Peer {
     pub news: Time,
     /// The last sealed datagram; before the first one, when the session became known.
     pub direct: Time,
+    /// A sealed datagram of it has come, not only word of it.
+    pub met: bool,
     /// The last heartbeat by any path.
     pub heartbeat: Time,
     /// When I sent the newest datagram that it echoed.
@@ -47,6 +49,7 @@ impl Peer {
             load: Load::default(),
             news: now,
             direct: now,
+            met: false,
             heartbeat: now,
             echoed: None,
             caught_up: false,
@@ -224,6 +227,7 @@ impl Members {
         };
         peer.state = state;
         peer.direct = now;
+        peer.met = true;
         // Even a fenced process is not a dead one, and may still be stopping (Rule 5).
         let mut back = peer.is_known_dead() && peer.revive();
         peer.dead_to.clear();

@@ -59,6 +59,11 @@ impl Machine {
 
     /// The answer proper, and the claim to step back for if it is a yielding one.
     fn verdict(&self, claim: &Claim) -> (Verdict, Option<Claim>) {
+        if let Some((end, _)) = self.ends.get(&claim.name)
+            && end.ends(claim)
+        {
+            return (Verdict::Held(Box::new(end.clone())), None);
+        }
         let Some(task) = self.tasks.get(&claim.name) else {
             return (Verdict::Ok, None);
         };

@@ -2,6 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod handover_faults;
 mod interleavings;
+mod rules_checkpoints;
+mod rules_claims;
+mod rules_custody;
+mod rules_desired;
+mod rules_joining;
+mod rules_liveness;
+mod rules_meeting;
+mod rules_settling;
 mod spine;
 mod world;
