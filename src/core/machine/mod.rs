@@ -469,6 +469,7 @@ impl Machine {
         self.touch_all_of(session);
         self.settle_gone(session);
         self.replicas_gone(session);
+        self.hands_gone(session);
         self.starts_lost(session);
         self.touch_kept();
     }

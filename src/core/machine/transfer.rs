@@ -309,9 +309,12 @@ impl Machine {
                 }
             }
             Doing::Sealing { since } => {
-                if gone || now.since(*since) >= RESEND * 4 {
+                let until = *since + RESEND * 4;
+                if gone || now >= until {
                     self.send(&to, Message::Withdraw { name: name.clone(), epoch });
                     self.offer_failed(name);
+                } else {
+                    self.alarm(name, until);
                 }
             }
             Doing::Running | Doing::Kept | Doing::Stopping(Why::Transfer) => {
@@ -590,6 +593,15 @@ impl Machine {
         }
         // Undecided: the ordinary rules, and this node is first in line.
         self.claim(spec, Cause::Crash, Purpose::Run, Vec::new());
+    }
+
+    /// A session is gone: what was to go there goes elsewhere.
+    pub(super) fn hands_gone(&mut self, session: &SessionId) {
+        for (name, task) in &self.tasks {
+            if task.hand.as_ref().is_some_and(|hand| hand.to == *session) {
+                self.dirty.insert(name.clone());
+            }
+        }
     }
 
     /// Repeats to a peer whose link has come up what it may have missed.
