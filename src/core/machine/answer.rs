@@ -26,6 +26,9 @@ impl Machine {
         let epoch = claim.epoch;
         let asker = claim.session.clone();
         let (verdict, step_back) = self.verdict(&claim);
+        if !self.has_room(&name) {
+            return Answer { name, epoch, verdict, askers: Vec::new(), known: Vec::new() };
+        }
         let others = self.askers.entry(name.clone()).or_default();
         let askers = others.keys().filter(|other| **other != asker).cloned().collect();
         others.insert(asker.clone(), claim.clone());

@@ -495,7 +495,7 @@ impl Machine {
         if claim.session == self.config.me || self.buried.contains_key(&claim.session) {
             return;
         }
-        if self.view.len() >= self.config.max_names && self.view.top(&claim.name).is_none() {
+        if !self.has_room(&claim.name) {
             return;
         }
         let name = claim.name.clone();
@@ -509,6 +509,14 @@ impl Machine {
         if self.view.merge(claim) {
             self.dirty.insert(name);
         }
+    }
+
+    /// Whether a name is known, or one more can be: checked before anything of it is kept.
+    fn has_room(&self, name: &Name) -> bool {
+        let limit = self.config.max_names;
+        self.view.top(name).is_some()
+            || self.tasks.contains_key(name)
+            || (self.view.len() < limit && self.held.len() < limit && self.ends.len() < limit)
     }
 
     fn learn(&mut self, spec: Spec) {

@@ -407,7 +407,7 @@ impl Machine {
         if self.state != NodeState::Up {
             return Some(Refusal::NotUp);
         }
-        if self.load.full {
+        if self.load.full || !self.has_room(&spec.name) {
             return Some(Refusal::Full);
         }
         if !self.may_take(spec, None) {

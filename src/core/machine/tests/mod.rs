@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod handover_faults;
+mod hostile;
 mod interleavings;
 mod spine;
 mod world;
