@@ -5,5 +5,6 @@
 mod handover_faults;
 mod hostile;
 mod interleavings;
+mod settling_exhaustive;
 mod spine;
 mod world;
