@@ -23,6 +23,8 @@ use crate::core::time::Time;
 use crate::core::timing::Timing;
 
 const NODES: usize = 3;
+/// More than this in one case means that messages go on without end.
+const MAX_STATES: usize = 20_000;
 
 /// What one node knows of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -237,6 +239,7 @@ fn explore(views: &Views, claimants: &[usize], same_run: bool, settling: Settlin
     let mut open = vec![initial];
     while let Some(state) = open.pop() {
         found.states += 1;
+        assert!(found.states < MAX_STATES, "no end: {}", state.story());
         if state.started.len() > 1 && found.most <= 1 {
             found.story = state.story();
         }
