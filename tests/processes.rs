@@ -311,12 +311,12 @@ async fn a_node_that_drains_for_longer_than_the_silence_floor_is_never_taken_for
             ..Setup::default()
         };
         let mut cluster = Cluster::of(&THREE, setup).await;
-        let slow = |cluster: &Cluster, name: &str| cluster.ledger(name, 2, 6000);
+        let slow = |cluster: &Cluster, name: &str| cluster.ledger(name, 2, 7000);
         cluster.run_alike(6, slow).await;
         cluster.written(1).await;
         assert!(cluster.runs_on("n2", "n1").await > 0, "n1 should run some");
         let signalled = cluster.signal("n1", Signal::TERM);
-        // The silence floor is 2 s, the steps end after about 6.
+        // The silence floor is 2.5 s, the steps end after about 7.
         let stopped = cluster.stopped("n1", signalled).await;
         assert!(stopped.after > Duration::from_secs(4), "{stopped:?}");
         assert_eq!(stopped.status.code(), Some(0), "{stopped:?}");
