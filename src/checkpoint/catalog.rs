@@ -233,8 +233,8 @@ impl Catalog {
             for head in headers {
                 plan.remove.extend(run.drop_branch(head));
             }
-            let removed_last = !plan.remove.is_empty() && run.heads.is_empty();
-            if !headers.is_empty() && !(removed_last && run.end.is_none()) {
+            let forgotten = !plan.remove.is_empty() && run.heads.is_empty() && run.end.is_none();
+            if !headers.is_empty() && !forgotten {
                 return plan;
             }
         } else if !headers.is_empty() {

@@ -77,7 +77,7 @@ fn only_the_newest_of_a_line_is_listed(fresh: Fresh<'_>) {
     let last = header("a", 3, 10, "w", &state(10, 50));
     let taken = forked(&last, 4, 12, "other", &state(12, 50));
     store.write(put_as(taken.clone(), &state(12, 50))).unwrap();
-    assert_eq!(store.runs().unwrap()[0].checkpoints, [taken.clone()]);
+    assert_eq!(store.runs().unwrap()[0].checkpoints, std::slice::from_ref(&taken));
     assert!(read(&*store, &taken).is_some());
     assert_eq!(
         store.get(&name("a"), run(1), position(3, 5), &session("w")),
@@ -92,7 +92,7 @@ fn a_late_or_repeated_put_changes_nothing(fresh: Fresh<'_>) {
     store.write(put("a", 3, 9, &state(9, 50))).unwrap();
     store.write(put("a", 3, 9, &state(9, 50))).unwrap();
     store.write(put("a", 3, 2, &state(2, 50))).unwrap();
-    assert_eq!(store.runs().unwrap()[0].checkpoints, [newest.clone()]);
+    assert_eq!(store.runs().unwrap()[0].checkpoints, std::slice::from_ref(&newest));
     assert_eq!(read(&*store, &newest), Some((newest, state(9, 50))));
 }
 
@@ -195,7 +195,7 @@ fn a_failure_spares_what_a_higher_epoch_wrote(fresh: Fresh<'_>) {
     store.write(put_as(minority.clone(), &state(900, 50))).unwrap();
     store.write(put_as(majority.clone(), &state(503, 50))).unwrap();
     store.write(failed).unwrap();
-    assert_eq!(store.runs().unwrap()[0].checkpoints, [majority.clone()]);
+    assert_eq!(store.runs().unwrap()[0].checkpoints, std::slice::from_ref(&majority));
     assert_eq!(read(&*store, &minority), None);
     assert_eq!(store.write(put_as(minority, &state(900, 50))), Err(StoreError::Ended));
     let next = Header { position: position(11, 504), ..majority };
@@ -236,7 +236,7 @@ fn branches_are_discarded_by_their_newest(fresh: Fresh<'_>) {
         "a replaced one needs no discarding"
     );
     store.write(discard(&left)).unwrap();
-    assert_eq!(store.runs().unwrap()[0].checkpoints, [right.clone()]);
+    assert_eq!(store.runs().unwrap()[0].checkpoints, std::slice::from_ref(&right));
     assert_eq!(read(&*store, &left), None);
     store.write(discard(&right)).unwrap();
     store.write(discard(&right)).unwrap();

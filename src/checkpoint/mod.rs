@@ -225,7 +225,7 @@ pub(crate) enum Damage {
         /// What is wrong.
         what: String,
         /// The checkpoint before it in its branch, else the newest of the run that is left.
-        fell_back_to: Option<Header>,
+        fell_back_to: Option<Box<Header>>,
     },
     /// The record of a run: its spec and how it ended. Without the spec its checkpoints are of no
     /// use here; they are kept until a peer brings the spec again.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use super::{CheckpointStore, StoreError, Write};
+use super::{CheckpointStore, Damage, StoreError, Write};
 use crate::core::branch::{Header, Position};
 use crate::core::ids::{Name, RunId, SessionId};
 
@@ -15,7 +15,7 @@ use crate::core::ids::{Name, RunId, SessionId};
 #[derive(Debug)]
 pub(crate) enum Request {
     /// Change something.
-    Write(Write),
+    Write(Box<Write>),
     /// Read a checkpoint.
     Load {
         /// The task.
@@ -38,6 +38,7 @@ pub(crate) enum Request {
 
 /// The answer to a [`Request`].
 #[derive(Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "reads are as common as writes")]
 pub(crate) enum Reply {
     /// To [`Request::Write`].
     Written(Result<(), StoreError>),
@@ -54,6 +55,8 @@ pub(crate) struct Answer<T> {
     pub(crate) tag: T,
     /// The reply.
     pub(crate) reply: Reply,
+    /// Damage that the store came upon since it was last asked.
+    pub(crate) damage: Vec<Damage>,
     /// What was read counts against the bound until the answer is dropped.
     _room: Option<OwnedSemaphorePermit>,
 }
@@ -147,10 +150,12 @@ impl<T: Send + 'static> StoreWorker<T> {
                 let Ok(slot) = replies.try_reserve() else {
                     return Err(QueueFull(tag, request));
                 };
-                let reply = run(store.as_ref(), vec![request]).pop();
+                let (mut replies, damage) = run(store.as_ref(), vec![request]);
+                let reply = replies.pop();
                 slot.send(Answer {
                     tag,
                     reply: reply.unwrap_or(Reply::Written(Err(StoreError::Stopped))),
+                    damage,
                     _room: None,
                 });
                 Ok(())
@@ -199,10 +204,10 @@ async fn drive<T: Send + 'static>(
             }
             let stopped: Vec<Reply> = requests.iter().map(stopped).collect();
             let store = store.clone();
-            let done = handle
+            let (done, mut damage) = handle
                 .spawn_blocking(move || run(store.as_ref(), requests))
                 .await
-                .unwrap_or(stopped);
+                .unwrap_or((stopped, Vec::new()));
             drop(rooms);
             for (tag, reply) in tags.into_iter().zip(done) {
                 let size = match &reply {
@@ -214,7 +219,9 @@ async fn drive<T: Send + 'static>(
                 let size = size.min(limit) as u32;
                 let room = reading.clone().acquire_many_owned(size).await.ok();
                 // Nobody listens any more: what was submitted is done all the same.
-                let _ = replies.send(Answer { tag, reply, _room: room }).await;
+                let _ = replies
+                    .send(Answer { tag, reply, damage: std::mem::take(&mut damage), _room: room })
+                    .await;
             }
         }
     }
@@ -239,12 +246,12 @@ fn next_group<T>(waiting: &mut VecDeque<Job<T>>) -> Vec<Job<T>> {
 }
 
 /// Does one group: either one read, or writes in one transaction.
-fn run(store: &dyn CheckpointStore, requests: Vec<Request>) -> Vec<Reply> {
+fn run(store: &dyn CheckpointStore, requests: Vec<Request>) -> (Vec<Reply>, Vec<Damage>) {
     let mut done = Vec::with_capacity(requests.len());
     let mut writes = Vec::new();
     for request in requests {
         match request {
-            Request::Write(write) => writes.push(write),
+            Request::Write(write) => writes.push(*write),
             Request::Load { name, run, position, writer } => {
                 done.push(Reply::Loaded(store.get(&name, run, position, &writer)))
             }
@@ -256,7 +263,7 @@ fn run(store: &dyn CheckpointStore, requests: Vec<Request>) -> Vec<Reply> {
     if !writes.is_empty() {
         done.extend(store.apply(writes).into_iter().map(Reply::Written));
     }
-    done
+    (done, store.take_damage())
 }
 
 /// The answer to what was lost with the runtime.

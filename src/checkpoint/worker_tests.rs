@@ -66,7 +66,7 @@ impl CheckpointStore for Gated {
 }
 
 fn write(seq: u64, len: usize) -> Request {
-    Request::Write(put("a", 1, seq, &state(seq, len)))
+    Request::Write(put("a", 1, seq, &state(seq, len)).into())
 }
 
 fn load(seq: u64) -> Request {
@@ -158,9 +158,10 @@ async fn a_full_queue_gives_the_request_back() {
     worker.submit(0, write(1, 600)).unwrap();
     let QueueFull(tag, request) = worker.submit(7, write(2, 600)).unwrap_err();
     assert_eq!(tag, 7, "over the bound of bytes");
-    assert!(
-        matches!(request, Request::Write(Write::Put { header, .. }) if header.position.seq == 2)
-    );
+    let Request::Write(back) = request else {
+        panic!("{request:?}");
+    };
+    assert!(matches!(*back, Write::Put { header, .. } if header.position.seq == 2));
     let mut taken = 1;
     while worker.submit(taken, write(taken + 2, 1)).is_ok() {
         taken += 1;

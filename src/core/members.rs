@@ -258,6 +258,16 @@ impl Members {
         if matches!(peer.gone, Some((Gone::Silent, _))) { peer.revive() } else { false }
     }
 
+    /// A frame arrived over a link. Returns whether the session came back from silence; from being
+    /// known dead only a datagram brings it back, since frames are read after their writer's end.
+    pub fn frame(&mut self, now: Time, from: &SessionId) -> bool {
+        let Some(peer) = self.peers.get_mut(from).filter(|peer| !peer.state.is_fenced()) else {
+            return false;
+        };
+        peer.news = now;
+        matches!(peer.gone, Some((Gone::Silent, _))) && peer.revive()
+    }
+
     /// The failure detector changed its mind.
     pub fn suspicion(&mut self, now: Time, of: &SessionId, suspected: bool) {
         if let Some(peer) = self.entry(of, now) {

@@ -64,7 +64,7 @@ pub(crate) struct GossipConfig {
     pub(crate) advertise: SocketAddr,
     /// Whom to greet first.
     pub(crate) seeds: Vec<SocketAddr>,
-    /// The timing model.
+    /// The timing model, checked already.
     pub(crate) timing: Timing,
     /// Bounds on everything that peers can make this node keep.
     pub(crate) limits: GossipLimits,

@@ -1,5 +1,7 @@
 //! Carrying out what the machine decides.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::Serialize;
 
@@ -52,7 +54,7 @@ impl Control {
                     self.note_progress(header);
                     let now_ms = self.clock.wall_ms();
                     let age = now_ms.saturating_sub(header.wall_ms);
-                    metrics::checkpoint_age(std::time::Duration::from_millis(age));
+                    metrics::checkpoint_age(Duration::from_millis(age));
                 }
                 self.runner.start(spec, lease, from, lineage, seq);
             }
@@ -61,19 +63,19 @@ impl Control {
             Action::CommitAll => self.runner.commit_all(),
             Action::FreeSlot(name) => self.runner.free_slot(&name),
             Action::Replicated { name, position, replicas, wanted } => {
-                self.runner.replicated(&name, position, replicas, wanted)
+                self.runner.replicated(&name, position, replicas, wanted);
             }
             Action::Permit { until } => self.runner.permit(until),
             Action::Store { spec, header, state, from } => {
                 self.note_progress(&header);
                 let answer = Written::Checkpoint { header: header.clone(), from };
                 let write = Write::Put { spec, header, state };
-                self.ask_store(Pending::Write(answer), Request::Write(write));
+                self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
             }
             Action::StoreEnd { claim, spec, output, from } => {
                 let answer = Written::End { name: claim.name.clone(), run: claim.run, from };
                 let write = Write::End { claim, spec, output };
-                self.ask_store(Pending::Write(answer), Request::Write(write));
+                self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
             }
             Action::Load { header } => {
                 let request = Request::Load {
@@ -89,12 +91,12 @@ impl Control {
                     headers.into_iter().map(|header| (header.position, header.writer)).collect();
                 let answer = Written::Deletion { name: name.clone() };
                 let write = Write::Discard { name, run, headers };
-                self.ask_store(Pending::Write(answer), Request::Write(write));
+                self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
             }
             Action::DropOutput { name, run } => {
                 let answer = Written::Deletion { name: name.clone() };
                 let write = Write::DropOutput { name, run };
-                self.ask_store(Pending::Write(answer), Request::Write(write));
+                self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
             }
             Action::Owner { name, claim } => self.show_owner(&name, claim.as_ref()),
             Action::Reply { call, result } => {
@@ -133,7 +135,7 @@ impl Control {
     }
 
     fn send_core(&mut self, to: &SessionId, message: Message) {
-        self.send(to, &Wire::Core(message));
+        self.send(to, &Wire::Core(Box::new(message)));
     }
 
     /// Sends a frame. One that no link takes is lost, as it would be with the link.

@@ -121,7 +121,7 @@ pub(super) enum Ending {
 impl Control {
     /// Runs until told to leave or close, or until nobody holds the node any more.
     pub(super) async fn run(mut self, mut inputs: Inputs) {
-        self.report_damage();
+        self.report_damage(self.disk.store.take_damage());
         self.act();
         while self.ending.is_none() {
             let first = self.next(&mut inputs).await;

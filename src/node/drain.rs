@@ -46,8 +46,9 @@ pub struct DrainReport {
     pub ended: usize,
     /// Tasks that could not be stopped. Other nodes take them over once this process is gone.
     pub unstoppable: Vec<Name>,
-    /// Tasks that no other node holds the last commit of. They live on only in this node's data
-    /// directory, if it has one.
+    /// Tasks that nobody was given: this node held them to the end, or no other node holds their
+    /// last commit. What a replica or this node's data directory has of them is taken up once this
+    /// process is gone.
     pub abandoned: Vec<Name>,
     /// How long it took.
     pub elapsed: Duration,

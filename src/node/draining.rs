@@ -171,7 +171,7 @@ impl Draining {
             let kept = durable || !claim.replicas.is_empty();
             match claim.phase {
                 Phase::Parked { .. } | Phase::Quarantined | Phase::Paused if kept => {
-                    report.parked += 1
+                    report.parked += 1;
                 }
                 _ => drop(abandoned.insert(name.clone())),
             }

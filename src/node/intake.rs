@@ -8,7 +8,7 @@ use super::metrics;
 use super::pending::{Pending, Whom, Written};
 use super::records::{self, Named};
 use super::wire::{self, Answer, Wire};
-use crate::checkpoint::{self as store, QueueFull, Reply, Request};
+use crate::checkpoint::{self as store, Damage, QueueFull, Reply, Request};
 use crate::core::branch::Header;
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::Event;
@@ -99,7 +99,7 @@ impl Control {
 
     /// Keeps a link to a session whose address is known.
     pub(super) fn want(&mut self, session: &SessionId) {
-        if let Some(address) = self.peers.to_want(session) {
+        if let Some(address) = self.peers.wants(session) {
             self.links.want(session, address);
         }
     }
@@ -140,7 +140,9 @@ impl Control {
 
     fn on_frame(&mut self, from: SessionId, bytes: &[u8]) {
         match wire::decode::<Wire>(bytes) {
-            Ok(Wire::Core(message)) => self.feed(Event::Message { from, message }),
+            Ok(Wire::Core(message)) => {
+                self.feed(Event::Message { from, message: *message });
+            }
             Ok(Wire::Query { id, query }) => self.answer(query, Whom::There { to: from, id }),
             Ok(Wire::Answer { id, answer }) => self.queries.answer(&from, id, answer),
             Err(error) => {
@@ -203,12 +205,12 @@ impl Control {
                 tracing::error!(target: "handover::task", ?pending, ?reply, "the store's answer does not fit the question");
             }
         }
-        self.report_damage();
+        self.report_damage(answer.damage);
     }
 
     /// Says what the store has found damaged.
-    pub(super) fn report_damage(&self) {
-        for damage in self.disk.store.take_damage() {
+    pub(super) fn report_damage(&self, damage: Vec<Damage>) {
+        for damage in damage {
             let what = damage.to_string();
             tracing::error!(target: "handover::task", what, "damage in the data directory");
             self.board.tell(NodeEvent::Damaged { what });
@@ -230,7 +232,7 @@ impl Control {
                 self.feed(Event::Stored { header, from, error });
             }
             Written::End { name, run, from } => {
-                self.feed(Event::StoredEnd { name, run, from, error })
+                self.feed(Event::StoredEnd { name, run, from, error });
             }
             Written::Deletion { name } => {
                 if let Some(error) = error {

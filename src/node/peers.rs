@@ -107,7 +107,7 @@ impl Peers {
     }
 
     /// The address to keep a link to, if that is not kept already.
-    pub(super) fn to_want(&mut self, session: &SessionId) -> Option<SocketAddr> {
+    pub(super) fn wants(&mut self, session: &SessionId) -> Option<SocketAddr> {
         let peer = self.all.get_mut(session)?;
         let address = peer.address()?;
         if peer.left || peer.wanted == Some(address) {

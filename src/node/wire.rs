@@ -14,7 +14,7 @@ use crate::core::message::Message;
 pub(crate) enum Wire {
     /// For the machine.
     #[serde(rename = "c")]
-    Core(Message),
+    Core(Box<Message>),
     /// A question about a task that the sender does not run.
     #[serde(rename = "q")]
     Query {
@@ -107,7 +107,7 @@ mod tests {
     fn every_frame_comes_back_as_it_was_sent() {
         let name = Name::new("t").unwrap();
         for wire in [
-            Wire::Core(Message::State { state: NodeState::Draining }),
+            Wire::Core(Box::new(Message::State { state: NodeState::Draining })),
             Wire::Query { id: 7, query: Query::Progress { name } },
             Wire::Answer { id: 7, answer: Some(Answer::Output(Bytes::from_static(b"x"))) },
             Wire::Answer { id: 8, answer: None },
@@ -138,7 +138,7 @@ mod tests {
                 message: Box::new(message),
             };
         }
-        let bytes = encode(&Wire::Core(message)).unwrap();
+        let bytes = encode(&Wire::Core(Box::new(message))).unwrap();
         assert!(decode::<Wire>(&bytes).is_err());
     }
 

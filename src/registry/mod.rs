@@ -57,11 +57,6 @@ impl Registry {
         found
     }
 
-    /// How many names are known.
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// The claim that owns a name has changed; `revision` is its node's, where known.
     pub(crate) fn set(&self, name: &Name, claim: Option<&Claim>, revision: Option<String>) {
         let old = self.get(name);
@@ -70,16 +65,16 @@ impl Registry {
             return;
         }
         let event = watch::describe(old.as_ref(), new.as_ref());
-        match &new {
-            Some(entry) => drop(self.entries.insert(name.clone(), entry.clone())),
+        match new {
+            Some(entry) => drop(self.entries.insert(name.clone(), entry)),
             None => drop(self.entries.remove(name)),
         }
-        self.tell(Change { name: name.clone(), entry: new, event });
+        self.tell(Change { name: name.clone(), event });
     }
 
     /// Tells watchers of something that is no change of ownership.
     pub(crate) fn report(&self, name: &Name, event: TaskEvent) {
-        self.tell(Change { name: name.clone(), entry: self.get(name), event: Some(event) });
+        self.tell(Change { name: name.clone(), event: Some(event) });
     }
 
     /// What becomes of names from now on; ended at once if the node has closed.

@@ -88,11 +88,10 @@ pub enum TaskEvent {
     },
 }
 
-/// One change in the registry.
+/// One change in the registry; without an event if it is a step between.
 #[derive(Clone, Debug)]
 pub(crate) struct Change {
     pub(crate) name: Name,
-    pub(crate) entry: Option<Entry>,
     pub(crate) event: Option<TaskEvent>,
 }
 

@@ -190,3 +190,58 @@ impl Line {
         self.kept
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+    use super::super::tests::{lease, spec};
+    use super::*;
+    use crate::core::lease::Epoch;
+
+    fn line(epoch: u64, from: From, lineage: Vec<Ancestor>, seq: u64) -> Line {
+        let writing = (1, "r1".into(), Throttle::default());
+        Line::new(spec("script", "a"), lease(epoch), from, lineage, seq, writing)
+    }
+
+    /// One that has committed its first state.
+    fn begun() -> Line {
+        let mut line = line(1, From::Initial, vec![], 0);
+        line.advance();
+        line.keep(Bytes::from_static(b"one"), None, 0);
+        line.commit(Time::from_micros(1)).unwrap();
+        line
+    }
+
+    #[test]
+    fn a_committed_state_keeps_its_header_under_a_new_epoch() {
+        let mut line = begun();
+        line.reepoch(&lease(4));
+        let (header, _) = line.into_sealed().unwrap();
+        assert_eq!(header.position.epoch, Epoch(1), "replicas hold it as that");
+    }
+
+    #[test]
+    fn an_epoch_under_which_nothing_was_committed_leaves_no_ancestor() {
+        let (header, state) = begun().into_sealed().unwrap();
+        let lineage = header.lineage_after();
+        let from = From::Checkpoint { header, state };
+        let mut line = line(2, from, lineage.clone(), 1);
+        line.reepoch(&lease(3));
+        line.advance();
+        line.keep(Bytes::from_static(b"two"), None, 0);
+        let (header, ..) = line.commit(Time::from_micros(2)).unwrap();
+        assert_eq!(header.lineage, lineage);
+        assert_eq!(header.position.epoch, Epoch(3));
+    }
+
+    #[test]
+    fn a_failure_gives_up_what_is_ahead_of_the_kept_state() {
+        let mut line = begun();
+        line.advance();
+        line.advance();
+        assert!(line.is_ahead());
+        line.fall_back();
+        assert!(!line.is_ahead());
+        assert_eq!(line.seq(), 1);
+    }
+}

@@ -395,22 +395,22 @@ impl TaskLoop {
         Event::Ended { name: self.spec.name, epoch: self.line.lease().epoch, outcome }
     }
 
-    /// The task was told to stop: returns when nothing of it runs any more (Rule 15).
+    /// The task was told to stop: returns when nothing of it runs any more (Rule 15). What it seals
+    /// is its newest state, or if a step was cut the one kept before.
     async fn stop(mut self, cut: bool) -> Event {
         let mut dropped = cut;
-        if cut {
-            self.line.fall_back();
-        } else if let Err(error) = self.keep() {
-            if error.is_fatal() {
-                return self.ended(Outcome::Failed(error.to_string())).await;
-            }
-            tracing::warn!(target: "handover::task", %error, "the newest state could not be kept");
-            self.line.fall_back();
-            dropped = true;
-        } else if let Some(instance) = &mut self.instance {
-            let returned = AssertUnwindSafe(instance.hand_over()).catch_unwind();
-            if let Ok(Err(_)) | Err(_) = timeout(self.manners.closure_grace, returned).await {
-                tracing::debug!(target: "handover::task", "the run did not return when it moved");
+        if !cut {
+            match self.keep() {
+                Ok(()) => self.hand_over().await,
+                Err(error) if error.is_fatal() => {
+                    return self.ended(Outcome::Failed(error.to_string())).await;
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        target: "handover::task", %error, "the newest state could not be kept"
+                    );
+                    dropped = true;
+                }
             }
         }
         self.instance = None;
@@ -431,6 +431,16 @@ impl TaskLoop {
             epoch: self.line.lease().epoch,
             sealed: self.line.into_sealed(),
             dropped,
+        }
+    }
+
+    /// Lets a run whose checkpoint is pending return.
+    async fn hand_over(&mut self) {
+        if let Some(instance) = &mut self.instance {
+            let returned = AssertUnwindSafe(instance.hand_over()).catch_unwind();
+            if let Ok(Err(_)) | Err(_) = timeout(self.manners.closure_grace, returned).await {
+                tracing::warn!(target: "handover::task", "the run did not return when it moved");
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use redb::{Database, DatabaseError, StorageBackend};
 
-use super::medium::{Fill, Medium, builder};
+use super::medium::{Fill, Medium};
 
 #[derive(Clone, Debug)]
 enum Change {
@@ -100,7 +100,8 @@ impl FailingDisk {
     }
 
     fn database(&self) -> Result<Database, DatabaseError> {
-        builder().create_with_backend(self.clone())
+        // Without a cache, so that damage is seen at once.
+        Database::builder().set_cache_size(0).create_with_backend(self.clone())
     }
 }
 
@@ -127,8 +128,9 @@ impl StorageBackend for FailingDisk {
     fn sync_data(&self) -> io::Result<()> {
         let mut disk = self.lock();
         disk.step()?;
-        disk.synced = disk.bytes.clone();
-        disk.since.clear();
+        for change in std::mem::take(&mut disk.since) {
+            change.apply(&mut disk.synced);
+        }
         Ok(())
     }
 

@@ -105,13 +105,18 @@ pub(super) fn load(medium: &dyn Medium, suspicion: Option<String>) -> Result<Loa
 
 fn replace(
     medium: &dyn Medium,
-    old: Option<Database>,
+    mut old: Option<Database>,
     broken: Option<String>,
 ) -> Result<Loaded, OpenError> {
     let mut saved = 0;
     let replaced = guarded(|| {
         Ok(medium.replace(&mut |new| {
-            saved = carry_over(old.as_ref(), new)?;
+            let carried = carry_over(old.as_ref(), new);
+            // Closing writes: not once the new file has taken its place.
+            if let Some(old) = old.take() {
+                close(old);
+            }
+            saved = carried?;
             Ok(())
         })?)
     });
@@ -300,7 +305,11 @@ fn report(catalog: &Catalog, table: Table, key: &[u8], error: &FrameError) -> Da
     match (table, checkpoint) {
         (Table::Outputs, _) => Damage::Output { name, run, what },
         (Table::Checkpoints, Some((position, _))) => Damage::Checkpoint {
-            fell_back_to: catalog.get(&(name.clone(), run)).and_then(Run::newest).cloned(),
+            fell_back_to: catalog
+                .get(&(name.clone(), run))
+                .and_then(Run::newest)
+                .cloned()
+                .map(Box::new),
             name,
             run,
             position,

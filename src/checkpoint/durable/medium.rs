@@ -22,7 +22,7 @@ pub(super) trait Medium: fmt::Debug + Send + Sync + 'static {
     fn replace(&self, fill: Fill<'_>) -> Result<(Database, Option<PathBuf>), redb::Error>;
 }
 
-pub(super) fn builder() -> redb::Builder {
+fn builder() -> redb::Builder {
     let mut builder = Database::builder();
     builder.set_cache_size(CACHE);
     builder

@@ -234,7 +234,7 @@ impl Inner {
             run: run_key.1,
             position: lost.0,
             what,
-            fell_back_to,
+            fell_back_to: fell_back_to.map(Box::new),
         };
         self.damage.push(damage.clone());
         damage

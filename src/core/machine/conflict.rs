@@ -27,12 +27,12 @@ impl Machine {
         if !matches!(task.doing, Doing::Running | Doing::Stopping(Why::Transfer) | Doing::Kept) {
             return;
         }
-        let mine = task.claim.clone();
+        let (mine, runs) = (task.claim.clone(), task.runs());
         let mut over = false;
         let mut step_over = false;
         let mut rivals: Vec<SessionId> = Vec::new();
         for other in self.view.claims(name).filter(|other| other.session != mine.session) {
-            match self.judge(&mine, other) {
+            match self.judge(&mine, runs, other) {
                 Verdict::None => {}
                 Verdict::Over => over = true,
                 Verdict::Rival => rivals.push(other.session.clone()),
@@ -64,7 +64,7 @@ impl Machine {
         }
     }
 
-    fn judge(&self, mine: &Claim, other: &Claim) -> Verdict {
+    fn judge(&self, mine: &Claim, runs: bool, other: &Claim) -> Verdict {
         if other.run > mine.run {
             // Another job altogether: it has won once it runs or has ended, not while it asks.
             return if other.has_won() { Verdict::Over } else { Verdict::None };
@@ -80,11 +80,13 @@ impl Machine {
             if matches!(&other.phase, Phase::Incoming { from } if *from == mine.session) {
                 return Verdict::None;
             }
-            return if other.phase == Phase::Running && !self.is_void(other) {
-                Verdict::Rival
-            } else {
-                Verdict::StepOver
+            // Who runs goes on above whoever only keeps it; of two keepers, the higher keeps it.
+            let wins = match other.phase {
+                Phase::Running => true,
+                Phase::Paused | Phase::Parked { .. } | Phase::Quarantined => !runs,
+                _ => false,
             };
+            return if wins && !self.is_void(other) { Verdict::Rival } else { Verdict::StepOver };
         }
         if other.epoch == mine.epoch && other.phase == Phase::Running {
             // A store may already have the other's token under this epoch: mint above it.

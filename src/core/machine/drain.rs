@@ -54,12 +54,16 @@ impl Machine {
         }
     }
 
-    fn drain_one(&mut self, name: &Name) {
+    /// Begins to move one name; also whatever comes to rest here while the node drains.
+    pub(super) fn drain_one(&mut self, name: &Name) {
         let grace = self.config.timing.stop_grace;
         let Some(task) = self.tasks.get(name) else {
             return;
         };
         match &task.doing {
+            Doing::Running | Doing::Kept if self.drain.as_ref().is_some_and(|d| d.now) => {
+                self.stop_for(name, Why::Release, LAST_GRACE);
+            }
             Doing::Running | Doing::Kept => {
                 if task.hand.is_none() && !self.offer(name) {
                     self.stop_for(name, Why::Release, grace);

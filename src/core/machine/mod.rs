@@ -311,6 +311,10 @@ impl Machine {
     }
 
     fn on_message(&mut self, from: &SessionId, message: Message) {
+        // Else two that hold each other for silent step over each other's claims without end.
+        if self.members.frame(self.now.at, from) {
+            self.on_back(from);
+        }
         match message {
             Message::Relay { from: writer, to, message } => {
                 if to == self.config.me {
@@ -703,6 +707,9 @@ impl Machine {
             Doing::Fetching { .. } => self.look_fetching(name),
             Doing::Incoming { .. } => self.look_incoming(name),
             Doing::Ending { .. } => self.look_ending(name),
+            Doing::Running | Doing::Kept if self.drain.is_some() && task.hand.is_none() => {
+                self.drain_one(name);
+            }
             Doing::Running | Doing::Kept => {
                 self.look_parked(name);
                 self.look_replicas(name);

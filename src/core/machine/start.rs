@@ -95,7 +95,7 @@ impl Machine {
         };
         if target == self.config.me {
             let callers = self.starts.by_id.remove(&id).map(|p| p.callers).unwrap_or_default();
-            return self.claim(spec, Cause::Start, Purpose::Run, callers);
+            return self.begin(spec, callers);
         }
         let until = self.now.at + PATIENCE;
         if let Some(pending) = self.starts.by_id.get_mut(&id) {
@@ -138,31 +138,46 @@ impl Machine {
     }
 
     pub(super) fn on_start(&mut self, from: &SessionId, call: u64, spec: Spec) {
-        let caller = Caller::There(from.clone(), call);
+        self.begin(spec, vec![Caller::There(from.clone(), call)]);
+    }
+
+    /// Starts a new run here, or joins what has come of the name since it was placed here: a
+    /// `Start` can be long on its way, and what runs meanwhile must not be claimed over.
+    fn begin(&mut self, spec: Spec, callers: Vec<Caller>) {
         let name = spec.name.clone();
-        // Whatever run of the name is being settled here, this start joins it.
-        if let Some(task) = self.tasks.get_mut(&name)
-            && matches!(task.doing, Doing::Settling(_))
-        {
-            if !task.callers.contains(&caller) {
-                task.callers.push(caller);
+        let here = self.tasks.get_mut(&name).filter(|t| !matches!(t.doing, Doing::Over { .. }));
+        if let Some(task) = here {
+            if matches!(task.doing, Doing::Settling(_)) {
+                for caller in callers {
+                    if !task.callers.contains(&caller) {
+                        task.callers.push(caller);
+                    }
+                }
+                return;
             }
-            return;
+            // An older run that others saw end still goes on here: it ends by theirs.
+            let older = task.claim.run.number < spec.run.number;
+            let result = match older {
+                true => Err(CallError::NoNode(Refusal::Held(task.claim.epoch))),
+                false => Ok(task.claim.run),
+            };
+            return callers.into_iter().for_each(|caller| self.reply_to(caller, result.clone()));
         }
         if let Some(owner) = self.view.owner(&name)
-            && owner.run >= spec.run
+            && owner.run.number >= spec.run.number
             && owner.phase != Phase::Superseded
         {
             let run = owner.run;
-            return self.reply_to(caller, Ok(run));
+            return callers.into_iter().for_each(|caller| self.reply_to(caller, Ok(run)));
         }
         let refusal = match self.may_take(&spec, None) {
-            true => return self.claim(spec, Cause::Start, Purpose::Run, vec![caller]),
+            true => return self.claim(spec, Cause::Start, Purpose::Run, callers),
             false if self.state != NodeState::Up => Refusal::NotUp,
             false if self.load.full => Refusal::Full,
             false => Refusal::Incompatible,
         };
-        self.send(from, Message::StartReply { call, result: Err(refusal) });
+        let result = Err(CallError::NoNode(refusal));
+        callers.into_iter().for_each(|caller| self.reply_to(caller, result.clone()));
     }
 
     pub(super) fn on_start_reply(

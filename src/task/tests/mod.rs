@@ -226,7 +226,7 @@ fn name(text: &str) -> Name {
     Name::new(text).unwrap()
 }
 
-fn spec(kind: &str, text: &str) -> Spec {
+pub(super) fn spec(kind: &str, text: &str) -> Spec {
     Spec {
         name: name(text),
         run: RunId { number: 1, uuid: Uuid::from_u128(7) },
@@ -239,7 +239,7 @@ fn session(number: u128) -> SessionId {
     SessionId::new(NodeId::new("here").unwrap(), Uuid::from_u128(number))
 }
 
-fn lease(epoch: u64) -> Lease {
+pub(super) fn lease(epoch: u64) -> Lease {
     Lease { epoch: Epoch(epoch), session: session(1) }
 }
 

@@ -445,18 +445,19 @@ async fn a_task_that_runs_is_not_started_twice() {
     assert_eq!(world.runner.running(), 1);
 }
 
+impl std::io::Write for Log<u8> {
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_step_longer_than_the_drain_budget_is_warned_about_once_while_it_runs() {
-    impl std::io::Write for Log<u8> {
-        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(text);
-            Ok(text.len())
-        }
-
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
     let written = Log::new();
     let writer = written.clone();
     let subscriber =

@@ -164,6 +164,8 @@ pub(super) struct Node {
     pub notices: Vec<(Time, Notice)>,
     pub replies: BTreeMap<u64, Result<RunId, CallError>>,
     pub owners: BTreeMap<Name, Claim>,
+    /// The newest run of each name that this node has shown as ended, and since when.
+    pub ended: BTreeMap<Name, (RunId, Time)>,
     pub drained: Option<Time>,
     pub left: Option<Time>,
     /// Checkpoints written from now on fail.
@@ -249,6 +251,8 @@ pub(super) struct World {
     /// What happens to any message.
     pub noise: Noise,
     pub trip: Option<Trip>,
+    /// A tenth of a second, and what has happened in it: a livelock must end a test.
+    busy: (u64, u64),
     /// How long one step of a name takes, where it is not [`World::step`].
     pub steps: BTreeMap<Name, Duration>,
     /// Messages that a test loses for as long as it likes: from, to, what.
@@ -262,6 +266,8 @@ pub(super) struct World {
     pub steps_done: BTreeMap<Name, u64>,
 }
 
+/// More than this in a tenth of a second is a livelock (V6).
+const MAX_EVENTS: u64 = 3_000;
 /// Transfers at once from one node.
 const SLOTS: usize = 8;
 
@@ -291,6 +297,7 @@ impl World {
             faults: Vec::new(),
             noise: Noise::default(),
             trip: None,
+            busy: (0, 0),
             steps: BTreeMap::new(),
             blocked: None,
             forced: false,
@@ -379,6 +386,7 @@ impl World {
             notices: Vec::new(),
             replies: BTreeMap::new(),
             owners: BTreeMap::new(),
+            ended: BTreeMap::new(),
             drained: None,
             left: None,
             disk_full: false,
@@ -604,6 +612,9 @@ impl World {
     }
 
     fn happen(&mut self, due: Due) {
+        let tenth = self.now.as_micros() / 100_000;
+        self.busy = if self.busy.0 == tenth { (tenth, self.busy.1 + 1) } else { (tenth, 0) };
+        assert!(self.busy.1 < MAX_EVENTS, "a livelock at {}: {due:?}", self.now);
         match due {
             Due::Deliver { to, event } => self.give(&to, event),
             Due::Frame { from, to, message } => {
@@ -1051,6 +1062,11 @@ impl World {
                 }
             }
             Action::Owner { name, claim } => {
+                if let Some(claim) = claim.as_ref().filter(|claim| claim.phase.is_terminal())
+                    && node.ended.get(&name).is_none_or(|(run, _)| *run < claim.run)
+                {
+                    node.ended.insert(name.clone(), (claim.run, now));
+                }
                 match claim {
                     Some(claim) => node.owners.insert(name, claim),
                     None => node.owners.remove(&name),
