@@ -178,12 +178,28 @@ async fn the_last_node_keeps_its_tasks_on_disk_and_goes_on_with_them_when_it_is_
         cluster.run_alike(4, ledger).await;
         cluster.written(30).await;
         let stopped = cluster.stop("n1").await;
-        // No other node holds anything: whoever watches exit codes should know.
-        assert_eq!(stopped.status.code(), Some(75), "{stopped:?}");
+        assert_eq!(stopped.status.code(), Some(0), "{stopped:?}");
+        assert_eq!(stopped.reported("parked"), 4, "{stopped:?}");
         assert!(stopped.after < Duration::from_secs(5), "{stopped:?}");
         cluster.start("n1").await;
         cluster.finish("n1").await;
         cluster.assert_exact();
+        cluster.measure();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_last_node_without_a_disk_says_what_it_abandons() {
+    bounded(async {
+        let mut cluster = Cluster::of(&["n1"], Setup::default()).await;
+        cluster.run_alike(4, ledger).await;
+        cluster.written(30).await;
+        let stopped = cluster.stop("n1").await;
+        // Whoever watches exit codes should know.
+        assert_eq!(stopped.status.code(), Some(75), "{stopped:?}");
+        assert_eq!(stopped.reported("abandoned"), 4, "{stopped:?}");
+        assert!(stopped.after < Duration::from_secs(5), "{stopped:?}");
         cluster.measure();
     })
     .await;
