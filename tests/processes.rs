@@ -178,6 +178,7 @@ async fn the_last_node_keeps_its_tasks_on_disk_and_goes_on_with_them_when_it_is_
         cluster.run_alike(4, ledger).await;
         cluster.written(30).await;
         let stopped = cluster.stop("n1").await;
+        // No other node holds anything, but the disk does: nothing is abandoned.
         assert_eq!(stopped.status.code(), Some(0), "{stopped:?}");
         assert_eq!(stopped.reported("parked"), 4, "{stopped:?}");
         assert!(stopped.after < Duration::from_secs(5), "{stopped:?}");

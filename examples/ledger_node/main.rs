@@ -14,20 +14,17 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Parser;
 use futures_util::StreamExt;
-use handover::{Node, OutputError, Seeds, Timing, signal};
+use handover::{Node, Seeds, Timing, signal};
 use tokio::sync::mpsc;
 
 use self::ledger::Clerk;
 use self::meter::StepLog;
 use self::protocol::{Command, Event};
 use self::stdio::{commands, say};
-
-/// How long a name may take to become known.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Parser)]
 struct Options {
@@ -121,19 +118,6 @@ async fn obey(node: Node, mut commands: mpsc::Receiver<Command>) {
     }
 }
 
-/// The output of a ledger, which may be on a disk that is still being looked through.
-async fn output(node: &Node, name: &str) -> Result<u64, OutputError> {
-    let begun = Instant::now();
-    loop {
-        match node.get::<Clerk>(name).output().await {
-            Err(OutputError::Unknown) if begun.elapsed() < PATIENCE => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            output => return output,
-        }
-    }
-}
-
 async fn answer(node: &Node, command: Command) -> Event {
     let noted = |name: String, result: Result<(), String>| match result {
         Ok(()) => Event::Noted { name },
@@ -158,7 +142,7 @@ async fn answer(node: &Node, command: Command) -> Event {
             }
         }
         Command::Await { name } => {
-            let output = output(node, &name).await;
+            let output = node.get::<Clerk>(&name).output().await;
             Event::Ended { name, output: output.map_err(|error| error.to_string()) }
         }
         Command::Pause { name } => {

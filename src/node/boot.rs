@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
+use tokio::time::Instant;
 
 use super::board::Board;
 use super::builder::Config;
@@ -52,6 +54,11 @@ pub(super) async fn start(mut config: Config) -> Result<Node, StartError> {
     let (commands, queue) = mpsc::channel(COMMANDS);
     let (cluster, clock) = (settings.cluster.clone(), settings.clock.clone());
     let (drain_budget, accept_delay) = (settings.drain_budget, settings.accept_delay);
+    let booting = match settings.data_dir {
+        Some(_) => settings.timing.solo_after + settings.timing.boot_wait,
+        None => Duration::ZERO,
+    };
+    let convergence = settings.timing.convergence();
     let (call_timeout, executor) = (settings.call_timeout, settings.executor);
 
     let (ready, started) = oneshot::channel();
@@ -80,6 +87,9 @@ pub(super) async fn start(mut config: Config) -> Result<Node, StartError> {
         drain_budget,
         accept_delay,
         call_timeout,
+        started: Instant::now(),
+        booting,
+        convergence,
         kinds,
         running,
     })))

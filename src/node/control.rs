@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::board::Board;
@@ -37,6 +37,8 @@ use crate::task::Runner;
 const BATCH: usize = 256;
 /// The clock is looked at that often, whatever the timers say: they may stand still in suspend.
 const LOOK: Duration = Duration::from_millis(50);
+/// How long a node that leaves waits for its disk.
+const FLUSH: Duration = Duration::from_secs(5);
 /// How often the gauges are set, and the address book is saved if it has changed.
 const GAUGES: Duration = Duration::from_secs(1);
 
@@ -133,7 +135,7 @@ impl Control {
             self.keep_time();
             self.act();
         }
-        self.end().await;
+        self.end(inputs.store).await;
     }
 
     async fn next(&self, inputs: &mut Inputs) -> Input {
@@ -243,10 +245,18 @@ impl Control {
 
     /// Ends everything. Links listen to the last, so that nobody takes the node for dead before its
     /// tasks have stopped (Rule 5).
-    async fn end(mut self) {
+    async fn end(mut self, mut stored: mpsc::Receiver<Answer<Pending>>) {
         let left = self.ending == Some(Ending::Left);
         // Ends the tasks of a node that closes abruptly; one that left has none.
         self.runner.cancel_all();
+        if left {
+            // What was submitted is still stored; then the channel ends.
+            drop(self.store);
+            let flushed = async { while stored.recv().await.is_some() {} };
+            if timeout(FLUSH, flushed).await.is_err() {
+                tracing::error!(target: "handover::task", "the disk does not keep up: the last checkpoints may be missing on it");
+            }
+        }
         self.links.stop_listening();
         self.gossip.shutdown().await;
         self.links.shutdown().await;

@@ -158,6 +158,9 @@ impl<T: Job> Handle<T> {
 
     /// Waits for the end of the run and returns what it brought.
     ///
+    /// A name that is unknown is given the time in which gossip brings it, or in which a node that has
+    /// just started reads it from its disk.
+    ///
     /// # Errors
     /// It failed, was cancelled or replaced; it is unknown; or its output is kept no longer.
     pub async fn output(&self) -> Result<T::Output, OutputError> {
@@ -188,6 +191,8 @@ impl<T: Job> Handle<T> {
     /// Waits until the run has ended.
     async fn ended(&self, name: &Name) -> Result<(TaskState, RunId, String), OutputError> {
         let mut changes = self.node.registry().subscribe();
+        let unknown = sleep(self.node.hearsay());
+        tokio::pin!(unknown);
         let mut seen = false;
         loop {
             match (self.node.registry().get(name), self.run) {
@@ -201,11 +206,18 @@ impl<T: Job> Handle<T> {
                 }
                 (Some(_), _) => seen = true,
                 (None, _) if seen => return Err(OutputError::Gone),
-                (None, Some(_)) => {}
-                (None, None) => return Err(OutputError::Unknown),
+                (None, _) => {}
             }
-            if let Err(RecvError::Closed) = changes.recv().await {
-                return Err(NodeClosed.into());
+            tokio::select! {
+                biased;
+                change = changes.recv() => {
+                    if let Err(RecvError::Closed) = change {
+                        return Err(NodeClosed.into());
+                    }
+                }
+                () = &mut unknown, if !seen && self.run.is_none() => {
+                    return Err(OutputError::Unknown);
+                }
             }
         }
     }

@@ -78,6 +78,10 @@ struct Inner {
     drain_budget: Duration,
     accept_delay: Duration,
     call_timeout: Duration,
+    started: Instant,
+    /// How long after its start a node may find names on its disk.
+    booting: Duration,
+    convergence: Duration,
     kinds: Arc<Kinds>,
     running: Running,
 }
@@ -342,6 +346,13 @@ impl Node {
 
     pub(crate) fn registry(&self) -> &Registry {
         &self.0.board.registry
+    }
+
+    /// How long a name that exists may be unknown here: until gossip has brought it, or, in a young
+    /// node, until what was found on disk has been compared with what others have.
+    pub(crate) fn hearsay(&self) -> Duration {
+        let young = (self.0.booting).saturating_sub(self.0.started.elapsed());
+        self.0.convergence + young
     }
 
     pub(crate) fn kinds(&self) -> &Kinds {
