@@ -180,10 +180,27 @@ async fn the_last_node_keeps_its_tasks_on_disk_and_goes_on_with_them_when_it_is_
         let stopped = cluster.stop("n1").await;
         // No other node holds anything, but the disk does: nothing is abandoned.
         assert_eq!(stopped.status.code(), Some(0), "{stopped:?}");
+        assert_eq!(stopped.reported("parked"), 4, "{stopped:?}");
         assert!(stopped.after < Duration::from_secs(5), "{stopped:?}");
         cluster.start("n1").await;
         cluster.finish("n1").await;
         cluster.assert_exact();
+        cluster.measure();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_last_node_without_a_disk_says_what_it_abandons() {
+    bounded(async {
+        let mut cluster = Cluster::of(&["n1"], Setup::default()).await;
+        cluster.run_alike(4, ledger).await;
+        cluster.written(30).await;
+        let stopped = cluster.stop("n1").await;
+        // Whoever watches exit codes should know.
+        assert_eq!(stopped.status.code(), Some(75), "{stopped:?}");
+        assert_eq!(stopped.reported("abandoned"), 4, "{stopped:?}");
+        assert!(stopped.after < Duration::from_secs(5), "{stopped:?}");
         cluster.measure();
     })
     .await;
@@ -311,12 +328,12 @@ async fn a_node_that_drains_for_longer_than_the_silence_floor_is_never_taken_for
             ..Setup::default()
         };
         let mut cluster = Cluster::of(&THREE, setup).await;
-        let slow = |cluster: &Cluster, name: &str| cluster.ledger(name, 2, 6000);
+        let slow = |cluster: &Cluster, name: &str| cluster.ledger(name, 2, 7000);
         cluster.run_alike(6, slow).await;
         cluster.written(1).await;
         assert!(cluster.runs_on("n2", "n1").await > 0, "n1 should run some");
         let signalled = cluster.signal("n1", Signal::TERM);
-        // The silence floor is 2 s, the steps end after about 6.
+        // The silence floor is 2.5 s, the steps end after about 7.
         let stopped = cluster.stopped("n1", signalled).await;
         assert!(stopped.after > Duration::from_secs(4), "{stopped:?}");
         assert_eq!(stopped.status.code(), Some(0), "{stopped:?}");

@@ -102,7 +102,7 @@ impl NodeLine {
             .values()
             .filter(|task| task.node.as_deref() == Some(&self.id))
             .filter(|task| !done.contains(task.name.as_str()))
-            .filter_map(|task| task.name.rsplit('/').next())
+            .filter_map(|task| task.name.rsplit('-').next())
             .collect();
         let Self { label, state, .. } = self;
         format!("{label} {state}, runs {}: {}", mine.len(), mine.join(" "))

@@ -149,9 +149,13 @@ impl Report<'_> {
             summary.sigterm.drain_s_max
         );
         let Percentiles { p50, p99, max } = summary.sigkill.gap_ms;
+        let after = self.after_the_kill();
         println!(
-            "SIGKILL: gap p50 {p50} ms, p99 {p99} ms, max {max} ms; overlap {} ms; \
+            "SIGKILL: gap p50 {p50} ms, p99 {p99} ms, max {max} ms, of which after the kill itself \
+             p50 {} ms, max {} ms (the rest is the step it cut off); overlap {} ms; \
              redone at most {} per task",
+            after.p50,
+            after.max,
             summary.sigkill.overlap_ms_max,
             mebibytes(summary.sigkill.redone_units_max_per_task)
         );
@@ -166,6 +170,16 @@ impl Report<'_> {
         if self.is_good() {
             println!("Nothing is lost, everything is verified, and nothing ran twice at once.");
         }
+    }
+
+    /// From the signal to the first step of the new owner. The gap begins earlier, since a step that
+    /// was cut off is work lost.
+    fn after_the_kill(&self) -> Percentiles {
+        let times = self.measured.caused_by(Cause::Sigkill).filter_map(|moved| {
+            let end = self.ends.iter().find(|end| end.node == moved.from)?;
+            Some(moved.start.saturating_sub(end.signalled))
+        });
+        Percentiles::millis(times)
     }
 
     fn print_task(&self, name: &str, job: &Job) {

@@ -141,18 +141,18 @@ impl Members {
         self.peers.get(session)
     }
 
-    /// Changes one session, getting to know it if need be. Mine is never among them.
+    /// Bound on sessions known; far above what gossip carries.
+    const MAX: usize = 4096;
+
+    /// Changes one session, getting to know it if need be. Mine is never among them, and none is
+    /// added beyond the bound: peers can speak of sessions that never were.
     pub fn entry(&mut self, session: &SessionId, now: Time) -> Option<&mut Peer> {
-        if *session == self.me {
+        let known = self.peers.contains_key(session);
+        if *session == self.me || (!known && self.peers.len() >= Self::MAX) {
             return None;
         }
-        if !self.peers.contains_key(session) {
-            if self.peers.len() >= Self::MAX {
-                return None;
-            }
-            if session.node != self.me.node && self.pair.as_ref() != Some(&session.node) {
-                self.pair = None;
-            }
+        if !known && session.node != self.me.node {
+            self.pair &= self.peers.keys().all(|known| known.node == session.node);
         }
         Some(self.peers.entry(session.clone()).or_insert_with(|| Peer::new(now)))
     }

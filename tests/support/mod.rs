@@ -82,6 +82,15 @@ pub struct Stopped {
     pub after: Duration,
 }
 
+impl Stopped {
+    /// A count of the library's report: a number, or the length of a list.
+    pub fn reported(&self, what: &str) -> u64 {
+        let value = self.report.as_ref().and_then(|report| report.get(what));
+        let list = value.and_then(Value::as_array).map(|list| list.len() as u64);
+        list.or_else(|| value.and_then(Value::as_u64)).expect("a count in the report")
+    }
+}
+
 impl Cluster {
     /// Without any process yet.
     pub fn empty(setup: Setup) -> Self {

@@ -288,6 +288,9 @@ impl Machine {
             return;
         }
         let name = claim.name.clone();
+        if !self.has_room(&name) {
+            return;
+        }
         self.view.raise(&name, claim.epoch);
         self.learn(spec.clone());
         let known = self.ends.get(&name).is_some_and(|(end, _)| !claim.beats(end));

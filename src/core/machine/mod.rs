@@ -519,6 +519,7 @@ impl Machine {
         self.touch_all_of(session);
         self.settle_gone(session);
         self.replicas_gone(session);
+        self.hands_gone(session);
         self.starts_lost(session);
         self.touch_kept();
     }
@@ -541,7 +542,10 @@ impl Machine {
 
     /// Takes another session's claim in, however it came.
     fn learn_claim(&mut self, claim: Claim) {
-        if claim.session == self.config.me {
+        if claim.session == self.config.me || self.buried.contains_key(&claim.session) {
+            return;
+        }
+        if !self.has_room(&claim.name) {
             return;
         }
         self.forget_asker(&claim.name, &claim.session);
@@ -565,13 +569,12 @@ impl Machine {
         }
     }
 
-    fn forget_asker(&mut self, name: &Name, session: &SessionId) {
-        if let Some(askers) = self.askers.get_mut(name) {
-            askers.remove(session);
-            if askers.is_empty() {
-                self.askers.remove(name);
-            }
-        }
+    /// Whether a name is known, or one more can be: checked before anything of it is kept.
+    fn has_room(&self, name: &Name) -> bool {
+        let limit = self.config.max_names;
+        self.view.top(name).is_some()
+            || self.tasks.contains_key(name)
+            || (self.view.len() < limit && self.held.len() < limit && self.ends.len() < limit)
     }
 
     fn learn(&mut self, spec: Spec) {

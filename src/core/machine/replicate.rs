@@ -249,7 +249,11 @@ impl Machine {
         }
         self.revoke_failure(&claim);
         let reply = |result| Message::CheckpointReply { name: name.clone(), run, position, result };
-        if let Some(over) = self.over_run(&claim) {
+        if !self.has_room(&name) {
+            let why = "as many names as allowed are known here".to_owned();
+            return self.send(from, reply(Err(Rejection::Unavailable(why))));
+        }
+        if let Some(over) = self.over_run(&name, run) {
             return self.send(from, reply(Err(Rejection::Superseded(Box::new(over)))));
         }
         self.learn(spec.clone());

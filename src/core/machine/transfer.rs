@@ -309,12 +309,12 @@ impl Machine {
                 }
             }
             Doing::Sealing { since } => {
-                let due = *since + RESEND * 4;
-                if gone || now >= due {
+                let until = *since + RESEND * 4;
+                if gone || now >= until {
                     self.send(&to, Message::Withdraw { name: name.clone(), epoch });
                     self.offer_failed(name);
                 } else {
-                    self.alarm(name, due);
+                    self.alarm(name, until);
                 }
             }
             Doing::Running | Doing::Kept | Doing::Stopping(Why::Transfer) => {
@@ -407,7 +407,7 @@ impl Machine {
         if self.state != NodeState::Up {
             return Some(Refusal::NotUp);
         }
-        if self.load.full {
+        if self.load.full || !self.has_room(&spec.name) {
             return Some(Refusal::Full);
         }
         if !self.may_take(spec, None) {
@@ -602,6 +602,15 @@ impl Machine {
         }
         // Undecided: the ordinary rules, and this node is first in line.
         self.claim(spec, Cause::Crash, Purpose::Run, Vec::new());
+    }
+
+    /// A session is gone: what was to go there goes elsewhere.
+    pub(super) fn hands_gone(&mut self, session: &SessionId) {
+        for (name, task) in &self.tasks {
+            if task.hand.as_ref().is_some_and(|hand| hand.to == *session) {
+                self.dirty.insert(name.clone());
+            }
+        }
     }
 
     /// Repeats to a peer whose link has come up what it may have missed.

@@ -446,7 +446,7 @@ fn long_steps_hold_no_transfer_slot() {
     for i in 0..10 {
         world.steps.insert(name(&format!("t{i}")), S * 20);
     }
-    for i in 0..1_000 {
+    for i in 0..300 {
         world.start(&nodes[0], &format!("t{i}"));
         world.run_for(MS * 5);
     }
@@ -456,7 +456,7 @@ fn long_steps_hold_no_transfer_slot() {
     world.run_until(S * 25, "all are moved", |w| w.nodes[&nodes[0]].drained.is_some());
     world.run_for(S);
     world.assert_no_overlap();
-    for i in 0..1_000 {
+    for i in 0..300 {
         assert_eq!(world.running(&format!("t{i}")), [target.clone()], "t{i}");
     }
     assert_eq!(world.told(&nodes[0], |n| matches!(n, Notice::Released { .. })), 0);

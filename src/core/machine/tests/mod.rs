@@ -3,14 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod handover_faults;
+mod hostile;
 mod interleavings;
-mod rules_checkpoints;
-mod rules_claims;
-mod rules_custody;
-mod rules_desired;
-mod rules_joining;
-mod rules_liveness;
-mod rules_meeting;
-mod rules_settling;
+mod settling_exhaustive;
 mod spine;
 mod world;

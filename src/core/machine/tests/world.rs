@@ -432,8 +432,11 @@ impl World {
         }
         for other in self.nodes.keys().cloned().collect::<Vec<_>>() {
             if self.unlink(session, &other) && !self.is_cut(&other, session) {
-                let event = Event::LinkDown { with: session.clone(), refused: true };
-                self.at(MS, Due::Deliver { to: other, event });
+                // Redialled: a last datagram can arrive after the link broke.
+                for after in [MS, MS * 200] {
+                    let event = Event::LinkDown { with: session.clone(), refused: true };
+                    self.at(after, Due::Deliver { to: other.clone(), event });
+                }
             }
         }
     }
