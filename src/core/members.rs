@@ -103,9 +103,6 @@ pub struct Ticked {
 }
 
 impl Members {
-    /// Bound on sessions known; gossip carries about a thousand.
-    const MAX: usize = 10_000;
-
     /// Knows nobody yet.
     pub fn new(
         now: Time,
@@ -151,8 +148,8 @@ impl Members {
         if *session == self.me || (!known && self.peers.len() >= Self::MAX) {
             return None;
         }
-        if !known && session.node != self.me.node {
-            self.pair &= self.peers.keys().all(|known| known.node == session.node);
+        if !known && session.node != self.me.node && self.pair.as_ref() != Some(&session.node) {
+            self.pair = None;
         }
         Some(self.peers.entry(session.clone()).or_insert_with(|| Peer::new(now)))
     }

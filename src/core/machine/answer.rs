@@ -35,14 +35,10 @@ impl Machine {
         // not to the asker, which must then ask it too.
         let holders = self.view.claims(&name).filter(|c| c.phase.is_held() && !self.is_void(c));
         let holders: BTreeSet<SessionId> = holders.map(|claim| claim.session.clone()).collect();
-        let others = self.askers.entry(name.clone()).or_default();
-        let askers = others
-            .keys()
-            .chain(holders.iter().filter(|holder| !others.contains_key(*holder)))
-            .filter(|other| **other != asker && **other != self.config.me)
-            .cloned()
-            .collect();
-        others.insert(asker.clone(), claim.clone());
+        let mut askers = self.remember_asker(&claim);
+        askers.extend(holders);
+        askers.retain(|other| *other != asker && *other != self.config.me);
+        let askers = askers.into_iter().collect();
         // What must be stepped over, or has ended; live claims of third sessions are theirs to tell.
         let known = self
             .view
@@ -63,14 +59,11 @@ impl Machine {
         Answer { name, epoch, verdict, askers, known }
     }
 
-    /// Remembers who asked about a name, and names the others who have.
-    fn remember_asker(&mut self, claim: &Claim) -> Vec<SessionId> {
-        if self.askers.len() >= self.config.max_names && !self.askers.contains_key(&claim.name) {
-            return Vec::new();
-        }
-        let others = self.askers.entry(claim.name.clone()).or_default();
-        others.insert(claim.session.clone());
-        others.iter().filter(|other| **other != claim.session).cloned().collect()
+    /// Remembers who asked about a name, and names all who have.
+    fn remember_asker(&mut self, claim: &Claim) -> BTreeSet<SessionId> {
+        let askers = self.askers.entry(claim.name.clone()).or_default();
+        askers.insert(claim.session.clone());
+        askers.clone()
     }
 
     /// The answer proper, and the claim to step back for if it is a yielding one.

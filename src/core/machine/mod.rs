@@ -542,10 +542,7 @@ impl Machine {
 
     /// Takes another session's claim in, however it came.
     fn learn_claim(&mut self, claim: Claim) {
-        if claim.session == self.config.me || self.buried.contains_key(&claim.session) {
-            return;
-        }
-        if !self.has_room(&claim.name) {
+        if claim.session == self.config.me {
             return;
         }
         self.forget_asker(&claim.name, &claim.session);
@@ -556,7 +553,7 @@ impl Machine {
     /// now on (Rule 4).
     fn merge(&mut self, claim: Claim) {
         let name = claim.name.clone();
-        if self.view.len() >= self.config.max_names && self.view.top(&name).is_none() {
+        if !self.has_room(&name) {
             return;
         }
         if !self.buried.contains_key(&claim.session)
@@ -566,6 +563,15 @@ impl Machine {
         }
         if self.view.merge(claim) {
             self.dirty.insert(name);
+        }
+    }
+
+    fn forget_asker(&mut self, name: &Name, session: &SessionId) {
+        if let Some(askers) = self.askers.get_mut(name) {
+            askers.remove(session);
+            if askers.is_empty() {
+                self.askers.remove(name);
+            }
         }
     }
 

@@ -253,7 +253,7 @@ impl Machine {
             let why = "as many names as allowed are known here".to_owned();
             return self.send(from, reply(Err(Rejection::Unavailable(why))));
         }
-        if let Some(over) = self.over_run(&name, run) {
+        if let Some(over) = self.over_run(&claim) {
             return self.send(from, reply(Err(Rejection::Superseded(Box::new(over)))));
         }
         self.learn(spec.clone());

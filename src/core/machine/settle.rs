@@ -193,12 +193,9 @@ impl Machine {
         }
     }
 
-    /// A session is gone: nobody waits for its answer, and what it was to have goes elsewhere.
+    /// A session is gone: nobody waits for its answer.
     pub(super) fn settle_gone(&mut self, session: &SessionId) {
         for (name, task) in &mut self.tasks {
-            if task.hand.as_ref().is_some_and(|hand| hand.to == *session) {
-                self.dirty.insert(name.clone());
-            }
             let waiting = match &mut task.doing {
                 Doing::Settling(settling) => &mut settling.waiting,
                 Doing::Finding(finding) => &mut finding.waiting,
