@@ -31,6 +31,14 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// As the system says; `ConnectionRefused` is evidence that no process listens there.
     async fn connect(&self, address: SocketAddr) -> io::Result<Box<dyn Stream>>;
 
+    /// The addresses that a name stands for, as `HOST:PORT`.
+    ///
+    /// # Errors
+    /// As the system says.
+    async fn resolve(&self, name: &str) -> io::Result<Vec<SocketAddr>> {
+        Ok(tokio::net::lookup_host(name).await?.collect())
+    }
+
     /// Whether a datagram to `address` is refused; none where the platform does not tell.
     async fn refuses_datagrams(&self, address: SocketAddr) -> Option<bool>;
 }

@@ -78,6 +78,11 @@ impl Header {
     /// longer than needed.
     pub const MAX_LINEAGE: usize = 32;
 
+    /// What tells it from the other checkpoints of its run.
+    pub fn key(&self) -> (Position, &SessionId) {
+        (self.position, &self.writer)
+    }
+
     /// Whether this checkpoint's line contains `other`, so that `other` adds nothing to it.
     pub fn descends_from(&self, other: &Self) -> bool {
         self.run == other.run
@@ -105,7 +110,8 @@ impl Header {
     }
 }
 
-/// The newest checkpoint of each branch of one run.
+/// The newest checkpoint of each branch of one run, in ascending order of position and writer, so
+/// that what was learnt in another order compares equal.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Branches(Vec<Header>);
 
@@ -114,8 +120,8 @@ pub struct Branches(Vec<Header>);
 pub enum Admission {
     /// Kept; the checkpoints listed are its ancestors and can go.
     Kept {
-        /// To be deleted.
-        superseded: Vec<Position>,
+        /// To be deleted. Whole headers: two sides of a split can write at one position.
+        superseded: Vec<Header>,
     },
     /// One that is already kept contains it.
     Known,
@@ -137,23 +143,34 @@ impl Branches {
         self.0.is_empty()
     }
 
+    /// How many branches there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Takes a checkpoint in, dropping what its line contains.
     pub fn admit(&mut self, header: Header) -> Admission {
         if self.0.iter().any(|kept| kept.descends_from(&header)) {
             return Admission::Known;
         }
-        let superseded: Vec<Position> = self
-            .0
-            .iter()
-            .filter(|kept| header.descends_from(kept))
-            .map(|kept| kept.position)
-            .collect();
-        if superseded.is_empty() && self.0.len() >= Self::MAX {
+        let (superseded, mut kept): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.0).into_iter().partition(|kept| header.descends_from(kept));
+        let full = kept.len() >= Self::MAX;
+        if !full {
+            let at = kept.partition_point(|kept| kept.key() < header.key());
+            kept.insert(at, header);
+        }
+        self.0 = kept;
+        if full {
             return Admission::Full;
         }
-        self.0.retain(|kept| !header.descends_from(kept));
-        self.0.push(header);
         Admission::Kept { superseded }
+    }
+
+    /// Forgets one of the branches' newest checkpoints: reconciled, or found to be damaged.
+    pub fn remove(&mut self, position: Position, writer: &SessionId) -> Option<Header> {
+        let at = self.0.iter().position(|kept| kept.key() == (position, writer))?;
+        Some(self.0.remove(at))
     }
 
     /// The branch a taker continues from by default: more progress if all say, else the most
@@ -168,8 +185,7 @@ impl Branches {
             done(a)
                 .cmp(&done(b))
                 .then(a.position.seq.cmp(&b.position.seq))
-                .then(a.position.cmp(&b.position))
-                .then(a.writer.cmp(&b.writer))
+                .then_with(|| a.key().cmp(&b.key()))
         })
     }
 }
@@ -200,3 +216,7 @@ impl Branches {
         contained
     }
 }
+
+#[cfg(test)]
+#[path = "branch_tests.rs"]
+mod tests;

@@ -161,6 +161,22 @@ impl Claim {
             .then_with(|| self.session.cmp(&other.session))
     }
 
+    /// Whether this record ends the run that `other` claims, or one above it. A failure ends only
+    /// what it beats: it is compared like a live claim.
+    pub fn ends(&self, other: &Self) -> bool {
+        match self.phase {
+            Phase::Finished | Phase::Cancelled => self.run >= other.run,
+            Phase::Failed => self.beats(other),
+            _ => false,
+        }
+    }
+
+    /// Whether a run that this claim is of replaces a lower one: it holds the name or has ended,
+    /// and does not merely ask.
+    pub const fn has_won(&self) -> bool {
+        !matches!(self.phase, Phase::Claimed) && !self.phase.is_free()
+    }
+
     /// Whether this one is above `other` in the order of claims.
     pub fn beats(&self, other: &Self) -> bool {
         self.order(other) == Ordering::Greater

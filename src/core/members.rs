@@ -21,6 +21,8 @@ pub struct Peer {
     pub load: Load,
     /// A heartbeat or a sealed datagram that was not fenced (Rule 4).
     pub news: Time,
+    /// The last sealed datagram; before the first one, when the session became known.
+    pub direct: Time,
     /// The last heartbeat by any path.
     pub heartbeat: Time,
     /// When I sent the newest datagram that it echoed.
@@ -44,6 +46,7 @@ impl Peer {
             record: None,
             load: Load::default(),
             news: now,
+            direct: now,
             heartbeat: now,
             echoed: None,
             caught_up: false,
@@ -72,8 +75,8 @@ pub struct Members {
     me: SessionId,
     timing: Timing,
     known_dead: bool,
-    /// The member list on disk shows that there only ever were two nodes (Rule 7).
-    pair: bool,
+    /// The other node, where the member list on disk shows that there only ever were two (Rule 7).
+    pair: Option<NodeId>,
     peers: BTreeMap<SessionId, Peer>,
     /// Send time of the newest datagram of mine that anybody has echoed.
     evidence: Option<Time>,
@@ -97,6 +100,9 @@ pub struct Ticked {
 }
 
 impl Members {
+    /// Bound on sessions known; gossip carries about a thousand.
+    const MAX: usize = 10_000;
+
     /// Knows nobody yet.
     pub fn new(
         now: Time,
@@ -105,9 +111,13 @@ impl Members {
         known_dead: bool,
         persisted: &[SessionId],
     ) -> Self {
-        let nodes: BTreeSet<&NodeId> =
-            persisted.iter().map(|s| &s.node).chain(std::iter::once(&me.node)).collect();
-        let pair = nodes.len() == 2;
+        let mut others: Vec<&NodeId> =
+            persisted.iter().map(|s| &s.node).filter(|node| **node != me.node).collect();
+        others.dedup();
+        let pair = match others.as_slice() {
+            [other] => Some((*other).clone()),
+            _ => None,
+        };
         Self {
             me,
             timing,
@@ -128,18 +138,19 @@ impl Members {
         self.peers.get(session)
     }
 
-    /// Bound on sessions known; far above what gossip carries.
-    const MAX: usize = 4096;
-
     /// Changes one session, getting to know it if need be. Mine is never among them, and none is
     /// added beyond the bound: peers can speak of sessions that never were.
     pub fn entry(&mut self, session: &SessionId, now: Time) -> Option<&mut Peer> {
-        let known = self.peers.contains_key(session);
-        if *session == self.me || (!known && self.peers.len() >= Self::MAX) {
+        if *session == self.me {
             return None;
         }
-        if !known && session.node != self.me.node {
-            self.pair &= self.peers.keys().all(|known| known.node == session.node);
+        if !self.peers.contains_key(session) {
+            if self.peers.len() >= Self::MAX {
+                return None;
+            }
+            if session.node != self.me.node && self.pair.as_ref() != Some(&session.node) {
+                self.pair = None;
+            }
         }
         Some(self.peers.entry(session.clone()).or_insert_with(|| Peer::new(now)))
     }
@@ -174,14 +185,28 @@ impl Members {
         self.brake
     }
 
+    /// Whether this node may take over what others held: somebody echoes it, or it has been alone
+    /// for long enough, or there is nobody left who could (Rules 4 and 7).
+    pub fn may_take_over(&self, now: Time) -> bool {
+        self.is_connected(now)
+            || self.peers.values().all(Peer::is_surely_gone)
+            || now.since(self.alone_since) >= self.patience()
+    }
+
+    /// How long a node that nobody echoes waits before it takes anything over (Rule 7).
+    fn patience(&self) -> Duration {
+        match self.pair {
+            Some(_) => self.timing.silence_floor,
+            None => self.timing.alone_after,
+        }
+    }
+
     /// Whether steps may start: after a visible gap only once an echo sent after it has come, or
     /// after `alone_after`, or when there is nobody who could echo (Rule 17).
     pub fn may_step(&self, now: Time) -> bool {
         self.gap.is_none_or(|gap| {
             now.since(gap) >= self.timing.alone_after
-                || self.peers.values().all(|peer| {
-                    matches!(peer.gone, Some((Gone::Left | Gone::Superseded | Gone::Dead, _)))
-                })
+                || self.peers.values().all(Peer::is_surely_gone)
         })
     }
 
@@ -199,10 +224,13 @@ impl Members {
             return false;
         };
         peer.state = state;
-        let mut back = false;
+        peer.direct = now;
+        // Even a fenced process is not a dead one, and may still be stopping (Rule 5).
+        let mut back = peer.is_known_dead() && peer.revive();
+        peer.dead_to.clear();
         if !state.is_fenced() {
             peer.news = now;
-            back = peer.revive();
+            back |= peer.revive();
         }
         if let Some(sent) = echoed {
             peer.echoed = peer.echoed.max(Some(sent));
@@ -253,7 +281,7 @@ impl Members {
         let Some(peer) = self.entry(session, now) else {
             return false;
         };
-        let news = !matches!(peer.gone, Some((Gone::Left | Gone::Superseded | Gone::Dead, _)));
+        let news = !peer.is_surely_gone();
         if news {
             peer.gone = Some((why, now));
             peer.linked = false;
@@ -267,20 +295,40 @@ impl Members {
         if !self.known_dead || (*by != self.me && !self.peers.get(by).is_some_and(Peer::is_live)) {
             return false;
         }
-        let others = self.live().filter(|session| *session != suspect).count() + 1;
         let Some(peer) = self.entry(suspect, now) else {
             return false;
         };
         peer.dead_to.insert(by.clone());
+        self.known_dead(now, suspect)
+    }
+
+    /// My link to a session broke. Returns whether it is now known to be dead: while the link
+    /// stands, whatever others report is between them and the suspect.
+    pub fn link_broke(&mut self, now: Time, with: &SessionId) -> bool {
+        if let Some(peer) = self.entry(with, now) {
+            peer.linked = false;
+        }
+        self.known_dead(now, with)
+    }
+
+    fn known_dead(&mut self, now: Time, suspect: &SessionId) -> bool {
+        let others = self.live().filter(|session| *session != suspect).count() + 1;
+        let Some(peer) = self.peers.get(suspect) else {
+            return false;
+        };
         let closing = matches!(peer.state, NodeState::Draining | NodeState::Leaving);
-        let enough = peer.dead_to.len() >= others.min(2);
-        enough && !closing && self.mark_gone(now, suspect, Gone::Dead)
+        let enough = !peer.dead_to.is_empty() && peer.dead_to.len() >= others.min(2);
+        enough && !closing && !peer.linked && self.mark_gone(now, suspect, Gone::Dead)
     }
 
     /// Time passed: who has become silent? (Rules 4 and 7)
     pub fn tick(&mut self, now: Time) -> Ticked {
         if now.since(self.last_tick) > self.timing.visible_gap() {
+            // Nothing could be heard while this process did not run: neither the silence of others
+            // nor my own loneliness counts from before (Rule 4).
             self.gap = Some(now);
+            self.spell = now;
+            self.alone_since = now;
         }
         self.last_tick = now;
         let mut ticked = Ticked::default();
@@ -288,16 +336,15 @@ impl Members {
             self.alone_since = now;
         }
         let alone_for = now.since(self.alone_since);
+        let (connected, patience) = (self.is_connected(now), self.patience());
         for (session, peer) in &mut self.peers {
             if peer.gone.is_some() {
                 continue;
             }
-            let silent = if alone_for.is_zero() {
+            let silent = if connected {
                 let since = peer.news.max(self.spell);
                 peer.suspected && now.since(since) >= self.timing.silence_floor
             } else {
-                let patience =
-                    if self.pair { self.timing.silence_floor } else { self.timing.alone_after };
                 alone_for >= patience && now.since(peer.news) >= patience
             };
             if silent {
@@ -338,6 +385,15 @@ impl Members {
 }
 
 impl Peer {
+    /// Gone for a reason that needs no silence.
+    const fn is_surely_gone(&self) -> bool {
+        matches!(self.gone, Some((Gone::Left | Gone::Superseded | Gone::Dead, _)))
+    }
+
+    const fn is_known_dead(&self) -> bool {
+        matches!(self.gone, Some((Gone::Dead, _)))
+    }
+
     /// A sealed datagram of the session itself undoes a verdict that was only an inference.
     fn revive(&mut self) -> bool {
         self.dead_to.clear();

@@ -1,6 +1,7 @@
 //! All sessions' claims, and who owns what by them: a join, the same for everyone who knows the same.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use super::claim::{Claim, Phase};
 use super::ids::{Name, RunId, SessionId};
@@ -10,24 +11,60 @@ use super::lease::Epoch;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
     names: BTreeMap<Name, BTreeMap<SessionId, Claim>>,
-    by_session: BTreeMap<SessionId, BTreeSet<Name>>,
+    by_session: BTreeMap<SessionId, Published>,
+    /// What each session's header says has stopped.
+    released: BTreeMap<SessionId, Released>,
     /// The highest epoch ever seen of a name; survives the claims that carried it (L2).
     epochs: BTreeMap<Name, Epoch>,
 }
 
+/// The names a session has claims of, and the number of each claim.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Published {
+    names: BTreeSet<Name>,
+    numbers: BTreeMap<u64, Name>,
+}
+
+/// The claims of a session that have stopped, by number (Rule 2).
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Released {
+    watermark: u64,
+    listed: BTreeSet<u64>,
+}
+
+impl Released {
+    fn covers(&self, number: u64) -> bool {
+        number <= self.watermark || self.listed.contains(&number)
+    }
+}
+
 impl View {
+    /// Bound on single releases remembered of a session.
+    const MAX_LISTED: usize = 64;
+
     /// Takes a session's claim in. Of two claims of one session the later (by number, then version)
     /// stands, whatever order they arrive in.
     /// Returns whether anything changed.
-    pub fn merge(&mut self, claim: Claim) -> bool {
+    pub fn merge(&mut self, mut claim: Claim) -> bool {
         self.raise(&claim.name, claim.epoch);
+        // The header can overtake the claim that it speaks of.
+        if claim.phase.is_held()
+            && self.released.get(&claim.session).is_some_and(|r| r.covers(claim.number))
+        {
+            claim.phase = Phase::Released;
+        }
         let claims = self.names.entry(claim.name.clone()).or_default();
         if let Some(held) = claims.get(&claim.session)
             && !replaces(&claim, held)
         {
             return false;
         }
-        self.by_session.entry(claim.session.clone()).or_default().insert(claim.name.clone());
+        let published = self.by_session.entry(claim.session.clone()).or_default();
+        if let Some(old) = claims.get(&claim.session) {
+            published.numbers.remove(&old.number);
+        }
+        published.names.insert(claim.name.clone());
+        published.numbers.insert(claim.number, claim.name.clone());
         claims.insert(claim.session.clone(), claim);
         true
     }
@@ -39,9 +76,10 @@ impl View {
         if claims.is_empty() {
             self.names.remove(name);
         }
-        if let Some(names) = self.by_session.get_mut(session) {
-            names.remove(name);
-            if names.is_empty() {
+        if let (Some(published), Some(removed)) = (self.by_session.get_mut(session), &removed) {
+            published.names.remove(name);
+            published.numbers.remove(&removed.number);
+            if published.names.is_empty() {
                 self.by_session.remove(session);
             }
         }
@@ -64,23 +102,44 @@ impl View {
     }
 
     /// Counts every live claim of a session numbered at most `watermark`, or listed, as released
-    /// (Rule 2). Returns the names that changed.
+    /// (Rule 2). Returns the names that changed. A header that says nothing new costs nothing.
     pub fn release(&mut self, session: &SessionId, watermark: u64, listed: &[u64]) -> Vec<Name> {
-        let Some(names) = self.by_session.get(session) else {
+        let known = self.released.entry(session.clone()).or_default();
+        let news: Vec<u64> =
+            listed.iter().copied().filter(|n| !known.covers(*n)).take(Self::MAX_LISTED).collect();
+        if watermark <= known.watermark && news.is_empty() {
+            return Vec::new();
+        }
+        // A header can be overtaken by a later one.
+        let risen = known.watermark..watermark.max(known.watermark);
+        known.watermark = risen.end;
+        known.listed.extend(&news);
+        known.listed.retain(|number| *number > risen.end);
+        while known.listed.len() > Self::MAX_LISTED {
+            known.listed.pop_first();
+        }
+        let Some(published) = self.by_session.get(session) else {
             return Vec::new();
         };
+        let numbers = &published.numbers;
+        let below = numbers.range((Bound::Excluded(risen.start), Bound::Included(risen.end)));
+        let single = news.iter().filter_map(|number| numbers.get_key_value(number));
         let mut changed = Vec::new();
-        for name in names {
+        for (_, name) in below.chain(single) {
             let claim = self.names.get_mut(name).and_then(|claims| claims.get_mut(session));
             if let Some(claim) = claim
                 && claim.phase.is_held()
-                && (claim.number <= watermark || listed.contains(&claim.number))
             {
                 claim.phase = Phase::Released;
                 changed.push(name.clone());
             }
         }
         changed
+    }
+
+    /// Forgets what a session's header said.
+    pub fn forget_session(&mut self, session: &SessionId) {
+        self.released.remove(session);
     }
 
     /// A session's claim of a name.
@@ -97,7 +156,7 @@ impl View {
     pub fn names_of(&self, session: &SessionId) -> Vec<Name> {
         self.by_session
             .get(session)
-            .map(|names| names.iter().cloned().collect())
+            .map(|published| published.names.iter().cloned().collect())
             .unwrap_or_default()
     }
 

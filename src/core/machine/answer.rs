@@ -31,18 +31,7 @@ impl Machine {
         if !self.has_room(&name) {
             return Answer { name, epoch, verdict, askers: Vec::new(), known: Vec::new() };
         }
-        // Whoever asked here, and whoever is known here to hold a claim: it may be visible to me and
-        // not to the asker, which must then ask it too.
-        let holders = self.view.claims(&name).filter(|c| c.phase.is_held() && !self.is_void(c));
-        let holders: BTreeSet<SessionId> = holders.map(|claim| claim.session.clone()).collect();
-        let others = self.askers.entry(name.clone()).or_default();
-        let askers = others
-            .keys()
-            .chain(holders.iter().filter(|holder| !others.contains_key(*holder)))
-            .filter(|other| **other != asker && **other != self.config.me)
-            .cloned()
-            .collect();
-        others.insert(asker.clone(), claim.clone());
+        let askers = self.remember_asker(&claim);
         // What must be stepped over, or has ended; live claims of third sessions are theirs to tell.
         let known = self
             .view
@@ -50,24 +39,35 @@ impl Machine {
             .filter(|known| known.session != asker)
             .filter(|known| !known.phase.is_held() || self.is_void(known))
             .filter(|known| !self.buried.contains_key(&known.session))
-            .filter(|known| {
-                known.beats(&claim) || (known.phase.is_terminal() && known.run == claim.run)
-            })
+            .filter(|known| known.beats(&claim) || known.ends(&claim))
             .cloned()
             .collect();
         self.learn(spec);
         // Kept as if gossiped; the asker is remembered until its claim is visible, which it now is
         // here, but not to those I answer: so it stays among the askers.
-        if self.view.merge(claim) {
-            self.dirty.insert(name.clone());
-        }
-        if self.members.get(&asker).is_none() {
-            self.members.entry(&asker, self.now.at);
-        }
+        self.merge(claim);
         if let Some(winner) = step_back {
             self.withdraw(&name, winner);
         }
         Answer { name, epoch, verdict, askers, known }
+    }
+
+    /// Remembers who asked about a name, and names the others who have.
+    fn remember_asker(&mut self, claim: &Claim) -> Vec<SessionId> {
+        if self.askers.len() >= self.config.max_names && !self.askers.contains_key(&claim.name) {
+            return Vec::new();
+        }
+        // Whoever is known here to hold a claim, too: it may be visible to me and not to the asker.
+        let holders = self.view.claims(&claim.name);
+        let mut named: BTreeSet<SessionId> = holders
+            .filter(|known| known.phase.is_held() && !self.is_void(known))
+            .map(|known| known.session.clone())
+            .collect();
+        let others = self.askers.entry(claim.name.clone()).or_default();
+        others.insert(claim.session.clone());
+        named.extend(others.iter().cloned());
+        named.retain(|other| *other != claim.session && *other != self.config.me);
+        named.into_iter().collect()
     }
 
     /// The answer proper, and the claim to step back for if it is a yielding one.
@@ -90,7 +90,7 @@ impl Machine {
                 }
                 _ => (Verdict::Ok, None),
             },
-            Doing::Over { .. } if mine.phase.is_terminal() && mine.run >= claim.run => held(),
+            Doing::Over { .. } if mine.ends(claim) => held(),
             Doing::Ending { .. } if mine.run >= claim.run => held(),
             Doing::Over { .. } | Doing::Ending { .. } => (Verdict::Ok, None),
             // A target that was offered the name may be asked by its own source's next target.

@@ -227,15 +227,4 @@ impl Machine {
             }
         }
     }
-
-    /// Publishes an end that this node holds as a record of its own.
-    pub(super) fn adopt_end(&mut self, end: Claim, spec: Spec) {
-        let name = end.name.clone();
-        let number = self.take_number();
-        let claim = Claim { session: self.config.me.clone(), number, version: 0, ..end };
-        let doing = Doing::Over { since: self.now.at, dominated: None };
-        self.tasks.insert(name.clone(), Task::record(claim, spec.clone(), doing));
-        self.push(crate::core::io::Action::PublishSpec(spec));
-        self.publish(&name);
-    }
 }

@@ -40,7 +40,8 @@ impl Machine {
             }
         }
         let end = self.ends.get(name).is_some_and(|(end, _)| {
-            end.session != mine.session && end.run >= mine.run && end.phase != Phase::Failed
+            let failed = end.phase == Phase::Failed && end.run == mine.run;
+            end.session != mine.session && !failed && end.ends(&mine)
         });
         if over || end {
             let grace = self.config.timing.stop_grace;
@@ -66,8 +67,7 @@ impl Machine {
     fn judge(&self, mine: &Claim, runs: bool, other: &Claim) -> Verdict {
         if other.run > mine.run {
             // Another job altogether: it has won once it runs or has ended, not while it asks.
-            let holds = matches!(other.phase, Phase::Claimed) || other.phase.is_free();
-            return if holds { Verdict::None } else { Verdict::Over };
+            return if other.has_won() { Verdict::Over } else { Verdict::None };
         }
         if other.run < mine.run {
             return Verdict::None;
@@ -86,11 +86,7 @@ impl Machine {
                 Phase::Paused | Phase::Parked { .. } | Phase::Quarantined => !runs,
                 _ => false,
             };
-            return if wins && !self.is_void(other) {
-                Verdict::Rival
-            } else {
-                Verdict::StepOver
-            };
+            return if wins && !self.is_void(other) { Verdict::Rival } else { Verdict::StepOver };
         }
         if other.epoch == mine.epoch && other.phase == Phase::Running {
             // A store may already have the other's token under this epoch: mint above it.

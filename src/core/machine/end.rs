@@ -151,7 +151,7 @@ impl Machine {
         task.claim.note.clone_from(&claim.note);
         let spec = task.spec.clone();
         self.ends.insert(name.clone(), (claim.clone(), self.now.at));
-        self.held.get_mut(name).map(|runs| runs.remove(&claim.run));
+        self.forget_runs(name, claim.run);
         self.push(Action::StoreEnd {
             claim: claim.clone(),
             spec: spec.clone(),
@@ -250,9 +250,7 @@ impl Machine {
             return self.send(from, Message::EndedReply { name, run: claim.run });
         }
         self.ends.insert(name.clone(), (claim.clone(), self.now.at));
-        if let Some(runs) = self.held.get_mut(&name) {
-            runs.retain(|run, _| *run > claim.run);
-        }
+        self.forget_runs(&name, claim.run);
         let retention = self.config.timing.retention;
         self.alarm_in(&name, retention);
         self.push(Action::StoreEnd { claim, spec, output, from: Some(from.clone()) });
@@ -265,81 +263,6 @@ impl Machine {
         self.ends
             .get(name)
             .is_none_or(|(_, at)| self.now.at.since(*at) < self.config.timing.retention)
-    }
-
-    /// Removes records that have served their time (Rule 12).
-    pub(super) fn look_cleanup(&mut self, name: &Name) {
-        self.clean_own(name);
-        self.clean_end(name);
-    }
-
-    fn clean_own(&mut self, name: &Name) {
-        let now = self.now.at;
-        let patience = self.config.timing.convergence();
-        let Some(task) = self.tasks.get(name) else {
-            return;
-        };
-        let Doing::Over { dominated, .. } = &task.doing else {
-            return;
-        };
-        let above = self.view.claims(name).any(|other| {
-            other.session != self.config.me && other.beats(&task.claim) && !self.is_void(other)
-        });
-        let dominated = *dominated;
-        let Some(task) = self.tasks.get_mut(name) else {
-            return;
-        };
-        let Doing::Over { dominated: since, .. } = &mut task.doing else {
-            return;
-        };
-        match (above, dominated) {
-            (false, _) => *since = None,
-            (true, None) => {
-                *since = Some(now);
-                self.alarm_in(name, patience);
-            }
-            (true, Some(at)) if now.since(at) < patience => self.alarm(name, at + patience),
-            (true, Some(_)) => {
-                self.tasks.remove(name);
-                self.view.remove(name, &self.config.me.clone());
-                self.push(Action::Retract(name.clone()));
-                self.push(Action::RetractSpec(name.clone()));
-            }
-        }
-    }
-
-    fn clean_end(&mut self, name: &Name) {
-        let Some((end, at)) = self.ends.get(name) else {
-            return;
-        };
-        let age = self.now.at.since(*at);
-        let (run, at) = (end.run, *at);
-        let timing = self.config.timing.clone();
-        if age < timing.retention {
-            return self.alarm(name, at + timing.retention);
-        }
-        let bury = at + timing.retention + timing.tombstone_retention;
-        let lower = self
-            .view
-            .claims(name)
-            .any(|other| other.session != self.config.me && !other.phase.is_terminal());
-        if self.now.at < bury || lower {
-            self.push(Action::DropOutput { name: name.clone(), run });
-            return self.alarm(name, bury.max(self.now.at + timing.retention));
-        }
-        self.ends.remove(name);
-        self.push(Action::Discard { name: name.clone(), run, headers: Vec::new() });
-        if self.tasks.get(name).is_some_and(|t| matches!(t.doing, Doing::Over { .. })) {
-            self.tasks.remove(name);
-            self.push(Action::Retract(name.clone()));
-            self.push(Action::RetractSpec(name.clone()));
-            self.push(Action::RetractDesired(name.clone()));
-        }
-        self.view.forget(name);
-        self.specs.remove(name);
-        self.desires.remove(name);
-        self.held.remove(name);
-        self.askers.remove(name);
     }
 
     /// Another run of the name has won, or this run has ended elsewhere: nothing of it goes on.

@@ -6,6 +6,7 @@
 
 mod answer;
 mod boot;
+mod cleanup;
 mod conflict;
 mod desire;
 mod drain;
@@ -97,14 +98,22 @@ pub struct Machine {
     held: BTreeMap<Name, BTreeMap<RunId, Branches>>,
     /// Terminal records held here, with when they came.
     ends: BTreeMap<Name, (Claim, Time)>,
+    /// Ends whose output has been dropped.
+    bare: BTreeSet<Name>,
+    /// Runs kept here that another run of the name has replaced, and since when (Rule 8).
+    outdated: BTreeMap<(Name, RunId), Time>,
+    /// Names of which nothing but their past is known, and since when.
+    idle: BTreeMap<Name, Time>,
     /// Who asked about a name, until their claim is visible or they are gone (Rule 13).
-    askers: BTreeMap<Name, BTreeMap<SessionId, Claim>>,
+    askers: BTreeMap<Name, BTreeSet<SessionId>>,
     starts: start::Starts,
     boot: boot::Boot,
     drain: Option<drain::Drain>,
     leave: Option<drain::Goodbye>,
     /// Sessions whose claims are void here, and since when (Rule 24).
     buried: BTreeMap<SessionId, Time>,
+    /// When burials were last looked at.
+    mourned: Time,
     next_number: u64,
     /// Numbers of my claims that hold a name.
     holding: BTreeSet<u64>,
@@ -127,6 +136,8 @@ pub struct Machine {
 
 /// Between looks at the clock.
 const TICK: Duration = Duration::from_millis(100);
+/// Bound on the sessions remembered as buried.
+const MAX_BURIED: usize = 10_000;
 /// Bound on the list of single releases in the header.
 const MAX_RELEASED: usize = 32;
 
@@ -151,12 +162,16 @@ impl Machine {
             tasks: BTreeMap::new(),
             held: BTreeMap::new(),
             ends: BTreeMap::new(),
+            bare: BTreeSet::new(),
+            outdated: BTreeMap::new(),
+            idle: BTreeMap::new(),
             askers: BTreeMap::new(),
             starts: start::Starts::default(),
             boot: boot::Boot::default(),
             drain: None,
             leave: None,
             buried: BTreeMap::new(),
+            mourned: now.at,
             next_number: 1,
             holding: BTreeSet::new(),
             recently_released: VecDeque::new(),
@@ -222,6 +237,9 @@ impl Machine {
     }
 
     fn dispatch(&mut self, event: Event) {
+        if self.is_from_the_grave(&event) {
+            return;
+        }
         match event {
             Event::Heard { from, state, watermark, released, echoed } => {
                 self.on_heard(&from, state, watermark, &released, echoed);
@@ -237,10 +255,9 @@ impl Machine {
             }
             Event::Record { of, record } => self.on_record(&of, record),
             Event::Load { of, load } => {
-                let Some(peer) = self.members.entry(&of, self.now.at) else { return };
-                let room = peer.load.full && !load.full;
-                peer.load = load;
-                if room {
+                if let Some(peer) = self.members.entry(&of, self.now.at)
+                    && std::mem::replace(&mut peer.load, load).full != load.full
+                {
                     self.touch_kept();
                 }
             }
@@ -279,6 +296,20 @@ impl Machine {
         }
     }
 
+    /// Gossip about a session that is buried here. Its claims are kept, void; nothing else of it
+    /// counts before a datagram of its own, fresh and echoed, ends the burial (Rule 24).
+    fn is_from_the_grave(&self, event: &Event) -> bool {
+        match event {
+            Event::Heard { from, echoed: None, .. } => self.buried.contains_key(from),
+            Event::Heartbeat { of }
+            | Event::Suspicion { of, .. }
+            | Event::Record { of, .. }
+            | Event::Load { of, .. }
+            | Event::CaughtUp { of } => self.buried.contains_key(of),
+            _ => false,
+        }
+    }
+
     fn on_message(&mut self, from: &SessionId, message: Message) {
         // Else two that hold each other for silent step over each other's claims without end.
         if self.members.frame(self.now.at, from) {
@@ -302,8 +333,7 @@ impl Machine {
                 if let Some(peer) = self.members.entry(from, self.now.at) {
                     peer.state = state;
                 }
-                self.touch_all_of(from);
-                self.touch_kept();
+                self.on_state(from);
             }
             Message::Leave => {
                 self.send(from, Message::LeaveHeard);
@@ -365,6 +395,9 @@ impl Machine {
         released: &[u64],
         echoed: Option<Time>,
     ) {
+        if self.buried.remove(from).is_some() {
+            self.touch_all_of(from);
+        }
         let before = self.members.get(from).map(|peer| peer.state);
         let back = self.members.heard(self.now.at, from, state, echoed);
         if before.is_none() {
@@ -373,16 +406,18 @@ impl Machine {
         if back {
             self.on_back(from);
         }
-        if self.buried.contains_key(from) && echoed.is_some() {
-            self.buried.remove(from);
-        }
         let freed = self.view.release(from, watermark, released);
         self.dirty.extend(freed);
-        if before.is_some_and(|before| before != state) {
-            self.touch_all_of(from);
-            self.touch_kept();
+        if before != Some(state) {
+            self.on_state(from);
         }
         self.conflict_evidence(from);
+    }
+
+    /// A session's state has changed: what it held is looked at, and what waits for a node.
+    fn on_state(&mut self, of: &SessionId) {
+        self.touch_all_of(of);
+        self.touch_kept();
     }
 
     fn on_record(&mut self, of: &SessionId, record: NodeRecord) {
@@ -392,7 +427,8 @@ impl Machine {
                 self.fence("a newer process of this node holds its data directory");
                 return;
             }
-            if self.members.get(&old).is_some() || !self.view.names_of(&old).is_empty() {
+            // Also one that is not known yet: its claims may come later, by another path.
+            if !self.buried.contains_key(&old) {
                 self.gone(&old, Gone::Superseded);
             }
         }
@@ -403,7 +439,7 @@ impl Machine {
     }
 
     fn on_claims(&mut self, of: &SessionId, changes: Vec<(Name, Option<Claim>)>) {
-        if *of == self.config.me || self.buried.contains_key(of) {
+        if *of == self.config.me {
             return;
         }
         for (name, claim) in changes {
@@ -436,13 +472,14 @@ impl Machine {
     }
 
     fn on_link_down(&mut self, with: &SessionId, refused: bool) {
-        if let Some(peer) = self.members.entry(with, self.now.at) {
-            peer.linked = false;
-        }
+        let mut dead = self.members.link_broke(self.now.at, with);
         if !refused {
+            if dead {
+                self.on_gone(with, Gone::Dead);
+            }
             return;
         }
-        let dead = self.members.observed_dead(self.now.at, with, &self.config.me.clone());
+        dead |= self.members.observed_dead(self.now.at, with, &self.config.me.clone());
         let others: Vec<SessionId> =
             self.members.live().filter(|session| *session != with).cloned().collect();
         for other in others {
@@ -463,9 +500,10 @@ impl Machine {
 
     fn on_gone(&mut self, session: &SessionId, why: Gone) {
         self.tell(Notice::PeerGone(session.clone(), why));
-        for askers in self.askers.values_mut() {
+        self.askers.retain(|_, askers| {
             askers.remove(session);
-        }
+            !askers.is_empty()
+        });
         self.touch_all_of(session);
         self.settle_gone(session);
         self.replicas_gone(session);
@@ -482,7 +520,7 @@ impl Machine {
     fn on_buried(&mut self, sessions: Vec<SessionId>) {
         for session in sessions {
             let fresh = self.members.get(&session).is_some_and(|peer| peer.gone.is_none());
-            if session != self.config.me && !fresh && self.buried.len() < 10_000 {
+            if session != self.config.me && !fresh && self.buried.len() < MAX_BURIED {
                 self.bury(&session);
             }
         }
@@ -492,19 +530,24 @@ impl Machine {
 
     /// Takes another session's claim in, however it came.
     fn learn_claim(&mut self, claim: Claim) {
-        if claim.session == self.config.me || self.buried.contains_key(&claim.session) {
+        if claim.session == self.config.me {
             return;
         }
-        if !self.has_room(&claim.name) {
-            return;
-        }
+        self.forget_asker(&claim.name, &claim.session);
+        self.merge(claim);
+    }
+
+    /// Adds a claim to the view, within bounds. A session first heard of this way is silent from
+    /// now on (Rule 4).
+    fn merge(&mut self, claim: Claim) {
         let name = claim.name.clone();
-        if let Some(askers) = self.askers.get_mut(&name) {
-            askers.remove(&claim.session);
+        if self.view.len() >= self.config.max_names && self.view.top(&name).is_none() {
+            return;
         }
-        if self.members.get(&claim.session).is_none() {
-            // Heard of second-hand: its silence counts from now (Rule 4).
-            self.members.entry(&claim.session, self.now.at);
+        if !self.buried.contains_key(&claim.session)
+            && self.members.entry(&claim.session, self.now.at).is_none()
+        {
+            return;
         }
         if self.view.merge(claim) {
             self.dirty.insert(name);
@@ -519,9 +562,21 @@ impl Machine {
             || (self.view.len() < limit && self.held.len() < limit && self.ends.len() < limit)
     }
 
+    fn forget_asker(&mut self, name: &Name, session: &SessionId) {
+        if let Some(askers) = self.askers.get_mut(name) {
+            askers.remove(session);
+            if askers.is_empty() {
+                self.askers.remove(name);
+            }
+        }
+    }
+
     fn learn(&mut self, spec: Spec) {
-        let newer = self.specs.get(&spec.name).is_none_or(|known| spec.run > known.run);
-        if newer && self.specs.len() < self.config.max_names {
+        let newer = match self.specs.get(&spec.name) {
+            Some(known) => spec.run > known.run,
+            None => self.specs.len() < self.config.max_names,
+        };
+        if newer {
             self.dirty.insert(spec.name.clone());
             self.specs.insert(spec.name.clone(), spec);
         }
@@ -646,6 +701,7 @@ impl Machine {
         self.look_takeover(name);
         self.look_end(name);
         self.look_cleanup(name);
+        self.look_idle(name);
         self.show(name);
     }
 
@@ -666,6 +722,7 @@ impl Machine {
             Doing::Running | Doing::Kept => {
                 self.look_parked(name);
                 self.look_replicas(name);
+                self.look_callers(name);
                 self.look_hand(name);
             }
             Doing::Stopping(_) | Doing::Sealing { .. } | Doing::Moving { .. } => {
@@ -691,7 +748,7 @@ impl Machine {
 
     /// The state, watermark and releases that every datagram carries (Rule 2).
     fn publish_header(&mut self) {
-        let watermark = self.holding.first().map_or(self.next_number, |first| first - 1);
+        let watermark = self.holding.first().unwrap_or(&self.next_number).saturating_sub(1);
         self.recently_released.retain(|number| *number > watermark);
         let header =
             (self.state, watermark, self.recently_released.iter().copied().collect::<Vec<_>>());
@@ -762,9 +819,6 @@ impl Machine {
         {
             self.set_state(NodeState::Fenced);
         }
-        let memory = self.config.timing.tombstone_retention;
-        let now = self.now.at;
-        self.buried.retain(|_, at| now.since(*at) < memory);
     }
 
     /// Whether this node may take a task now.

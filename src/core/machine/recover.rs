@@ -326,7 +326,5 @@ impl Machine {
         let epoch = lease.epoch;
         self.push(Action::Start { spec, lease, from, lineage, seq });
         self.tell(Notice::Started { name: name.clone(), epoch, cause, from: source });
-        // Where nobody answered while it settled, `run` returns once a replica knows the spec.
-        self.alarm_in(name, ASK_AGAIN);
     }
 }

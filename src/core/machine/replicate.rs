@@ -107,13 +107,17 @@ impl Machine {
             task.replicas.iter().filter(|s| have(task, s)).cloned().collect();
         let wanted = task.replicas.len();
         let (replicas, mut changed) = (holders.len(), false);
+        let mut obsolete: Vec<SessionId> = Vec::new();
+        let latest = task.latest.clone();
         if replicas > 0 || (wanted == 0 && durable) {
             changed |= !std::mem::replace(&mut task.claim.checkpointed, true);
         }
         if replicas == wanted {
             let nodes: Vec<_> = holders.iter().map(|session| session.node.clone()).collect();
             if wanted > 0 && task.claim.replicas != nodes {
-                task.claim.replicas = nodes;
+                for old in std::mem::replace(&mut task.claim.replicas, nodes) {
+                    obsolete.extend(self.members.session_of(&old).cloned());
+                }
                 changed = true;
             }
         }
@@ -131,6 +135,11 @@ impl Machine {
             self.publish(name);
         }
         self.push(Action::Replicated { name: name.clone(), position, replicas, wanted });
+        if let Some(header) = latest.filter(|latest| latest.position == position) {
+            for old in obsolete.into_iter().filter(|old| !holders.contains(old)) {
+                self.send(&old, Message::Obsolete { header: header.clone() });
+            }
+        }
     }
 
     /// Membership changed: commits go to other nodes from now on, the newest at once.
@@ -151,8 +160,6 @@ impl Machine {
         let Some(latest) = task.latest.clone() else {
             return;
         };
-        let dropped: Vec<SessionId> =
-            task.replicas.iter().filter(|old| !targets.contains(old)).cloned().collect();
         let missing = targets
             .iter()
             .any(|new| task.acked.get(new).is_none_or(|held| *held < latest.position));
@@ -161,11 +168,6 @@ impl Machine {
             self.push(Action::Load { header: latest.clone() });
         } else {
             self.replicated(name, latest.position);
-        }
-        for old in dropped {
-            if !self.members.is_gone(&old) && !missing {
-                self.send(&old, Message::Obsolete { header: latest.clone() });
-            }
         }
     }
 
@@ -216,14 +218,15 @@ impl Machine {
             return;
         }
         if claim.session == *from {
-            self.learn_claim(claim);
+            self.learn_claim(claim.clone());
         }
+        self.revoke_failure(&claim);
         let reply = |result| Message::CheckpointReply { name: name.clone(), run, position, result };
         if !self.has_room(&name) {
             let why = "as many names as allowed are known here".to_owned();
             return self.send(from, reply(Err(Rejection::Unavailable(why))));
         }
-        if let Some(over) = self.over_run(&name, run) {
+        if let Some(over) = self.over_run(&claim) {
             return self.send(from, reply(Err(Rejection::Superseded(Box::new(over)))));
         }
         self.learn(spec.clone());
@@ -254,16 +257,16 @@ impl Machine {
         }
     }
 
-    /// The claim that shows that a run is over: its end, or a newer run.
-    fn over_run(&self, name: &Name, run: RunId) -> Option<Claim> {
-        if let Some((end, _)) = self.ends.get(name)
-            && end.run >= run
+    /// The claim that shows that a run is over: its end, or a newer run that has won.
+    fn over_run(&self, writer: &Claim) -> Option<Claim> {
+        if let Some((end, _)) = self.ends.get(&writer.name)
+            && end.ends(writer)
         {
             return Some(end.clone());
         }
         self.view
-            .claims(name)
-            .find(|claim| claim.run > run || (claim.run == run && claim.phase.is_terminal()))
+            .claims(&writer.name)
+            .find(|claim| claim.ends(writer) || (claim.run > writer.run && claim.has_won()))
             .cloned()
     }
 

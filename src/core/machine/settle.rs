@@ -67,7 +67,7 @@ impl Machine {
         self.push(crate::core::io::Action::PublishSpec(spec));
         self.publish(&name);
         let mut ask: BTreeSet<SessionId> = self.members.live().cloned().collect();
-        ask.extend(self.askers.get(&name).into_iter().flat_map(|askers| askers.keys().cloned()));
+        ask.extend(self.askers.get(&name).into_iter().flat_map(|askers| askers.iter().cloned()));
         self.ask(&name, ask);
         self.alarm_in(&name, self.config.timing.convergence());
     }
@@ -146,6 +146,23 @@ impl Machine {
         }
     }
 
+    /// `run` returns once a peer knows the spec, where one lives: until then it is asked again.
+    pub(super) fn look_callers(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get(name) else { return };
+        if task.callers.is_empty() {
+            return;
+        }
+        let (run, ask) = (task.claim.run, (task.claim.clone(), task.spec.clone()));
+        let live: Vec<SessionId> = self.members.live().cloned().collect();
+        if live.is_empty() {
+            return self.answer_callers(name, Ok(run));
+        }
+        for session in live {
+            self.asks.entry(session).or_default().push(ask.clone());
+        }
+        self.alarm_in(name, self.config.timing.convergence());
+    }
+
     /// Asks a peer again whose link has come up.
     pub(super) fn ask_again(&mut self, session: &SessionId) {
         for task in self.tasks.values() {
@@ -187,8 +204,10 @@ impl Machine {
         if task.claim.epoch != answer.epoch {
             return;
         }
+        let run = task.claim.run;
         let Doing::Settling(settling) = &mut task.doing else {
-            return;
+            // It started unanswered; now a peer knows the spec.
+            return self.answer_callers(&name, Ok(run));
         };
         match answer.verdict {
             Verdict::Held(claim) => {
@@ -251,7 +270,7 @@ impl Machine {
             .claims(name)
             .filter(|other| other.session != mine.session && other.run >= mine.run)
             .find(|other| {
-                other.phase.is_terminal()
+                other.ends(mine)
                     || (other.phase.is_held() && other.beats(mine) && !self.is_void(other))
             })
             .cloned()

@@ -1,7 +1,9 @@
 //! Who takes a name whose owner is gone, and when (Rules 5 to 7, 13, 24).
 
-use super::Machine;
+use std::time::Duration;
+
 use super::task::{Doing, Purpose};
+use super::{MAX_BURIED, Machine, TICK};
 use crate::core::claim::{Claim, Phase, Want};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Cause, Gone};
@@ -26,6 +28,10 @@ impl Machine {
         {
             return self.alarm(name, until);
         }
+        // A node that nobody echoes may be the one that is cut off (S2).
+        if !self.members.may_take_over(self.now.at) {
+            return self.alarm_in(name, TICK * 5);
+        }
         let Some((rank, purpose)) = self.takeover_rank(name, &top) else {
             return;
         };
@@ -45,16 +51,17 @@ impl Machine {
 
     /// The highest claim of a name nobody alive holds, since when, and why.
     fn vacant(&self, name: &Name) -> Option<(Claim, Time, Cause)> {
-        let top = self.view.top(name)?;
+        let claims =
+            || self.view.claims(name).filter(|claim| !self.buried.contains_key(&claim.session));
+        let top = claims().max_by(|a, b| a.order(b))?;
         if self.view.ended(name).is_some()
-            || self.ends.get(name).is_some_and(|(end, _)| end.run >= top.run)
+            || self.ends.get(name).is_some_and(|(end, _)| end.ends(top))
         {
             return None;
         }
-        let run = self.view.last_run(name)?;
         let mut since = None;
         let mut cause = Cause::Released;
-        for claim in self.view.claims(name).filter(|claim| claim.run == run) {
+        for claim in claims().filter(|claim| claim.run == top.run) {
             if claim.session == self.config.me && claim.phase.is_held() {
                 return None;
             }
@@ -75,7 +82,7 @@ impl Machine {
                 }
                 _ if claim.phase.is_held() => {
                     let (why, at) = gone?;
-                    since = since.max(Some(at));
+                    since = since.max(Some(at + self.longer_floor(claim, why)));
                     // A goodbye promises that everything has stopped.
                     if why != Gone::Left {
                         cause = Cause::Crash;
@@ -84,8 +91,18 @@ impl Machine {
                 _ => continue,
             }
         }
-        (top.run == run && top.phase != Phase::Superseded)
+        (top.phase != Phase::Superseded)
             .then(|| (top.clone(), since.unwrap_or(self.now_or_seen(name)), cause))
+    }
+
+    /// How much longer than mine the owner's silence floor is: a taker obeys the owner's (Rule 11).
+    fn longer_floor(&self, claim: &Claim, why: Gone) -> Duration {
+        match why {
+            Gone::Silent => {
+                claim.terms.silence_floor.saturating_sub(self.config.timing.silence_floor)
+            }
+            _ => Duration::ZERO,
+        }
     }
 
     /// Whether the target of a transfer has since written that it does not hold the name.
@@ -152,21 +169,42 @@ impl Machine {
         Some((u32::try_from(rank).ok()?, Purpose::Custody))
     }
 
-    /// Voids a dead session's claims once every name it held is in other hands (Rule 24).
+    /// Voids a dead session's claims (Rule 24).
     pub(super) fn bury(&mut self, session: &SessionId) {
-        let now = self.now.at;
-        self.buried.insert(session.clone(), now);
+        self.buried.insert(session.clone(), self.now.at);
+        self.members.forget(session);
+        self.touch_all_of(session);
+    }
+
+    /// Drops a buried session's claims: gossip has forgotten them too, and would bring them again.
+    fn drop_claims(&mut self, session: &SessionId) {
         for name in self.view.names_of(session) {
             self.view.remove(&name, session);
             self.dirty.insert(name);
         }
-        self.members.forget(session);
+        self.view.forget_session(session);
     }
 
-    /// Buries those of the gone whose names are all settled elsewhere.
+    /// Buries those of the gone whose names are all settled elsewhere, and forgets old graves.
     pub(super) fn tick_burials(&mut self) {
-        let grace = self.config.timing.dead_node_grace;
+        let timing = &self.config.timing;
+        let (grace, memory) = (timing.dead_node_grace, timing.tombstone_retention);
         let now = self.now.at;
+        // Looking through all that a dead session held is not for every tick.
+        if now.since(self.mourned) < timing.silence_floor {
+            return;
+        }
+        self.mourned = now;
+        let old: Vec<SessionId> = self
+            .buried
+            .iter()
+            .filter(|(_, at)| now.since(**at) >= memory)
+            .map(|(session, _)| session.clone())
+            .collect();
+        for session in old {
+            self.buried.remove(&session);
+            self.drop_claims(&session);
+        }
         let due: Vec<SessionId> = self
             .members
             .iter()
@@ -176,42 +214,17 @@ impl Machine {
                 self.view.names_of(session).iter().all(|name| {
                     self.view.get(name, session).is_some_and(|dead| {
                         self.view.claims(name).any(|other| {
-                            other.session != *session && other.beats(dead) && !self.is_void(other)
+                            !self.is_void(other)
+                                && other.session != *session
+                                && (other.beats(dead) || other.ends(dead))
                         })
                     })
                 })
             })
             .collect();
-        for session in due {
-            self.bury(&session);
+        for session in due.iter().take(MAX_BURIED.saturating_sub(self.buried.len())) {
+            self.bury(session);
+            self.drop_claims(session);
         }
-    }
-
-    /// The terminal record of a session that is gone: whoever holds it on its own publishes it on.
-    pub(super) fn look_end(&mut self, name: &Name) {
-        let Some((end, _)) = self.ends.get(name) else {
-            return;
-        };
-        if self.state == NodeState::Joining || self.tasks.contains_key(name) {
-            return;
-        }
-        let seen = self
-            .view
-            .claims(name)
-            .any(|claim| claim.run == end.run && claim.phase.is_terminal() && !self.is_void(claim));
-        let newer = self.view.last_run(name).is_some_and(|run| run > end.run);
-        if seen || newer {
-            return;
-        }
-        if end.session != self.config.me
-            && self.members.get(&end.session).is_some_and(|peer| peer.gone.is_none())
-        {
-            return;
-        }
-        let Some(spec) = self.specs.get(name).cloned() else {
-            return;
-        };
-        let end = end.clone();
-        self.adopt_end(end, spec);
     }
 }

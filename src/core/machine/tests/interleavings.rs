@@ -309,14 +309,18 @@ impl Run {
     fn unsettled_task(&self, text: &str, alive: &[SessionId]) -> Option<String> {
         let task = name(text);
         let running = self.world.running(text);
-        let owners: Vec<_> =
-            alive.iter().map(|n| self.world.nodes[n].owners.get(&task)).collect();
+        let owners: Vec<_> = alive.iter().map(|n| self.world.nodes[n].owners.get(&task)).collect();
         let what = || format!("{text}: runs on {running:?}, owners {owners:#?}");
         let Some(Some(owner)) = owners.first() else {
-            return (!running.is_empty() || owners.iter().any(Option::is_some) || self.promised(&task, alive))
-                .then(|| format!("unknown here or there: {}", what()));
+            return (!running.is_empty()
+                || owners.iter().any(Option::is_some)
+                || self.promised(&task, alive))
+            .then(|| format!("unknown here or there: {}", what()));
         };
-        if owners.iter().any(|o| o.is_none_or(|o| o.lease() != owner.lease() || o.phase != owner.phase)) {
+        if owners
+            .iter()
+            .any(|o| o.is_none_or(|o| o.lease() != owner.lease() || o.phase != owner.phase))
+        {
             return Some(format!("no agreement: {}", what()));
         }
         for node in alive {
@@ -328,11 +332,15 @@ impl Run {
         }
         let right = match &owner.phase {
             Phase::Running => running == [owner.session.clone()],
-            Phase::Finished | Phase::Failed | Phase::Cancelled | Phase::Paused => running.is_empty(),
+            Phase::Finished | Phase::Failed | Phase::Cancelled | Phase::Paused => {
+                running.is_empty()
+            }
             // Both need losses: three takeovers, or a checkpoint and its replica.
             Phase::Quarantined => running.is_empty() && self.losses >= 3,
             Phase::Parked { until_resumed: true } => {
-                running.is_empty() && self.losses >= 1 && self.setup.on_lost_state != OnLostState::Restart
+                running.is_empty()
+                    && self.losses >= 1
+                    && self.setup.on_lost_state != OnLostState::Restart
             }
             _ => false,
         };

@@ -262,6 +262,12 @@ pub(super) struct World {
     pub max_events: u64,
     /// How long one step of a name takes, where it is not [`World::step`].
     pub steps: BTreeMap<Name, Duration>,
+    /// Messages that a test loses for as long as it likes: from, to, what.
+    pub blocked: Option<fn(&SessionId, &SessionId, &Message) -> bool>,
+    /// Somebody waits for every commit (`checkpoint_now`).
+    pub forced: bool,
+    /// Where a name's code fails for good at its next step.
+    pub failing: BTreeSet<(Name, SessionId)>,
     pub sent: Vec<(Time, SessionId, SessionId, Message)>,
     pub record_messages: bool,
     pub steps_done: BTreeMap<Name, u64>,
@@ -300,6 +306,9 @@ impl World {
             busy: (0, 0),
             max_events: 50_000,
             steps: BTreeMap::new(),
+            blocked: None,
+            forced: false,
+            failing: BTreeSet::new(),
             sent: Vec::new(),
             record_messages: false,
             steps_done: BTreeMap::new(),
@@ -462,6 +471,47 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Cuts one node off from all others.
+    pub(super) fn isolate(&mut self, node: &SessionId) {
+        for other in self.nodes.keys().cloned().collect::<Vec<_>>() {
+            if other.node != node.node {
+                self.cut_both(node, &other);
+            }
+        }
+    }
+
+    /// A firewall between two nodes begins to REJECT: links break, connecting is refused, datagrams
+    /// are lost, and both processes live.
+    pub(super) fn reject(&mut self, a: &SessionId, b: &SessionId) {
+        self.cuts.insert((a.node.clone(), b.node.clone()));
+        self.cuts.insert((b.node.clone(), a.node.clone()));
+        self.unlink(a, b);
+        for (to, with) in [(a, b), (b, a)] {
+            let event = Event::LinkDown { with: with.clone(), refused: true };
+            self.at(MS, Due::Deliver { to: to.clone(), event });
+        }
+    }
+
+    /// Undoes the cuts between two nodes.
+    pub(super) fn mend(&mut self, a: &SessionId, b: &SessionId) {
+        self.cuts.remove(&(a.node.clone(), b.node.clone()));
+        self.cuts.remove(&(b.node.clone(), a.node.clone()));
+        self.at(MS * 100, Due::LinkCheck { a: a.clone(), b: b.clone() });
+    }
+
+    /// Everybody's gossip has forgotten a dead session; only the machines remember it.
+    pub(super) fn gossip_forgets(&mut self, session: &SessionId) {
+        for node in self.nodes.values_mut().filter(|node| node.session != *session) {
+            node.gossip.remove(session);
+            node.beaten.remove(session);
+        }
+    }
+
+    /// What a process leaves behind.
+    pub(super) fn disk_of(&self, session: &SessionId) -> Disk {
+        self.nodes[session].disk.clone()
     }
 
     /// SIGSTOP until `for_how_long` from now.
@@ -678,15 +728,41 @@ impl World {
         }
     }
 
-    /// Both sides end with the newer of what each knows, third sessions included.
+    /// Both sides end with the newer of what each knows, third sessions included. Where only the
+    /// question arrives, the asked learns the heartbeats in its digest and nothing else.
     fn exchange(&mut self, a: &SessionId, b: &SessionId) {
-        let open = !self.is_cut(a, b) && !self.is_cut(b, a);
-        if !open || !self.is_alive(a) || !self.is_alive(b) || self.is_paused(a) || self.is_paused(b)
+        if self.is_cut(a, b)
+            || !self.is_alive(a)
+            || !self.is_alive(b)
+            || self.is_paused(a)
+            || self.is_paused(b)
         {
             return;
         }
+        if self.is_cut(b, a) {
+            return self.digest(b, a);
+        }
         self.pull(a, b);
         self.pull(b, a);
+    }
+
+    fn digest(&mut self, to: &SessionId, from: &SessionId) {
+        let theirs = self.nodes[from].gossip.clone();
+        let now = self.now;
+        let mut newer = Vec::new();
+        if let Some(node) = self.nodes.get_mut(to) {
+            for (of, new) in theirs.into_iter().filter(|(of, _)| of != to) {
+                let old = node.gossip.entry(of.clone()).or_default();
+                if new.heartbeat > old.heartbeat {
+                    Rc::make_mut(old).heartbeat = new.heartbeat;
+                    node.beaten.insert(of.clone(), now);
+                    newer.push(of);
+                }
+            }
+        }
+        for of in newer {
+            self.give(to, Event::Heartbeat { of });
+        }
     }
 
     fn pull(&mut self, to: &SessionId, from: &SessionId) {
@@ -908,6 +984,9 @@ impl World {
             Message::Relay { message, .. } => message,
             other => other,
         };
+        if self.blocked.is_some_and(|blocked| blocked(session, &to, inner)) {
+            return;
+        }
         let mut delays = vec![MS / 5];
         if let Some(at) = self.faults.iter().position(|fault| (fault.hits)(inner)) {
             match self.faults[at].fate {
@@ -1125,6 +1204,7 @@ impl World {
     fn step_done(&mut self, session: &SessionId, name: &Name, generation: u64) {
         let (now, paused) = (self.now, self.is_paused(session));
         let poisoned = self.poison.contains(name);
+        let failing = self.failing.contains(&(name.clone(), session.clone()));
         let Some(node) = self.nodes.get_mut(session) else { return };
         let permit = node.permit;
         let Some(task) = node.loops.get_mut(name).filter(|t| t.generation == generation) else {
@@ -1173,7 +1253,10 @@ impl World {
         task.committed = Some((header.clone(), state.clone()));
         let epoch = task.lease.epoch;
         let (done, seq, run) = (task.seq >= task.goal, task.seq, task.spec.run);
-        let event = if done {
+        let event = if failing {
+            let outcome = Outcome::Failed("the database is away".to_owned());
+            Event::Ended { name: name.clone(), epoch, outcome }
+        } else if done {
             self.finished.entry(name.clone()).or_default().push((run, seq));
             Event::Ended {
                 name: name.clone(),
@@ -1185,7 +1268,8 @@ impl World {
             Event::Stopped { name: name.clone(), epoch, sealed, dropped: false }
         } else {
             self.at(step, again);
-            return self.give(session, Event::Committed { header, state, forced: false });
+            let forced = self.forced;
+            return self.give(session, Event::Committed { header, state, forced });
         };
         if let Some(task) = self.nodes.get_mut(session).and_then(|n| n.loops.remove(name)) {
             self.stretches[task.stretch].end = Some(now);
@@ -1244,6 +1328,29 @@ impl World {
     pub(super) fn assert_no_overlap(&self) {
         let overlaps = self.overlaps();
         assert!(overlaps.is_empty(), "ran twice: {:#?}", overlaps.first());
+    }
+
+    /// The claim that one session publishes of a name.
+    pub(super) fn claim_of(&self, session: &SessionId, task: &str) -> Option<&Claim> {
+        self.nodes[session].gossip[session].claims.get(&name(task))
+    }
+
+    /// Who owns a name, as one node sees it.
+    pub(super) fn owner(&self, at: &SessionId, task: &str) -> Option<&Claim> {
+        self.nodes[at].owners.get(&name(task))
+    }
+
+    /// Stretches of a name that began after a point in time.
+    pub(super) fn since(&self, task: &str, from: Time) -> Vec<&Stretch> {
+        let task = name(task);
+        self.stretches.iter().filter(|s| s.name == task && s.start > from).collect()
+    }
+
+    /// The one session that runs a name.
+    pub(super) fn runner(&self, task: &str) -> SessionId {
+        let running = self.running(task);
+        assert_eq!(running.len(), 1, "{task} runs on {running:?}");
+        running[0].clone()
     }
 
     pub(super) fn told(&self, at: &SessionId, test: impl Fn(&Notice) -> bool) -> usize {

@@ -1,0 +1,60 @@
+//! What `/proc` says of the machine and of processes.
+
+use std::fs;
+
+use anyhow::Context;
+use serde::Serialize;
+
+/// The machine a figure was measured on.
+#[derive(Debug, Serialize)]
+pub struct Machine {
+    processor: String,
+    cores: usize,
+    memory_gib: f64,
+    kernel: String,
+    /// Of the last minute, before the benchmark: above zero, others were using the machine.
+    load: String,
+    build: &'static str,
+}
+
+impl Machine {
+    /// This one.
+    pub fn here() -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let field = |path, name: &str| {
+            let text = read(path);
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            let value = line.and_then(|line| line.split_once(':'));
+            value.map(|(_, value)| value.trim().to_owned())
+        };
+        let memory = field("/proc/meminfo", "MemTotal").unwrap_or_default();
+        let kib: f64 = memory.trim_end_matches(" kB").parse().unwrap_or_default();
+        Self {
+            processor: field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown".into()),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_gib: (kib / 104_857.6).round() / 10.0,
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            load: read("/proc/loadavg").split(' ').next().unwrap_or_default().to_owned(),
+            build: if cfg!(debug_assertions) { "debug" } else { "release" },
+        }
+    }
+}
+
+/// The processor time a process has used, in seconds.
+pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is the program's name in parentheses, and may hold anything.
+    let (_, fields) = stat.rsplit_once(')').context("no process status")?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
+    let ticks: f64 = ticks.sum::<Result<f64, _>>()?;
+    Ok(ticks / rustix::param::clock_ticks_per_second() as f64)
+}
+
+/// The memory a process has resident, in MiB.
+pub fn resident_mib(pid: u32) -> anyhow::Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    let kib: f64 = kib.context("no resident size")?.trim().parse()?;
+    Ok((kib / 102.4).round() / 10.0)
+}

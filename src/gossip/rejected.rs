@@ -1,0 +1,50 @@
+//! Why something was dropped, and how often.
+
+/// Why a datagram, or a part of one, was dropped. Nothing is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rejected {
+    /// Too short to be sealed.
+    Short,
+    /// Sealed in another format.
+    Version,
+    /// Sealed under a key this node does not hold.
+    Key,
+    /// Forged, damaged, or of another cluster.
+    Seal,
+    /// Authentic, but its content makes no sense to this build.
+    Malformed,
+    /// It claims to come from this very session.
+    Own,
+    /// Seen before, or older than the window.
+    Replayed,
+    /// Its sender has not yet shown that it hears this node, so it may be a recording.
+    Unverified,
+    /// More sessions or records than the limits allow.
+    Limit,
+    /// A heartbeat or generation that time does not explain.
+    Implausible,
+    /// The engine is behind; chitchat will repeat it.
+    Busy,
+}
+
+impl Rejected {
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Short => "short",
+            Self::Version => "version",
+            Self::Key => "key",
+            Self::Seal => "seal",
+            Self::Malformed => "malformed",
+            Self::Own => "own",
+            Self::Replayed => "replayed",
+            Self::Unverified => "unverified",
+            Self::Limit => "limit",
+            Self::Implausible => "implausible",
+            Self::Busy => "busy",
+        }
+    }
+
+    pub(super) fn count(self) {
+        metrics::counter!("handover_gossip_rejected_total", "reason" => self.reason()).increment(1);
+    }
+}

@@ -1,0 +1,212 @@
+//! Who is there, and who may speak.
+
+use super::super::seal::Sealer;
+use super::*;
+
+#[tokio::test]
+async fn state_and_watermark_reach_a_peer() {
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    a.gossip.set_header(NodeState::Draining, 17, vec![21, 19, 3]);
+    b.until_event("the header arrives", |event| match event {
+        GossipEvent::Heard {
+            from, state: NodeState::Draining, watermark: 17, released, ..
+        } => *from == a.session && *released == [19, 21],
+        _ => false,
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_fenced_node_is_heard_but_its_heartbeat_stops() {
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    let c = Node::start(3, &[&a]).await;
+    b.until_caught_up(&a).await;
+    c.until_caught_up(&a).await;
+    a.gossip.set_header(NodeState::Fenced, 0, Vec::new());
+    // What was under way, also from b to c, arrives.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    b.drain();
+    c.drain();
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    for node in [&b, &c] {
+        assert_eq!(node.count(beats_of(&a.session)), 0, "a heartbeat went out");
+        let fenced = node.count(|event| {
+            matches!(event, GossipEvent::Heard { from, state: NodeState::Fenced, .. } if *from == a.session)
+        });
+        assert!(fenced >= 3, "heard {fenced} times");
+    }
+    assert!(b.count(beats_of(&c.session)) > 5);
+}
+
+#[tokio::test]
+async fn a_node_that_comes_back_is_heard_and_gossiped_with_at_once() {
+    let slow = |seeds, faults: Faulty| {
+        let mut config = config(session(9), seeds, faults.clone());
+        // Rounds alone would take seconds.
+        config.timing.gossip_interval = Duration::from_millis(400);
+        Node::with(config, faults)
+    };
+    let a = slow(Vec::new(), Faulty::default()).await;
+    let b = slow(vec![a.gossip.local_addr()], Faulty::default()).await;
+    b.until_caught_up(&a).await;
+    a.until_caught_up(&b).await;
+    b.faults.cut.store(true, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    a.put(&name(1), Some("meanwhile"));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    a.drain();
+    b.drain();
+    let start = SystemClock.boot();
+    b.faults.cut.store(false, Ordering::Relaxed);
+    a.until_event("b is heard", heard_of(&b.session)).await;
+    b.until_record(&a, &name(1), Some("meanwhile")).await;
+    let took = SystemClock.boot().since(start);
+    assert!(took < Duration::from_millis(700), "{took:?}");
+}
+
+#[tokio::test]
+async fn silence_is_suspected_and_life_clears_it() {
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    b.until_caught_up(&a).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    a.faults.cut.store(true, Ordering::Relaxed);
+    let suspicion = |of: SessionId, wanted| move |event: &GossipEvent| matches!(event, GossipEvent::Suspicion { of: about, suspected } if *about == of && *suspected == wanted);
+    b.until_event("a is suspected", suspicion(a.session.clone(), true)).await;
+    a.faults.cut.store(false, Ordering::Relaxed);
+    b.until_event("a is cleared", suspicion(a.session.clone(), false)).await;
+}
+
+#[tokio::test]
+async fn strangers_are_not_answered_and_change_nothing() {
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    b.until_caught_up(&a).await;
+    let stranger = SystemNetwork.bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+    let to = a.gossip.local_addr();
+    let foreign = [
+        Sealer::new(&Key::new([8; 32]).into(), "test"),
+        Sealer::new(&Key::new([7; 32]).into(), "other"),
+    ];
+    let mut plain = Vec::new();
+    let header = header::Header {
+        session: session(66),
+        counter: 1,
+        echo: None,
+        state: NodeState::Up,
+        watermark: 0,
+        released: Vec::new(),
+    };
+    header::encode(&header, header::Payload::Probe, &mut plain);
+    for sealer in foreign {
+        let mut datagram = Vec::new();
+        sealer.seal(&plain, &mut datagram).unwrap();
+        stranger.send_to(&datagram, to).await.unwrap();
+    }
+    for len in [0, 1, 45, 500] {
+        let noise: Vec<u8> = (0..len).map(|_| rand::random()).collect();
+        stranger.send_to(&noise, to).await.unwrap();
+    }
+    let mut buffer = [0; 2000];
+    let answer = stranger.recv_from(&mut buffer);
+    let answer = tokio::time::timeout(Duration::from_millis(300), answer).await;
+    assert!(answer.is_err(), "a stranger was answered");
+    assert_eq!(a.count(heard_of(&header.session)), 0);
+
+    // The same probe under the right key is answered, once, and the answer is small.
+    let right = Sealer::new(&Key::new([7; 32]).into(), "test");
+    let mut datagram = Vec::new();
+    right.seal(&plain, &mut datagram).unwrap();
+    stranger.send_to(&datagram, to).await.unwrap();
+    stranger.send_to(&datagram, to).await.unwrap();
+    let (len, _) =
+        tokio::time::timeout(PATIENCE, stranger.recv_from(&mut buffer)).await.unwrap().unwrap();
+    let (answer, payload) = header::decode(right.open(&mut buffer[..len]).unwrap()).unwrap();
+    assert_eq!(payload, header::Payload::Answer);
+    assert_eq!(answer.session, a.session);
+    assert_eq!(answer.echo, Some(header::Echo { nonce: header.session.nonce, counter: 1 }));
+    assert!(len <= datagram.len() + 32);
+    let again = stranger.recv_from(&mut buffer);
+    let again = tokio::time::timeout(Duration::from_millis(50), again).await;
+    assert!(again.is_err(), "a replayed probe was answered");
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_a_typed_error() {
+    let a = Node::start(1, &[]).await;
+    let mut config = config(session(2), Vec::new(), Faulty::default());
+    config.listen = a.gossip.local_addr();
+    let (sender, _receiver) = mpsc::channel(16);
+    match Gossip::start(config, sender).await {
+        Err(GossipError::AddressInUse { address }) => assert_eq!(address, a.gossip.local_addr()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_senseless_limit_is_a_typed_error() {
+    let mut config = config(session(2), Vec::new(), Faulty::default());
+    config.limits.page_bytes = 1 << 20;
+    let (sender, _receiver) = mpsc::channel(16);
+    let error = Gossip::start(config, sender).await.unwrap_err();
+    assert!(matches!(error, GossipError::Limit { what: "page_bytes", .. }));
+}
+
+#[tokio::test]
+async fn shutdown_frees_the_address_and_ends_the_events() {
+    let (sender, mut receiver) = mpsc::channel(16);
+    let first = config(session(1), Vec::new(), Faulty::default());
+    let gossip = Gossip::start(first, sender).await.unwrap();
+    let address = gossip.local_addr();
+    gossip.shutdown().await;
+    let drained = async { while receiver.recv().await.is_some() {} };
+    tokio::time::timeout(PATIENCE, drained).await.unwrap();
+    assert!(SystemNetwork.bind(address).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_persisted_address_book_finds_the_others_without_a_seed() {
+    let a = Node::start(1, &[]).await;
+    let faults = Faulty::default();
+    let mut config = config(session(2), Vec::new(), faults.clone());
+    config.known = vec![(a.session.clone(), a.gossip.local_addr())];
+    let b = Node::with(config, faults).await;
+    a.put(&name(1), Some("one"));
+    b.until_record(&a, &name(1), Some("one")).await;
+    b.gossip.retire(&a.session);
+    assert_eq!(b.gossip.address_book(), []);
+}
+
+#[tokio::test]
+async fn an_echo_never_claims_to_be_sent_later_than_it_was() {
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    b.until_caught_up(&a).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let now = SystemClock.boot();
+    let mut echoes: Vec<Time> = Vec::new();
+    for event in b.drain() {
+        if let GossipEvent::Heard { echoed, .. } = event {
+            echoes.extend(echoed);
+        }
+    }
+    assert!(echoes.len() > 5);
+    assert!(echoes.iter().all(|sent| *sent < now));
+    assert!(echoes.is_sorted());
+    assert!(now.since(*echoes.last().unwrap()) < Duration::from_millis(300));
+}
+
+#[tokio::test]
+async fn an_idle_pair_sends_little() {
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    b.until_caught_up(&a).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let before = a.faults.sent.load(Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let sent = a.faults.sent.load(Ordering::Relaxed) - before;
+    // 20 rounds a second each; of a handshake's three datagrams a sends one or two.
+    assert!((20..=100).contains(&sent), "{sent} datagrams in a second");
+}

@@ -1,0 +1,90 @@
+//! What the control loop shows to handles: written by it alone, read without waiting.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{broadcast, watch};
+
+use super::event::{Events, NodeEvent};
+use super::status::PeerStatus;
+use crate::core::record::NodeState;
+use crate::registry::Registry;
+
+/// The node at a glance.
+#[derive(Clone, Debug)]
+pub(crate) struct View {
+    /// The machine's state.
+    pub(crate) state: NodeState,
+    /// Joined, with peers or alone on purpose, and not on the way out.
+    pub(crate) ready: bool,
+    /// A drain has begun; it never ends otherwise than with the node.
+    pub(crate) draining: bool,
+    /// The control loop has ended.
+    pub(crate) closed: bool,
+    /// The other nodes.
+    pub(crate) peers: Arc<[PeerStatus]>,
+}
+
+/// Shared by the control loop, the node and its handles.
+#[derive(Debug)]
+pub(crate) struct Board {
+    pub(crate) registry: Arc<Registry>,
+    view: watch::Sender<View>,
+    /// None once the node has closed, which ends the readers' streams.
+    events: Mutex<Option<broadcast::Sender<NodeEvent>>>,
+}
+
+impl Board {
+    /// With room for `backlog` events and changes that a reader has not read yet.
+    pub(crate) fn new(backlog: usize) -> Self {
+        Self {
+            registry: Arc::new(Registry::new(backlog)),
+            view: watch::Sender::new(View {
+                state: NodeState::Joining,
+                ready: false,
+                draining: false,
+                closed: false,
+                peers: Arc::new([]),
+            }),
+            events: Mutex::new(Some(broadcast::channel(backlog.max(1)).0)),
+        }
+    }
+
+    pub(crate) fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    pub(crate) fn views(&self) -> watch::Receiver<View> {
+        self.view.subscribe()
+    }
+
+    /// Changes the view; wakes those who wait for it only if `change` says that it did.
+    pub(crate) fn update(&self, change: impl FnOnce(&mut View) -> bool) {
+        self.view.send_if_modified(change);
+    }
+
+    pub(crate) fn tell(&self, event: NodeEvent) {
+        if let Some(events) = &*self.events.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Nobody listens: nothing to tell.
+            let _ = events.send(event);
+        }
+    }
+
+    pub(crate) fn events(&self) -> Events {
+        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        Events::new(match &*events {
+            Some(events) => events.subscribe(),
+            None => broadcast::channel(1).1,
+        })
+    }
+
+    /// Ends every stream and every wait.
+    pub(crate) fn close(&self) {
+        self.registry.close();
+        self.events.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.update(|view| {
+            view.closed = true;
+            view.ready = false;
+            true
+        });
+    }
+}

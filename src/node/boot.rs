@@ -1,0 +1,355 @@
+//! Starting: from checked settings to a control loop that runs.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+
+use super::board::Board;
+use super::builder::Config;
+use super::command::Command;
+use super::control::{Closing, Control, Inputs, Unanswered};
+use super::disk::{self, Disk};
+use super::error::StartError;
+use super::executor::Running;
+use super::peers::Peers;
+use super::queries::Queries;
+use super::tally::Tally;
+use super::{Inner, Node, fresh_uuid, metrics, revision};
+use crate::clock;
+use crate::core::claim::Mode;
+use crate::core::ids::SessionId;
+use crate::core::machine::{Machine, MachineConfig};
+use crate::core::record::NodeRecord;
+use crate::gossip::{Gossip, GossipConfig, GossipError, GossipEvent, GossipLimits};
+use crate::link::{LinkConfig, LinkError, LinkEvent, LinkLimits, Links};
+use crate::task::{Kinds, Runner, RunnerConfig, Throttle};
+
+/// Requests of handles that wait for the control loop; a handle waits beyond that.
+const COMMANDS: usize = 1024;
+/// Events of each source that wait for the control loop; the source waits beyond that.
+const EVENTS: usize = 4096;
+/// How often a free port is looked for: another process can take it between its two sockets.
+const PORT_ATTEMPTS: usize = 16;
+
+/// What a started control loop tells its node.
+struct Up {
+    session: SessionId,
+    address: SocketAddr,
+}
+
+/// Starts a node.
+pub(super) async fn start(mut config: Config) -> Result<Node, StartError> {
+    let tasks = Handle::try_current().map_err(|_| StartError::NoRuntime)?;
+    metrics::describe();
+    let settings = &mut config.settings;
+    let kinds = Arc::new(std::mem::take(&mut settings.kinds));
+    let board = Arc::new(Board::new(settings.event_backlog));
+    let (commands, queue) = mpsc::channel(COMMANDS);
+    let (cluster, clock) = (settings.cluster.clone(), settings.clock.clone());
+    let (drain_budget, accept_delay) = (settings.drain_budget, settings.accept_delay);
+    let booting = match settings.data_dir {
+        Some(_) => settings.timing.solo_after + settings.timing.boot_wait,
+        None => Duration::ZERO,
+    };
+    let convergence = settings.timing.convergence();
+    let (call_timeout, executor) = (settings.call_timeout, settings.executor);
+
+    let (ready, started) = oneshot::channel();
+    let parts =
+        Parts { config, tasks, kinds: kinds.clone(), board: board.clone(), commands: queue };
+    let running = Running::spawn(executor, launch(parts, ready)).map_err(StartError::Thread)?;
+    let up = match started.await {
+        Ok(Ok(up)) => up,
+        Ok(Err(error)) => {
+            running.join().await;
+            return Err(error);
+        }
+        Err(_) => {
+            return Err(StartError::Thread(io::Error::other(
+                "it ended before the node had started",
+            )));
+        }
+    };
+    Ok(Node(Arc::new(Inner {
+        cluster,
+        session: up.session,
+        address: up.address,
+        clock,
+        commands,
+        board,
+        drain_budget,
+        accept_delay,
+        call_timeout,
+        started: Instant::now(),
+        booting,
+        convergence,
+        kinds,
+        running,
+    })))
+}
+
+/// Everything a control loop is made of that exists before it.
+struct Parts {
+    config: Config,
+    tasks: Handle,
+    kinds: Arc<Kinds>,
+    board: Arc<Board>,
+    commands: mpsc::Receiver<Command>,
+}
+
+/// Starts and runs the control loop.
+async fn launch(parts: Parts, ready: oneshot::Sender<Result<Up, StartError>>) {
+    match assemble(parts).await {
+        Ok((control, inputs)) => {
+            let up = Up { session: control.me.clone(), address: control.address };
+            // Whoever wanted the node may have stopped waiting: then it ends before it began.
+            if ready.send(Ok(up)).is_ok() {
+                Box::pin(control.run(inputs)).await;
+            }
+        }
+        Err(error) => drop(ready.send(Err(error))),
+    }
+}
+
+async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
+    let Parts { config, tasks, kinds, board, commands } = parts;
+    let settings = &config.settings;
+    let (clock, network) = (settings.clock.clone(), settings.network.clone());
+    let wall_ms = clock.wall_ms();
+    let me = SessionId::new(config.node_id.clone(), fresh_uuid(wall_ms));
+    let revision = match &settings.revision {
+        Some(label) => label.clone(),
+        // Reads the whole executable.
+        None => spawn_blocking(revision::detect).await.unwrap_or_else(|_| "unknown".into()),
+    };
+    let disk = disk::open(settings.data_dir.as_deref(), &settings.cluster, &me, wall_ms).await?;
+    let seeds = settings.seeds.resolve(&*network).await?;
+    let (found_seeds, seed_inputs) = mpsc::channel(1);
+    let resolving = settings.seeds.keep_resolving(network.clone(), found_seeds);
+    let advertise = advertised(config.listen, config.advertise, seeds.first())?;
+
+    let (gossip_events, gossip_inputs) = mpsc::channel(EVENTS);
+    let (link_events, link_inputs) = mpsc::channel(EVENTS);
+    let events = (gossip_events, link_events);
+    let sockets = open_sockets(&config, &me, &disk, &seeds, advertise, events).await?;
+    let address = SocketAddr::new(advertise.ip(), advertised_port(advertise, &sockets.links));
+
+    let record = NodeRecord {
+        address,
+        revision: revision.clone(),
+        since_ms: wall_ms,
+        kinds: kinds.versions(),
+        max_running: settings.max_running,
+        succeeds: disk.succeeds,
+    };
+    sockets.gossip.set_record(&record);
+    let machine = Machine::new(
+        clock::now(&*clock),
+        MachineConfig {
+            me: me.clone(),
+            record,
+            timing: settings.timing.clone(),
+            mode: Mode::Available,
+            replicas: settings.replicas,
+            seeds: settings.seeds.any(),
+            members: disk.members.iter().map(|(session, _)| session.clone()).collect(),
+            boot: disk.offers,
+            durable: disk.keep.is_durable(),
+            known_dead: settings.known_dead,
+            max_names: settings.max_names,
+            on_lost_state: settings.on_lost_state,
+        },
+    );
+    let (runner_events, runner_inputs) = mpsc::channel(EVENTS);
+    let runner = Runner::new(
+        RunnerConfig {
+            handle: tasks,
+            clock: clock.clone(),
+            revision: revision.clone(),
+            kinds,
+            throttle: Throttle {
+                interval: settings.checkpoint_interval,
+                bytes: settings.checkpoint_bytes,
+            },
+            slots: settings.transfer_slots,
+            drain_budget: settings.drain_budget,
+            closure_grace: settings.timing.stop_grace,
+        },
+        runner_events,
+    );
+    tracing::info!(target: "handover::node", session = %me, %address, revision, "listening");
+    let now = clock.boot();
+    let control = Control {
+        cluster: settings.cluster.clone(),
+        me,
+        address,
+        revision,
+        clock,
+        _closing: Closing(board.clone()),
+        board,
+        machine,
+        gossip: sockets.gossip,
+        links: sockets.links,
+        runner,
+        store: disk.worker,
+        disk: disk.keep,
+        peers: Peers::default(),
+        own: BTreeMap::new(),
+        progress: BTreeMap::new(),
+        calls: BTreeMap::new(),
+        next_call: 0,
+        queries: Queries::default(),
+        tally: Tally::default(),
+        draining: None,
+        goodbye: None,
+        ending: None,
+        gauged: now,
+        unanswered: settings
+            .seeds
+            .any()
+            .then_some(Unanswered { seeds, until: now + settings.timing.silence_floor }),
+        _resolving: resolving,
+    };
+    let inputs = Inputs {
+        commands,
+        gossip: gossip_inputs,
+        links: link_inputs,
+        runner: runner_inputs,
+        store: disk.replies,
+        seeds: seed_inputs,
+    };
+    Ok((control, inputs))
+}
+
+/// Both ways to the outside, on one address.
+struct Sockets {
+    gossip: Gossip,
+    links: Links,
+}
+
+/// Opens the stream listener first: whoever hears our datagrams may connect at once, and a refusal
+/// would look like a death.
+async fn open_sockets(
+    config: &Config,
+    me: &SessionId,
+    disk: &Disk,
+    seeds: &[SocketAddr],
+    advertise: SocketAddr,
+    (gossip_events, link_events): (mpsc::Sender<GossipEvent>, mpsc::Sender<LinkEvent>),
+) -> Result<Sockets, StartError> {
+    let settings = &config.settings;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        let links = Links::start(
+            LinkConfig {
+                cluster: settings.cluster.clone(),
+                keyring: config.keyring.clone(),
+                session: me.clone(),
+                listen: config.listen,
+                advertise,
+                limits: LinkLimits {
+                    dead_after: settings.timing.silence_floor / 2,
+                    ..LinkLimits::default()
+                },
+                clock: settings.clock.clone(),
+                network: settings.network.clone(),
+            },
+            link_events.clone(),
+        )
+        .await
+        .map_err(|error| {
+            let LinkError::Listen { address, source } = error;
+            cannot_listen(address, source)
+        })?;
+        let listen = links.local_addr();
+        let port = advertised_port(advertise, &links);
+        let gossip = Gossip::start(
+            GossipConfig {
+                cluster: settings.cluster.clone(),
+                keyring: config.keyring.clone(),
+                session: me.clone(),
+                generation: disk.generation,
+                on_generation: disk.on_generation(),
+                listen,
+                advertise: SocketAddr::new(advertise.ip(), port),
+                seeds: seeds.to_vec(),
+                timing: settings.timing.clone(),
+                limits: GossipLimits::default(),
+                clock: settings.clock.clone(),
+                network: settings.network.clone(),
+                known: disk.members.clone(),
+            },
+            gossip_events.clone(),
+        )
+        .await;
+        match gossip {
+            Ok(gossip) => return Ok(Sockets { gossip, links }),
+            // The port was free for streams only: any other will do.
+            Err(GossipError::AddressInUse { .. })
+                if config.listen.port() == 0 && attempt < PORT_ATTEMPTS =>
+            {
+                links.shutdown().await;
+            }
+            Err(GossipError::AddressInUse { address }) => {
+                return Err(StartError::AddressInUse(address));
+            }
+            Err(GossipError::Bind { address, source }) => {
+                return Err(cannot_listen(address, source));
+            }
+            Err(error) => return Err(cannot_listen(listen, io::Error::other(error))),
+        }
+    }
+}
+
+fn cannot_listen(address: SocketAddr, source: io::Error) -> StartError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => StartError::AddressInUse(address),
+        _ => StartError::CannotListen { address, source },
+    }
+}
+
+/// The port that others reach: the one listened on, unless another was given.
+fn advertised_port(advertise: SocketAddr, links: &Links) -> u16 {
+    match advertise.port() {
+        0 => links.local_addr().port(),
+        port => port,
+    }
+}
+
+/// The address that others reach; its port may still be open.
+fn advertised(
+    listen: SocketAddr,
+    advertise: Option<SocketAddr>,
+    seed: Option<&SocketAddr>,
+) -> Result<SocketAddr, StartError> {
+    if let Some(advertise) = advertise {
+        return Ok(advertise);
+    }
+    if !listen.ip().is_unspecified() {
+        return Ok(listen);
+    }
+    let own = seed.and_then(|seed| own_address_towards(*seed).ok());
+    match own.filter(|own| !own.is_unspecified()) {
+        Some(own) => Ok(SocketAddr::new(own, listen.port())),
+        None => Err(StartError::NoAdvertisedAddress(listen)),
+    }
+}
+
+/// Which of its addresses this host would send from. Nothing is sent.
+fn own_address_towards(peer: SocketAddr) -> io::Result<IpAddr> {
+    let any: SocketAddr = match peer {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+    };
+    let socket = std::net::UdpSocket::bind(any)?;
+    socket.connect(peer)?;
+    Ok(socket.local_addr()?.ip())
+}

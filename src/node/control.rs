@@ -1,0 +1,288 @@
+//! The control loop: it alone holds a node's state, takes events in order, and carries out what the
+//! machine decides.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::board::Board;
+use super::command::{Command, Goodbye};
+use super::disk::Keep;
+use super::draining::Draining;
+use super::event::NodeEvent;
+use super::metrics;
+use super::peers::Peers;
+use super::pending::Pending;
+use super::queries::Queries;
+use super::tally::Tally;
+use crate::checkpoint::{Answer, StoreWorker};
+use crate::clock::{self, SharedClock};
+use crate::core::branch::Progress;
+use crate::core::claim::Claim;
+use crate::core::ids::{Name, RunId, SessionId};
+use crate::core::io::{CallError, Event};
+use crate::core::machine::Machine;
+use crate::core::record::NodeState;
+use crate::core::time::Time;
+use crate::gossip::{Gossip, GossipEvent};
+use crate::link::{LinkEvent, Links};
+use crate::task::Runner;
+
+/// Events taken from one source before the others have their turn.
+const BATCH: usize = 256;
+/// The clock is looked at that often, whatever the timers say: they may stand still in suspend.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long a node that leaves waits for its disk.
+const FLUSH: Duration = Duration::from_secs(5);
+/// How often the gauges are set, and the address book is saved if it has changed.
+const GAUGES: Duration = Duration::from_secs(1);
+
+/// Where events come from.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) gossip: mpsc::Receiver<GossipEvent>,
+    pub(super) links: mpsc::Receiver<LinkEvent>,
+    pub(super) runner: mpsc::Receiver<Event>,
+    pub(super) store: mpsc::Receiver<Answer<Pending>>,
+    /// What the seeds' name stands for now.
+    pub(super) seeds: mpsc::Receiver<Vec<SocketAddr>>,
+}
+
+/// One event, from wherever.
+#[derive(Debug)]
+enum Input {
+    Command(Command),
+    Gossip(GossipEvent),
+    Link(LinkEvent),
+    Runner(Event),
+    Store(Answer<Pending>),
+    Seeds(Vec<SocketAddr>),
+    /// All handles are gone.
+    Deserted,
+    Time,
+}
+
+/// A caller that waits for the machine.
+pub(super) type Caller = oneshot::Sender<Result<RunId, CallError>>;
+
+/// See the module.
+pub(super) struct Control {
+    pub(super) cluster: String,
+    pub(super) me: SessionId,
+    pub(super) address: SocketAddr,
+    pub(super) revision: String,
+    pub(super) clock: SharedClock,
+    pub(super) board: Arc<Board>,
+    pub(super) _closing: Closing,
+    pub(super) machine: Machine,
+    pub(super) gossip: Gossip,
+    pub(super) links: Links,
+    pub(super) runner: Runner,
+    pub(super) store: StoreWorker<Pending>,
+    pub(super) disk: Keep,
+    pub(super) peers: Peers,
+    /// What this node publishes.
+    pub(super) own: BTreeMap<Name, Claim>,
+    /// The newest committed progress of what is run or kept here.
+    pub(super) progress: BTreeMap<Name, (RunId, Progress)>,
+    pub(super) calls: BTreeMap<u64, Caller>,
+    pub(super) next_call: u64,
+    pub(super) queries: Queries,
+    pub(super) tally: Tally,
+    pub(super) draining: Option<Draining>,
+    pub(super) goodbye: Option<oneshot::Sender<Goodbye>>,
+    pub(super) ending: Option<Ending>,
+    pub(super) gauged: Time,
+    pub(super) unanswered: Option<Unanswered>,
+    pub(super) _resolving: Option<AbortOnDropHandle<()>>,
+}
+
+/// Seeds that nobody has answered at so far.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    pub(super) seeds: Vec<SocketAddr>,
+    /// When that is worth a word.
+    pub(super) until: Time,
+}
+
+/// How the loop ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// After a goodbye.
+    Left,
+    /// Abruptly.
+    Closed,
+}
+
+impl Control {
+    /// Runs until told to leave or close, or until nobody holds the node any more.
+    pub(super) async fn run(mut self, mut inputs: Inputs) {
+        self.report_damage(self.disk.store.take_damage());
+        self.act();
+        while self.ending.is_none() {
+            let first = self.next(&mut inputs).await;
+            self.take(first);
+            // What is ready is taken together, so that the machine can answer it together.
+            for input in ready(&mut inputs) {
+                self.take(input);
+            }
+            self.keep_time();
+            self.act();
+        }
+        self.end(inputs.store).await;
+    }
+
+    async fn next(&self, inputs: &mut Inputs) -> Input {
+        let now = self.clock.boot();
+        let wait = self.machine.next_timeout().since(now).min(LOOK);
+        tokio::select! {
+            biased;
+            command = inputs.commands.recv() => command.map_or(Input::Deserted, Input::Command),
+            Some(event) = inputs.links.recv() => Input::Link(event),
+            Some(event) = inputs.gossip.recv() => Input::Gossip(event),
+            Some(event) = inputs.runner.recv() => Input::Runner(event),
+            Some(answer) = inputs.store.recv() => Input::Store(answer),
+            Some(addresses) = inputs.seeds.recv() => Input::Seeds(addresses),
+            () = sleep(wait) => Input::Time,
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Command(command) => self.on_command(command),
+            Input::Gossip(event) => self.on_gossip(event),
+            Input::Link(event) => self.on_link(event),
+            Input::Runner(event) => self.on_runner(event),
+            Input::Store(answer) => self.on_store(answer),
+            Input::Seeds(addresses) => self.on_seeds(&addresses),
+            Input::Deserted => {
+                tracing::warn!(target: "handover::node", "the last handle was dropped without `leave`: the node ends as if it had crashed");
+                self.ending = Some(Ending::Closed);
+            }
+            Input::Time => {}
+        }
+    }
+
+    /// Tells the machine.
+    pub(super) fn feed(&mut self, event: Event) {
+        self.machine.handle(clock::now(&*self.clock), event);
+    }
+
+    /// What is due by the clock alone.
+    fn keep_time(&mut self) {
+        let now = self.clock.boot();
+        if now >= self.machine.next_timeout() {
+            self.feed(Event::Tick);
+        }
+        self.queries.expire(now);
+        self.tally.expire(now);
+        if self.draining.as_mut().is_some_and(|draining| draining.is_overdue(now)) {
+            tracing::warn!(target: "handover::drain", "the drain budget is spent: steps are dropped, what is left is released");
+            self.feed(Event::DrainNow);
+        }
+        if self.draining.as_ref().is_some_and(|draining| draining.is_hopeless(now)) {
+            self.finish_drain(None);
+        }
+        if let Some(peers) = self.peers.changed() {
+            metrics::peers(peers.len());
+            self.board.update(|view| {
+                view.peers = peers;
+                true
+            });
+        }
+        if self.unanswered.as_ref().is_some_and(|seeds| now >= seeds.until) {
+            self.report_seeds();
+        }
+        if now.since(self.gauged) >= GAUGES {
+            self.gauged = now;
+            self.set_gauges();
+            self.disk.save_members(self.gossip.address_book(), self.clock.wall_ms());
+        }
+    }
+
+    /// A name stands for other addresses than before: nodes that came since may know nobody else.
+    fn on_seeds(&mut self, addresses: &[SocketAddr]) {
+        for address in addresses {
+            if *address != self.address && !self.peers.is_at(*address) {
+                self.gossip.probe(*address);
+            }
+        }
+    }
+
+    /// Says once that nobody answers at the seeds; gossip goes on trying.
+    fn report_seeds(&mut self) {
+        if let Some(unanswered) = self.unanswered.take()
+            && self.peers.is_empty()
+        {
+            let tried: Vec<String> = unanswered.seeds.iter().map(ToString::to_string).collect();
+            let tried = tried.join(", ");
+            tracing::warn!(target: "handover::gossip", tried, "no seed answers: check their addresses, the key and the cluster's name; trying on");
+            self.board.tell(NodeEvent::SeedsUnreachable { tried });
+        }
+    }
+
+    fn set_gauges(&mut self) {
+        let machine = &self.machine;
+        self.tally.gauge(&self.own, |name| machine.spec(name).map(|spec| spec.kind.to_string()));
+    }
+
+    /// Shows where the node stands.
+    pub(super) fn show_state(&self, state: NodeState) {
+        let draining = self.draining.is_some();
+        let ready = matches!(state, NodeState::Up | NodeState::Cordoned) && !draining;
+        self.board.update(|view| {
+            let changed = (view.state, view.ready, view.draining) != (state, ready, draining);
+            (view.state, view.ready, view.draining) = (state, ready, draining);
+            changed
+        });
+    }
+
+    /// Ends everything. Links listen to the last, so that nobody takes the node for dead before its
+    /// tasks have stopped (Rule 5).
+    async fn end(mut self, mut stored: mpsc::Receiver<Answer<Pending>>) {
+        let left = self.ending == Some(Ending::Left);
+        // Ends the tasks of a node that closes abruptly; one that left has none.
+        self.runner.cancel_all();
+        if left {
+            // What was submitted is still stored; then the channel ends.
+            drop(self.store);
+            let flushed = async { while stored.recv().await.is_some() {} };
+            if timeout(FLUSH, flushed).await.is_err() {
+                tracing::error!(target: "handover::task", "the disk does not keep up: the last checkpoints may be missing on it");
+            }
+        }
+        self.links.stop_listening();
+        self.gossip.shutdown().await;
+        self.links.shutdown().await;
+        tracing::info!(target: "handover::node", session = %self.me, left, "the node has ended");
+    }
+}
+
+/// Ends every stream and wait of the handles, however the loop ends.
+pub(super) struct Closing(pub(super) Arc<Board>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Takes what is there already, from every source in turn.
+fn ready(inputs: &mut Inputs) -> VecDeque<Input> {
+    fn drain<T>(from: &mut mpsc::Receiver<T>, to: &mut VecDeque<Input>, wrap: fn(T) -> Input) {
+        to.extend(std::iter::from_fn(|| from.try_recv().ok()).take(BATCH).map(wrap));
+    }
+    let mut ready = VecDeque::new();
+    drain(&mut inputs.commands, &mut ready, Input::Command);
+    drain(&mut inputs.links, &mut ready, Input::Link);
+    drain(&mut inputs.gossip, &mut ready, Input::Gossip);
+    drain(&mut inputs.runner, &mut ready, Input::Runner);
+    drain(&mut inputs.store, &mut ready, Input::Store);
+    ready
+}

@@ -1,0 +1,186 @@
+//! A drain under way: its deadlines, and what its report will say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::drain::DrainReport;
+use crate::core::claim::{Claim, Phase};
+use crate::core::ids::Name;
+use crate::core::time::Time;
+use crate::signal::Signal;
+
+/// After the budget, how long pushing last commits and publishing releases may take.
+const WIND_UP: Duration = Duration::from_secs(3);
+/// The same after a second signal.
+const HURRIED_WIND_UP: Duration = Duration::from_millis(500);
+
+/// What became of one task.
+#[derive(Debug)]
+enum Fate {
+    Moved,
+    Parked,
+    Released { replicas: usize },
+    Ended,
+    Unstoppable,
+}
+
+/// Who keeps what a drained node had.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Others {
+    /// Its own disk does.
+    pub(super) durable: bool,
+    /// At least one peer is there.
+    pub(super) linked: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Draining {
+    begun: Time,
+    /// When waiting for step boundaries ends.
+    deadline: Time,
+    /// When the report is given as things stand.
+    give_up: Time,
+    hurried: bool,
+    forced: Option<Signal>,
+    fates: BTreeMap<Name, Fate>,
+    waiting: Vec<oneshot::Sender<DrainReport>>,
+    report: Option<DrainReport>,
+}
+
+impl Draining {
+    pub(super) fn new(now: Time, budget: Duration) -> Self {
+        Self {
+            begun: now,
+            deadline: now + budget,
+            give_up: now + budget + WIND_UP,
+            hurried: false,
+            forced: None,
+            fates: BTreeMap::new(),
+            waiting: Vec::new(),
+            report: None,
+        }
+    }
+
+    pub(super) const fn deadline(&self) -> Time {
+        self.deadline
+    }
+
+    /// Gives the report when there is one.
+    pub(super) fn wait(&mut self, reply: oneshot::Sender<DrainReport>) {
+        match &self.report {
+            // Whoever asked may have stopped waiting.
+            Some(report) => drop(reply.send(report.clone())),
+            None => self.waiting.push(reply),
+        }
+    }
+
+    /// Waiting for step boundaries ends now. False if it had ended already.
+    pub(super) fn hurry(&mut self, now: Time, signal: Option<Signal>) -> bool {
+        if self.hurried || self.report.is_some() {
+            return false;
+        }
+        self.hurried = true;
+        self.forced = signal;
+        self.give_up = now + HURRIED_WIND_UP;
+        true
+    }
+
+    /// The budget is spent, for the first time.
+    pub(super) fn is_overdue(&mut self, now: Time) -> bool {
+        if self.hurried || self.report.is_some() || now < self.deadline {
+            return false;
+        }
+        self.hurried = true;
+        true
+    }
+
+    /// Nothing more is waited for.
+    pub(super) fn is_hopeless(&self, now: Time) -> bool {
+        self.report.is_none() && now >= self.give_up
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.report.is_some()
+    }
+
+    pub(super) fn moved(&mut self, name: &Name) {
+        self.fates.insert(name.clone(), Fate::Moved);
+    }
+
+    pub(super) fn parked(&mut self, name: &Name) {
+        self.fates.insert(name.clone(), Fate::Parked);
+    }
+
+    pub(super) fn released(&mut self, name: &Name, replicas: usize) {
+        self.fates.insert(name.clone(), Fate::Released { replicas });
+    }
+
+    pub(super) fn ended(&mut self, name: &Name) {
+        self.fates.insert(name.clone(), Fate::Ended);
+    }
+
+    pub(super) fn unstoppable(&mut self, name: &Name) {
+        self.fates.insert(name.clone(), Fate::Unstoppable);
+    }
+
+    /// Ends the drain. `own` are the claims that this node publishes.
+    pub(super) fn finish(
+        &mut self,
+        now: Time,
+        own: &BTreeMap<Name, Claim>,
+        Others { durable, linked }: Others,
+        abort: Option<Signal>,
+    ) -> &DrainReport {
+        let mut report = DrainReport {
+            elapsed: now.since(self.begun),
+            forced: abort.or(self.forced),
+            ..DrainReport::default()
+        };
+        let mut abandoned = BTreeSet::new();
+        for (name, fate) in &self.fates {
+            // A claim that still holds the name is more than what was once reported of it.
+            if own.get(name).is_some_and(|claim| claim.phase.is_held())
+                && !matches!(fate, Fate::Unstoppable)
+            {
+                continue;
+            }
+            match fate {
+                Fate::Moved => report.moved += 1,
+                Fate::Parked => report.parked += 1,
+                Fate::Released { replicas: 1.. } => report.released += 1,
+                // Taken by now, or never checkpointed: then its spec, which peers have, is all of it.
+                Fate::Released { .. }
+                    if own.get(name).is_none_or(|claim| linked && !claim.checkpointed) =>
+                {
+                    report.released += 1;
+                }
+                Fate::Released { .. } if durable => report.parked += 1,
+                Fate::Released { .. } => drop(abandoned.insert(name.clone())),
+                Fate::Ended => report.ended += 1,
+                Fate::Unstoppable => report.unstoppable.push(name.clone()),
+            }
+        }
+        for (name, claim) in own {
+            let unstoppable = matches!(self.fates.get(name), Some(Fate::Unstoppable));
+            if !claim.phase.is_held() || unstoppable {
+                continue;
+            }
+            // Not handed over, yet somebody or something else keeps its state.
+            let kept = durable || !claim.replicas.is_empty();
+            match claim.phase {
+                Phase::Parked { .. } | Phase::Quarantined | Phase::Paused if kept => {
+                    report.parked += 1;
+                }
+                _ => drop(abandoned.insert(name.clone())),
+            }
+        }
+        report.abandoned = abandoned.into_iter().collect();
+        for waiting in self.waiting.drain(..) {
+            // Whoever asked may have stopped waiting.
+            let _ = waiting.send(report.clone());
+        }
+        self.report.insert(report)
+    }
+}

@@ -1,0 +1,207 @@
+//! What can go wrong, operation by operation.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::checkpoint::directory::DirectoryError;
+use crate::core::ids::{InvalidName, Kind};
+use crate::core::timing::InvalidTiming;
+use crate::task::{EncodeError, RegisterError};
+
+/// Why a node did not start. Nothing is left running or listening.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The cluster's or the node's name cannot be used.
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
+    /// No node id was given and the host has no usable name.
+    #[error("the host's name cannot serve as node id ({0}): give one with `node_id`")]
+    NoHostName(String),
+    /// A task cannot be registered: two of one kind, or a kind that cannot be.
+    #[error(transparent)]
+    Task(#[from] RegisterError),
+    /// The durations contradict each other.
+    #[error("the timing cannot hold: {0}")]
+    Timing(#[from] InvalidTiming),
+    /// An address is no address.
+    #[error("`{what}` cannot use {text:?} ({why}): give it as IP:PORT, like 10.0.0.7:7946")]
+    InvalidAddress {
+        /// The setting.
+        what: &'static str,
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The node would be reachable from other machines and has no key.
+    #[error(
+        "refusing to listen on {0} without a key, since anybody who reaches it could take part: \
+         give every node the same `key`, or listen on loopback"
+    )]
+    ListenWithoutKey(SocketAddr),
+    /// It listens on every interface, and which of its addresses others reach is not known.
+    #[error(
+        "listening on {0} does not say which address others reach this node by: set `advertise`"
+    )]
+    NoAdvertisedAddress(SocketAddr),
+    /// Another process uses the address.
+    #[error(
+        "the address {0} is in use: is a node running already? stop it, or choose another port"
+    )]
+    AddressInUse(SocketAddr),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    CannotListen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDirectory(#[from] DirectoryError),
+    /// The checkpoints in the data directory cannot be read.
+    #[error("the checkpoints in {path} cannot be used: {why}")]
+    Checkpoints {
+        /// Their file.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// None of the seeds' names could be resolved.
+    #[error(
+        "no seed could be resolved ({0}): check the name, and that DNS publishes nodes that are not ready yet"
+    )]
+    NoSeedsResolved(String),
+    /// It was started outside of a tokio runtime.
+    #[error(
+        "a node starts inside a tokio runtime, where its tasks will run: call `start` from async code"
+    )]
+    NoRuntime,
+    /// The control thread could not be made, or ended while starting.
+    #[error("the node's own thread did not start: {0}")]
+    Thread(io::Error),
+}
+
+/// Why `run` or `rerun` brought no handle.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The task's name cannot be used. Nothing was started.
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
+    /// The arguments cannot be encoded, or are too large to be gossiped. Nothing was started.
+    #[error(transparent)]
+    Args(#[from] EncodeError),
+    /// No known node registers the kind. Nothing was started.
+    #[error("no known node can run tasks of kind {0}: start one that registers it with `task`")]
+    UnknownKind(Kind),
+    /// Every node that could run it is full. Nothing was started.
+    #[error(
+        "every node that can run the task is full: raise `max_running`, add a node, or try again later"
+    )]
+    Full,
+    /// No node took it. Nothing was started.
+    #[error("no node took the task ({0}): try again")]
+    Refused(String),
+    /// This node cannot answer for its cluster yet. Nothing was started.
+    #[error("this node has not joined its cluster yet: wait with `wait_ready`")]
+    NotReady,
+    /// Another run of the name won while this one was starting.
+    #[error("another run of the name was started at the same time and won: get it by name")]
+    Superseded,
+    /// No answer came in time. Another call with the same name joins whatever was started.
+    #[error(
+        "no answer came in time: the task may have been started; call again, the same name joins it"
+    )]
+    TimedOut,
+    /// The node has been closed.
+    #[error(transparent)]
+    Closed(#[from] NodeClosed),
+}
+
+/// Why `pause`, `resume` or `cancel` had no effect.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HandleError {
+    /// The handle was made with a name that cannot exist.
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
+    /// The name is unknown here.
+    #[error("no task of this name is known here: check the name, or wait for gossip")]
+    Unknown,
+    /// The run has ended.
+    #[error("the task has ended already")]
+    Ended,
+    /// This node cannot answer for its cluster yet.
+    #[error("this node has not joined its cluster yet: wait with `wait_ready`")]
+    NotReady,
+    /// Anything else, for people.
+    #[error("{0}")]
+    Refused(String),
+    /// No answer came in time. The request may still take effect; it is safe to repeat.
+    #[error("no answer came in time: the request may still take effect; it is safe to repeat")]
+    TimedOut,
+    /// The node has been closed.
+    #[error(transparent)]
+    Closed(#[from] NodeClosed),
+}
+
+/// Why there is no output.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutputError {
+    /// The handle was made with a name that cannot exist.
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
+    /// The name is unknown here.
+    #[error("no task of this name is known here: check the name, or wait for gossip")]
+    Unknown,
+    /// The task failed.
+    #[error("the task failed: {0}")]
+    Failed(String),
+    /// The task was cancelled.
+    #[error("the task was cancelled")]
+    Cancelled,
+    /// Another run of the name has replaced the one asked about.
+    #[error("another run of this name has replaced this one")]
+    Superseded,
+    /// It finished, and its output is kept no longer, or nowhere that can be reached.
+    #[error(
+        "the task finished, but its output is gone or out of reach: raise `retention`, or read it earlier"
+    )]
+    Gone,
+    /// The output is not of this type.
+    #[error("the output cannot be read as this task's output: {0}")]
+    Unreadable(String),
+    /// The node has been closed.
+    #[error(transparent)]
+    Closed(#[from] NodeClosed),
+}
+
+/// Why `leave` did not end as it should. The node is closed all the same.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum LeaveError {
+    /// Some peers did not acknowledge the goodbye.
+    #[error(
+        "only {heard} of {told} peers acknowledged the goodbye: the others will notice the node's \
+         absence after the silence floor"
+    )]
+    Unheard {
+        /// Peers that acknowledged.
+        heard: usize,
+        /// Peers that were told.
+        told: usize,
+    },
+    /// The node had been closed before.
+    #[error(transparent)]
+    Closed(#[from] NodeClosed),
+}
+
+/// The node has been closed: start another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the node has been closed: start another one")]
+pub struct NodeClosed;

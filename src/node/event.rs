@@ -1,0 +1,167 @@
+//! What a node tells its user.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures_core::Stream;
+use serde::Serialize;
+use tokio::sync::broadcast;
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
+
+use crate::core::ids::{Name, SessionId};
+use crate::core::io::{Cause, Gone};
+use crate::core::lease::Epoch;
+use crate::core::record::NodeState;
+use crate::registry::TaskState;
+
+/// Something that happened on or to this node.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+#[non_exhaustive]
+pub enum NodeEvent {
+    /// The node's own state changed.
+    State {
+        /// To this.
+        state: NodeState,
+    },
+    /// A peer was seen for the first time.
+    PeerUp {
+        /// Which.
+        peer: SessionId,
+    },
+    /// A peer is gone.
+    PeerGone {
+        /// Which.
+        peer: SessionId,
+        /// Why.
+        why: Gone,
+    },
+    /// A task runs here now.
+    Started {
+        /// The task.
+        name: Name,
+        /// Under which epoch.
+        epoch: Epoch,
+        /// Why.
+        cause: Cause,
+        /// Who had it before.
+        from: Option<SessionId>,
+    },
+    /// A task of this node runs elsewhere now.
+    Moved {
+        /// The task.
+        name: Name,
+        /// Where.
+        to: SessionId,
+        /// Under which epoch.
+        epoch: Epoch,
+    },
+    /// A task of this node was released, to be taken by anybody.
+    Released {
+        /// The task.
+        name: Name,
+        /// How many replicas hold its last commit.
+        replicas: usize,
+    },
+    /// A task cannot run anywhere now.
+    Parked {
+        /// The task.
+        name: Name,
+        /// Why.
+        why: String,
+    },
+    /// Three takeovers in a row brought a task no further: it waits for `resume`.
+    Quarantined {
+        /// The task.
+        name: Name,
+    },
+    /// A task cannot be stopped, and is therefore not released.
+    Unstoppable {
+        /// The task.
+        name: Name,
+    },
+    /// A task ended here.
+    Ended {
+        /// The task.
+        name: Name,
+        /// How.
+        state: TaskState,
+    },
+    /// Two nodes held a task at once.
+    Conflict {
+        /// The task.
+        name: Name,
+        /// Who goes on.
+        kept: SessionId,
+        /// Who stops.
+        stopped: SessionId,
+    },
+    /// A task's newest state could not be had.
+    StateLost {
+        /// The task.
+        name: Name,
+        /// What was done instead.
+        what: String,
+    },
+    /// A finished run ended a copy of itself that had been born again.
+    Reborn {
+        /// The task.
+        name: Name,
+    },
+    /// Too many nodes fell silent at once: takeover pauses (the brake).
+    Brake {
+        /// For how long.
+        pause: Duration,
+    },
+    /// A file of the data directory was damaged; what was intact before it is used.
+    Damaged {
+        /// What was damaged, and what is used instead.
+        what: String,
+    },
+    /// No seed has answered so far; the node goes on trying.
+    SeedsUnreachable {
+        /// Which were tried.
+        tried: String,
+    },
+    /// Gossip ended unexpectedly and was started anew.
+    GossipRestarted {
+        /// Why it ended.
+        why: String,
+    },
+    /// Something a person should look at.
+    Warning {
+        /// What.
+        text: String,
+    },
+    /// The reader was too slow and missed events.
+    Lagged {
+        /// How many.
+        missed: u64,
+    },
+}
+
+/// The stream behind `Node::events`: bounded; it ends when the node closes. Cancel-safe.
+#[derive(Debug)]
+pub struct Events(BroadcastStream<NodeEvent>);
+
+impl Events {
+    pub(crate) fn new(receiver: broadcast::Receiver<NodeEvent>) -> Self {
+        Self(BroadcastStream::new(receiver))
+    }
+}
+
+impl Stream for Events {
+    type Item = NodeEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<NodeEvent>> {
+        Poll::Ready(match ready!(Pin::new(&mut self.0).poll_next(cx)) {
+            Some(Ok(event)) => Some(event),
+            Some(Err(BroadcastStreamRecvError::Lagged(missed))) => {
+                Some(NodeEvent::Lagged { missed })
+            }
+            None => None,
+        })
+    }
+}

@@ -1,0 +1,244 @@
+//! Turning what the outside says into events for the machine.
+
+use bytes::Bytes;
+
+use super::control::Control;
+use super::event::NodeEvent;
+use super::metrics;
+use super::pending::{Pending, Whom, Written};
+use super::records::{self, Named};
+use super::wire::{self, Answer, Wire};
+use crate::checkpoint::{self as store, Damage, QueueFull, Reply, Request};
+use crate::core::branch::Header;
+use crate::core::ids::{Name, SessionId};
+use crate::core::io::Event;
+use crate::gossip::{GossipEvent, Table};
+use crate::link::LinkEvent;
+
+impl Control {
+    // ---- gossip ---------------------------------------------------------------------------
+
+    pub(super) fn on_gossip(&mut self, event: GossipEvent) {
+        match event {
+            GossipEvent::Heard { from, address, state, watermark, released, echoed } => {
+                self.peers.heard(&from, state, address);
+                self.feed(Event::Heard { from: from.clone(), state, watermark, released, echoed });
+                self.want(&from);
+            }
+            GossipEvent::Heartbeat { of } => self.feed(Event::Heartbeat { of }),
+            GossipEvent::Suspicion { of, suspected } => {
+                self.feed(Event::Suspicion { of, suspected });
+            }
+            GossipEvent::Static { of, record } => {
+                self.peers.record(&of, record.clone());
+                self.feed(Event::Record { of: of.clone(), record });
+                self.want(&of);
+            }
+            GossipEvent::Load { of, load } => {
+                self.peers.load(&of, load);
+                self.feed(Event::Load { of, load });
+            }
+            GossipEvent::Records { of, table, changes } => self.on_records(of, table, changes),
+            GossipEvent::CaughtUp { of } => self.feed(Event::CaughtUp { of }),
+            GossipEvent::Forgotten { of } => {
+                self.unwant(&of);
+                self.peers.remove(&of);
+            }
+            GossipEvent::Ended { reason, restarted } => self.on_gossip_ended(reason, restarted),
+        }
+    }
+
+    fn on_records(&mut self, of: SessionId, table: Table, changes: Vec<(Name, Option<Bytes>)>) {
+        match table {
+            Table::Claims => {
+                let changes = self.read(&of, changes).collect();
+                self.feed(Event::Claims { of, changes });
+            }
+            Table::Specs => {
+                let specs = self.read(&of, changes).filter_map(|(_, spec)| spec).collect();
+                self.feed(Event::Specs { of, specs });
+            }
+            Table::Desires => {
+                let desires = self.read(&of, changes).filter_map(|(_, desired)| desired).collect();
+                self.feed(Event::Desires { of, desires });
+            }
+        }
+    }
+
+    /// Those of the records that may be taken; the others are dropped, with a warning (R6).
+    fn read<R: Named>(
+        &self,
+        of: &SessionId,
+        changes: Vec<(Name, Option<Bytes>)>,
+    ) -> impl Iterator<Item = (Name, Option<R>)> {
+        changes.into_iter().filter_map(move |(name, bytes)| {
+            let Some(bytes) = bytes else {
+                return Some((name, None));
+            };
+            match records::read(of, &name, &bytes) {
+                Ok(record) => Some((name, Some(record))),
+                Err(error) => {
+                    metrics::record_rejected();
+                    tracing::warn!(target: "handover::gossip", peer = %of, %name, %error, "a record was dropped");
+                    None
+                }
+            }
+        })
+    }
+
+    fn on_gossip_ended(&mut self, reason: String, restarted: bool) {
+        if restarted {
+            tracing::error!(target: "handover::gossip", reason, "gossip ended and was restarted");
+            self.board.tell(NodeEvent::GossipRestarted { why: reason });
+        } else if self.ending.is_none() {
+            self.warn(format!(
+                "gossip has ended for good ({reason}): this node will be taken for dead; restart it"
+            ));
+        }
+    }
+
+    /// Keeps a link to a session whose address is known.
+    pub(super) fn want(&mut self, session: &SessionId) {
+        if let Some(address) = self.peers.wants(session) {
+            self.links.want(session, address);
+        }
+    }
+
+    /// Cuts the link to a session that is no more.
+    pub(super) fn unwant(&mut self, session: &SessionId) {
+        self.links.unwant(session);
+        self.peers.unwanted(session);
+        self.queries.lost(session);
+    }
+
+    // ---- links ----------------------------------------------------------------------------
+
+    pub(super) fn on_link(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Up { session, address } => {
+                self.peers.link_up(&session, address);
+                self.feed(Event::LinkUp { with: session.clone() });
+                self.want(&session);
+            }
+            LinkEvent::Down { session, refused } => self.on_link_down(session, refused),
+            LinkEvent::Refused { session } => self.on_link_down(session, true),
+            LinkEvent::Frame { from, bytes } => self.on_frame(from, &bytes),
+            LinkEvent::WrongPeer { expected, found, address } => {
+                tracing::debug!(target: "handover::link", %expected, %found, %address, "another session answers there");
+            }
+        }
+    }
+
+    fn on_link_down(&mut self, with: SessionId, refused: bool) {
+        tracing::debug!(target: "handover::link", peer = %with, refused, "link down");
+        self.queries.lost(&with);
+        if self.peers.link_down(&with) {
+            self.unwant(&with);
+        }
+        self.feed(Event::LinkDown { with, refused });
+    }
+
+    fn on_frame(&mut self, from: SessionId, bytes: &[u8]) {
+        match wire::decode::<Wire>(bytes) {
+            Ok(Wire::Core(message)) => {
+                self.feed(Event::Message { from, message: *message });
+            }
+            Ok(Wire::Query { id, query }) => self.answer(query, Whom::There { to: from, id }),
+            Ok(Wire::Answer { id, answer }) => self.queries.answer(&from, id, answer),
+            Err(error) => {
+                metrics::frame_rejected();
+                tracing::warn!(target: "handover::link", peer = %from, %error, "a frame was dropped");
+            }
+        }
+    }
+
+    // ---- tasks ----------------------------------------------------------------------------
+
+    pub(super) fn on_runner(&mut self, event: Event) {
+        match &event {
+            Event::Committed { header, .. } => self.note_progress(header),
+            Event::Stopped { name, sealed, .. } => {
+                if let Some((header, _)) = sealed {
+                    self.note_progress(header);
+                }
+                self.tally.stopped(self.clock.boot(), name);
+            }
+            _ => {}
+        }
+        self.feed(event);
+    }
+
+    // ---- store ----------------------------------------------------------------------------
+
+    /// Asks the store. One that is too busy counts as a failure: what matters is asked again.
+    pub(super) fn ask_store(&mut self, pending: Pending, request: Request) {
+        if let Err(full) = self.store.submit(pending, request) {
+            let why = full.to_string();
+            let QueueFull(pending, _) = full;
+            match pending {
+                Pending::Write(written) => self.on_written(written, Some(why)),
+                Pending::Load(header) => self.on_loaded(header, Err(why)),
+                Pending::Output(whom) => self.reply(whom, None),
+            }
+        }
+    }
+
+    pub(super) fn on_store(&mut self, answer: store::Answer<Pending>) {
+        match (answer.tag, answer.reply) {
+            (Pending::Write(written), Reply::Written(result)) => {
+                self.on_written(written, result.err().map(|error| error.to_string()));
+            }
+            (Pending::Load(header), Reply::Loaded(result)) => {
+                let state = result
+                    .map(|found| found.map(|(_, state)| state))
+                    .map_err(|error| error.to_string());
+                self.on_loaded(header, state);
+            }
+            (Pending::Output(whom), Reply::Output(result)) => {
+                let output = result.unwrap_or_else(|error| {
+                    self.warn(format!("an output cannot be read: {error}"));
+                    None
+                });
+                self.reply(whom, output.map(Answer::Output));
+            }
+            (pending, reply) => {
+                tracing::error!(target: "handover::task", ?pending, ?reply, "the store's answer does not fit the question");
+            }
+        }
+        self.report_damage(answer.damage);
+    }
+
+    /// Says what the store has found damaged.
+    pub(super) fn report_damage(&self, damage: Vec<Damage>) {
+        for damage in damage {
+            let what = damage.to_string();
+            tracing::error!(target: "handover::task", what, "damage in the data directory");
+            self.board.tell(NodeEvent::Damaged { what });
+        }
+    }
+
+    fn on_loaded(&mut self, header: Header, state: Result<Option<Bytes>, String>) {
+        let state = state.unwrap_or_else(|error| {
+            let name = &header.name;
+            self.warn(format!("a checkpoint of {name} cannot be read: {error}"));
+            None
+        });
+        self.feed(Event::Loaded { header, state });
+    }
+
+    fn on_written(&mut self, written: Written, error: Option<String>) {
+        match written {
+            Written::Checkpoint { header, from } => {
+                self.feed(Event::Stored { header, from, error });
+            }
+            Written::End { name, run, from } => {
+                self.feed(Event::StoredEnd { name, run, from, error });
+            }
+            Written::Deletion { name } => {
+                if let Some(error) = error {
+                    tracing::warn!(target: "handover::task", %name, error, "old checkpoints could not be deleted");
+                }
+            }
+        }
+    }
+}

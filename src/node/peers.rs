@@ -1,0 +1,180 @@
+//! The other sessions, as the edge needs them: where they are, and what to show of them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use super::status::PeerStatus;
+use crate::core::ids::{NodeId, SessionId};
+use crate::core::record::{Load, NodeRecord, NodeState};
+
+/// What is known of one session.
+#[derive(Debug, Default)]
+pub(super) struct Peer {
+    record: Option<NodeRecord>,
+    load: Load,
+    state: NodeState,
+    /// Where it was heard or linked; good until its record comes.
+    heard_at: Option<SocketAddr>,
+    linked: bool,
+    /// The address a link is kept to.
+    wanted: Option<SocketAddr>,
+    /// It said goodbye.
+    left: bool,
+}
+
+impl Peer {
+    /// Where its links are accepted.
+    fn address(&self) -> Option<SocketAddr> {
+        self.record.as_ref().map(|record| record.address).or(self.heard_at)
+    }
+}
+
+/// All sessions but our own.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    all: BTreeMap<SessionId, Peer>,
+    /// Something that is shown has changed since it was last shown.
+    dirty: bool,
+}
+
+impl Peers {
+    /// A hostile peer with the key could make up sessions without end.
+    const MAX: usize = 4096;
+
+    /// The sessions of a node, linked ones first: a restarted node has two for a while.
+    pub(super) fn of_node(&self, node: &NodeId) -> Vec<&SessionId> {
+        let mut found: Vec<(&SessionId, &Peer)> =
+            self.all.iter().filter(|(session, _)| session.node == *node).collect();
+        found.sort_by_key(|(_, peer)| !peer.linked);
+        found.into_iter().map(|(session, _)| session).collect()
+    }
+
+    pub(super) fn heard(&mut self, session: &SessionId, state: NodeState, at: SocketAddr) {
+        let Some(peer) = self.entry(session) else {
+            return;
+        };
+        let changed = peer.state != state;
+        peer.state = state;
+        peer.heard_at = Some(at);
+        self.dirty |= changed;
+    }
+
+    pub(super) fn record(&mut self, session: &SessionId, record: NodeRecord) {
+        if let Some(peer) = self.entry(session) {
+            peer.record = Some(record);
+            self.dirty = true;
+        }
+    }
+
+    pub(super) fn load(&mut self, session: &SessionId, load: Load) {
+        if let Some(peer) = self.entry(session) {
+            peer.load = load;
+            self.dirty = true;
+        }
+    }
+
+    pub(super) fn link_up(&mut self, session: &SessionId, address: SocketAddr) {
+        if let Some(peer) = self.entry(session) {
+            peer.linked = true;
+            peer.heard_at.get_or_insert(address);
+            self.dirty = true;
+        }
+    }
+
+    /// Whether the session had said goodbye, so that its link is not to be had again.
+    pub(super) fn link_down(&mut self, session: &SessionId) -> bool {
+        let Some(peer) = self.all.get_mut(session) else {
+            return false;
+        };
+        self.dirty |= peer.linked;
+        peer.linked = false;
+        peer.left
+    }
+
+    /// It said goodbye: its link is its own to close.
+    pub(super) fn left(&mut self, session: &SessionId) {
+        if let Some(peer) = self.all.get_mut(session) {
+            peer.left = true;
+        }
+    }
+
+    /// It is back after all.
+    pub(super) fn returned(&mut self, session: &SessionId) {
+        if let Some(peer) = self.entry(session) {
+            peer.left = false;
+        }
+    }
+
+    /// The address to keep a link to, if that is not kept already.
+    pub(super) fn wants(&mut self, session: &SessionId) -> Option<SocketAddr> {
+        let peer = self.all.get_mut(session)?;
+        let address = peer.address()?;
+        if peer.left || peer.wanted == Some(address) {
+            return None;
+        }
+        peer.wanted = Some(address);
+        Some(address)
+    }
+
+    /// No link is kept any more.
+    pub(super) fn unwanted(&mut self, session: &SessionId) {
+        if let Some(peer) = self.all.get_mut(session) {
+            self.dirty |= peer.linked;
+            peer.linked = false;
+            peer.wanted = None;
+        }
+    }
+
+    /// Forgets a session.
+    pub(super) fn remove(&mut self, session: &SessionId) {
+        self.dirty |= self.all.remove(session).is_some();
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Whether any link stands.
+    pub(super) fn any_linked(&self) -> bool {
+        self.all.values().any(|peer| peer.linked)
+    }
+
+    /// Whether a session is known there.
+    pub(super) fn is_at(&self, address: SocketAddr) -> bool {
+        self.all.values().any(|peer| peer.address() == Some(address))
+    }
+
+    pub(super) fn revision(&self, session: &SessionId) -> Option<String> {
+        Some(self.all.get(session)?.record.as_ref()?.revision.clone())
+    }
+
+    /// What to show, if it has changed since the last time.
+    pub(super) fn changed(&mut self) -> Option<Arc<[PeerStatus]>> {
+        std::mem::take(&mut self.dirty).then(|| self.shown().into())
+    }
+
+    pub(super) fn shown(&self) -> Vec<PeerStatus> {
+        let show = |(session, peer): (&SessionId, &Peer)| PeerStatus {
+            session: session.clone(),
+            address: peer.address(),
+            state: peer.state,
+            revision: peer.record.as_ref().map(|record| record.revision.clone()),
+            running: peer.load.running,
+            full: peer.load.full,
+            linked: peer.linked,
+            kinds: peer.record.iter().flat_map(|record| record.kinds.keys().cloned()).collect(),
+        };
+        self.all.iter().map(show).collect()
+    }
+
+    fn entry(&mut self, session: &SessionId) -> Option<&mut Peer> {
+        if !self.all.contains_key(session) {
+            if self.all.len() >= Self::MAX {
+                return None;
+            }
+            self.dirty = true;
+        }
+        Some(self.all.entry(session.clone()).or_default())
+    }
+}

@@ -1,0 +1,210 @@
+//! What handles ask of the control loop.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::command::Command;
+use super::control::{Caller, Control, Ending};
+use super::drain::DrainReport;
+use super::draining::{Draining, Others};
+use super::metrics;
+use super::pending::{Pending, Whom};
+use super::queries::Asker;
+use super::status::{RunningTask, Status};
+use super::wire::{Answer, Query, Wire};
+use crate::checkpoint::Request;
+use crate::core::branch::Progress;
+use crate::core::ids::{Name, SessionId};
+use crate::core::io::Event;
+use crate::registry::{Entry, TaskState};
+use crate::signal::Signal;
+
+impl Control {
+    pub(super) fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Run { spec, again, reply } => {
+                let call = self.call(reply);
+                self.feed(Event::Run { call, spec, again });
+            }
+            Command::Want { name, want, reply } => {
+                let call = self.call(reply);
+                self.feed(Event::Want { call, name, want });
+            }
+            Command::Ask { query, attempt, reply } => self.ask(query, attempt, reply),
+            Command::Cordon(on) => self.feed(Event::Cordon(on)),
+            Command::Drain { budget, reply } => self.drain(budget, reply),
+            Command::Hurry { signal } => self.hurry(signal),
+            Command::Abort { signal } => self.finish_drain(signal),
+            Command::Leave { reply } => {
+                self.goodbye = Some(reply);
+                self.feed(Event::Leave);
+            }
+            Command::Close => self.ending = Some(Ending::Closed),
+            Command::Status { reply } => {
+                // Whoever asked may have stopped waiting.
+                let _ = reply.send(self.status());
+            }
+        }
+    }
+
+    fn call(&mut self, caller: Caller) -> u64 {
+        self.next_call += 1;
+        // Callers that stopped waiting must not pile up when the machine has no answer for them.
+        if self.next_call.is_multiple_of(1024) {
+            self.calls.retain(|_, caller| !caller.is_closed());
+        }
+        self.calls.insert(self.next_call, caller);
+        self.next_call
+    }
+
+    // ---- questions ------------------------------------------------------------------------
+
+    /// Answers from here if possible, or else asks the node that should know.
+    fn ask(&mut self, query: Query, attempt: usize, asker: Asker) {
+        let Some(entry) = self.board.registry.get(query.name()) else {
+            let _ = asker.send(None);
+            return;
+        };
+        let whom = self.who_knows(&entry, &query, attempt);
+        match whom {
+            None => self.answer(query, Whom::Here(asker)),
+            Some(to) => {
+                if let Some(id) = self.queries.open(self.clock.boot(), to.clone(), asker) {
+                    self.send(&to, &Wire::Query { id, query });
+                }
+            }
+        }
+    }
+
+    /// Who to ask at the given attempt: the holder, then those that keep a copy. None is this node.
+    fn who_knows(&self, entry: &Entry, query: &Query, attempt: usize) -> Option<SessionId> {
+        let mut known = vec![entry.session.clone()];
+        // Progress of a task that runs is known to its holder alone.
+        let copies = matches!(query, Query::Output { .. }) || entry.state != TaskState::Running;
+        if copies || attempt > 1 {
+            for node in entry.replicas.iter().chain([&self.me.node]) {
+                if *node == self.me.node {
+                    known.push(self.me.clone());
+                }
+                known.extend(self.peers.of_node(node).into_iter().cloned());
+            }
+        }
+        let whom = known.swap_remove(attempt % known.len());
+        (whom != self.me).then_some(whom)
+    }
+
+    /// Answers from what is known here.
+    pub(super) fn answer(&mut self, query: Query, whom: Whom) {
+        match query {
+            Query::Progress { name } => {
+                let progress = self.progress_of(&name);
+                self.reply(whom, progress.map(Answer::Progress));
+            }
+            Query::Output { name, run } => {
+                self.ask_store(Pending::Output(whom), Request::Output { name, run });
+            }
+        }
+    }
+
+    fn progress_of(&self, name: &Name) -> Option<Progress> {
+        let entry = self.board.registry.get(name)?;
+        if let Some(progress) = self.runner.progress(name) {
+            return Some(progress);
+        }
+        match self.progress.get(name) {
+            Some((run, progress)) if *run == entry.run => Some(progress.clone()),
+            // Held here and nothing was ever said; elsewhere more may be known.
+            _ if entry.session == self.me => Some(Progress::default()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn reply(&mut self, whom: Whom, answer: Option<Answer>) {
+        match whom {
+            Whom::Here(asker) => {
+                // Whoever asked may have stopped waiting.
+                let _ = asker.send(answer);
+            }
+            Whom::There { to, id } => self.send(&to, &Wire::Answer { id, answer }),
+        }
+    }
+
+    // ---- drain ----------------------------------------------------------------------------
+
+    fn drain(&mut self, budget: Duration, reply: oneshot::Sender<DrainReport>) {
+        if let Some(draining) = &mut self.draining {
+            draining.wait(reply);
+            return;
+        }
+        let now = self.clock.boot();
+        let mut draining = Draining::new(now, budget);
+        draining.wait(reply);
+        let deadline = draining.deadline();
+        self.draining = Some(draining);
+        let holding = self.own.values().filter(|claim| claim.phase.is_held());
+        tracing::info!(target: "handover::drain", session = %self.me, tasks = holding.count(), ?budget, "draining");
+        self.runner.draining(Some(deadline));
+        self.feed(Event::Drain { deadline });
+        self.show_state(self.machine.state());
+    }
+
+    fn hurry(&mut self, signal: Option<Signal>) {
+        let now = self.clock.boot();
+        if self.draining.as_mut().is_some_and(|draining| draining.hurry(now, signal)) {
+            tracing::warn!(target: "handover::drain", "hurried: steps are dropped, last commits are handed over");
+            self.feed(Event::DrainNow);
+        }
+    }
+
+    /// Reports the drain as it stands, if it has not been yet.
+    pub(super) fn finish_drain(&mut self, abort: Option<Signal>) {
+        let now = self.clock.boot();
+        let others = Others { durable: self.disk.is_durable(), linked: self.peers.any_linked() };
+        let Some(draining) = self.draining.as_mut().filter(|drain| !drain.is_over()) else {
+            return;
+        };
+        let report = draining.finish(now, &self.own, others, abort);
+        metrics::drained(report);
+        tracing::info!(
+            target: "handover::drain",
+            session = %self.me,
+            moved = report.moved,
+            parked = report.parked,
+            released = report.released,
+            ended = report.ended,
+            unstoppable = report.unstoppable.len(),
+            abandoned = report.abandoned.len(),
+            elapsed = ?report.elapsed,
+            outcome = report.outcome(),
+            "drained"
+        );
+    }
+
+    // ---- status ---------------------------------------------------------------------------
+
+    fn status(&self) -> Status {
+        let view = self.board.view();
+        let mut tasks = BTreeMap::new();
+        let mut running = Vec::new();
+        for entry in self.board.registry.list("") {
+            *tasks.entry(entry.state.as_str()).or_default() += 1;
+            if entry.state == TaskState::Running && entry.session == self.me {
+                let progress = self.runner.progress(&entry.name);
+                running.push(RunningTask { entry, progress });
+            }
+        }
+        Status {
+            cluster: self.cluster.clone(),
+            session: self.me.clone(),
+            address: self.address,
+            revision: self.revision.clone(),
+            state: view.state,
+            ready: view.ready,
+            peers: self.peers.shown(),
+            running,
+            tasks,
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! A node's account of itself, for `/status` pages and tools.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use serde::Serialize;
+
+use crate::core::branch::Progress;
+use crate::core::ids::{Kind, SessionId};
+use crate::core::record::NodeState;
+use crate::registry::Entry;
+
+/// How a node sees itself and its cluster.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// The cluster.
+    pub cluster: String,
+    /// This node's session.
+    pub session: SessionId,
+    /// Where others reach it.
+    pub address: SocketAddr,
+    /// Its revision.
+    pub revision: String,
+    /// Its state.
+    pub state: NodeState,
+    /// Whether it is ready for traffic.
+    pub ready: bool,
+    /// The other nodes, in the order of their sessions.
+    pub peers: Vec<PeerStatus>,
+    /// What runs here, in the order of names.
+    pub running: Vec<RunningTask>,
+    /// How many names are known, by state.
+    pub tasks: BTreeMap<&'static str, usize>,
+}
+
+/// A peer, as this node sees it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct PeerStatus {
+    /// Its session.
+    pub session: SessionId,
+    /// Where it is reached; none while unknown.
+    pub address: Option<SocketAddr>,
+    /// Its state, as last heard.
+    pub state: NodeState,
+    /// Its revision; none while its record has not arrived.
+    pub revision: Option<String>,
+    /// How many tasks it runs.
+    pub running: u32,
+    /// Whether it takes no more.
+    pub full: bool,
+    /// Whether a link to it stands.
+    pub linked: bool,
+    /// The kinds it runs.
+    pub kinds: Vec<Kind>,
+}
+
+/// A task that runs here.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RunningTask {
+    /// What is known of it.
+    #[serde(flatten)]
+    pub entry: Entry,
+    /// How far it is.
+    pub progress: Option<Progress>,
+}

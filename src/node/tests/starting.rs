@@ -1,0 +1,152 @@
+//! Starting, and what keeps a node from it.
+
+use super::*;
+use crate::checkpoint::directory::DirectoryError;
+use crate::key::Key;
+
+fn plain() -> NodeBuilder {
+    builder("a", Seeds::None, Arc::default())
+}
+
+async fn refused(builder: NodeBuilder) -> StartError {
+    match timeout(SOON, builder.start()).await.unwrap() {
+        Ok(node) => panic!("{node:?} started"),
+        Err(error) => {
+            // What happened, and what to do.
+            assert!(error.to_string().len() > 40, "{error}");
+            error
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_others_could_reach_wants_a_key() {
+    let error = refused(plain().listen("0.0.0.0:0")).await;
+    assert!(matches!(error, StartError::ListenWithoutKey(_)), "{error}");
+    let error = refused(plain().listen("0.0.0.0:0").key(Key::from_secret("s"))).await;
+    assert!(matches!(error, StartError::NoAdvertisedAddress(_)), "{error}");
+    let reachable = plain().listen("0.0.0.0:0").key(Key::from_secret("s"));
+    let node = reachable.advertise("127.0.0.1:0").start().await.unwrap();
+    assert_ne!(node.address().port(), 0);
+    node.close().await;
+}
+
+#[tokio::test]
+async fn settings_that_cannot_hold_are_refused_with_the_reason() {
+    assert!(matches!(refused(plain().node_id("")).await, StartError::InvalidName(_)));
+    assert!(matches!(
+        refused(plain().listen("nowhere")).await,
+        StartError::InvalidAddress { what: "listen", .. }
+    ));
+    let hasty = Timing { silence_floor: Duration::from_millis(1), ..timing() };
+    assert!(matches!(refused(plain().timing(hasty)).await, StartError::Timing(_)));
+    let twice = plain().task(Count { may_end: Arc::default() });
+    assert!(matches!(refused(twice).await, StartError::Task(_)));
+    let lost = plain().seeds(Seeds::Dns("no such host:1".into()));
+    assert!(matches!(refused(lost).await, StartError::NoSeedsResolved(_)));
+    assert!(matches!(
+        refused(Node::builder("two\nlines").node_id("a")).await,
+        StartError::InvalidName(_)
+    ));
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_told() {
+    let node = plain().start().await.unwrap();
+    let error = refused(plain().listen(node.address())).await;
+    assert!(
+        matches!(error, StartError::AddressInUse(address) if address == node.address()),
+        "{error}"
+    );
+    let address = node.address();
+    node.close().await;
+    // Free as soon as `close` has returned.
+    let again = plain().listen(address).start().await.unwrap();
+    again.close().await;
+}
+
+#[test]
+fn a_node_wants_a_runtime() {
+    let mut start = Box::pin(plain().start());
+    let waker = std::task::Waker::noop();
+    let polled = start.as_mut().poll(&mut std::task::Context::from_waker(waker));
+    assert!(matches!(polled, std::task::Poll::Ready(Err(StartError::NoRuntime))));
+}
+
+#[tokio::test]
+async fn seeds_that_do_not_answer_are_an_event_and_no_error() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let seeds = Seeds::from(silent.local_addr().unwrap());
+    let node = builder("a", seeds, Arc::default()).start().await.unwrap();
+    let mut events = node.events();
+    let unreachable = async {
+        while let Some(event) = events.next().await {
+            if let NodeEvent::SeedsUnreachable { tried } = event {
+                return tried;
+            }
+        }
+        panic!("the node ended");
+    };
+    let tried = timeout(SOON, unreachable).await.unwrap();
+    assert_eq!(tried, silent.local_addr().unwrap().to_string());
+    node.close().await;
+    assert!(timeout(SOON, node.wait_ready()).await.unwrap().is_err());
+}
+
+#[cfg(feature = "redb")]
+#[tokio::test]
+async fn a_data_directory_is_one_nodes_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = plain().data_dir(dir.path()).start().await.unwrap();
+    let error = refused(plain().data_dir(dir.path())).await;
+    assert!(matches!(error, StartError::DataDirectory(DirectoryError::Locked { .. })), "{error}");
+    node.close().await;
+    let error = refused(plain().node_id("b").data_dir(dir.path())).await;
+    assert!(
+        matches!(error, StartError::DataDirectory(DirectoryError::OtherNode { .. })),
+        "{error}"
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let error = refused(plain().data_dir(file.path())).await;
+    assert!(matches!(error, StartError::DataDirectory(DirectoryError::Unusable { .. })), "{error}");
+}
+
+#[cfg(feature = "redb")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_killed_resumes_from_its_data_directory() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let may_end = Arc::new(AtomicBool::new(false));
+    let on_disk = || builder("a", Seeds::None, may_end.clone()).data_dir(dir.path());
+    let node = on_disk().start().await.unwrap();
+    timeout(SOON, node.wait_ready()).await.unwrap().unwrap();
+    let args = CountTo { end: 10, pause_ms: 10 };
+    let handle = node.run::<Count>("disk/1", args).await.unwrap();
+    let counted = async {
+        while handle.progress().await.unwrap().done < 30 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, counted).await.unwrap();
+    node.close().await;
+
+    let node = on_disk().start().await.unwrap();
+    timeout(SOON, node.wait_ready()).await.unwrap().unwrap();
+    until("it runs again", || {
+        node.whereis("disk/1").is_some_and(|entry| entry.state == TaskState::Running)
+    })
+    .await;
+    let resumed = node.get::<Count>("disk/1").progress().await.unwrap();
+    assert!(resumed.done >= 15, "{resumed:?}");
+    may_end.store(true, Ordering::Relaxed);
+    timeout(SOON, node.get::<Count>("disk/1").output()).await.unwrap().unwrap();
+    node.close().await;
+
+    // Finished is finished, also after a restart.
+    let node = on_disk().start().await.unwrap();
+    timeout(SOON, node.wait_ready()).await.unwrap().unwrap();
+    until("it is known", || node.whereis("disk/1").is_some()).await;
+    assert_eq!(node.whereis("disk/1").unwrap().state, TaskState::Finished);
+    timeout(SOON, node.get::<Count>("disk/1").output()).await.unwrap().unwrap();
+    node.leave().await.unwrap();
+}

@@ -1,0 +1,195 @@
+//! What a user does with a task by name.
+
+use futures_util::stream::BoxStream;
+
+use super::*;
+use crate::registry::TaskEvent;
+use crate::signal::Signal;
+
+/// Registered nowhere but where a test says so.
+struct Rare;
+
+impl Task for Rare {
+    const KIND: &'static str = "rare";
+    type Args = ();
+    type State = ();
+    type Output = String;
+
+    async fn step(&self, cx: &mut Cx, (): &(), (): &mut ()) -> crate::error::Result<Step<String>> {
+        Ok(Step::Done(cx.name().to_owned()))
+    }
+}
+
+async fn next<S: futures_core::Stream + Unpin>(stream: &mut S) -> S::Item {
+    timeout(SOON, stream.next()).await.expect("in time").expect("it goes on")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_is_paused_resumed_and_cancelled_from_another_node() {
+    let may_end = Arc::new(AtomicBool::new(false));
+    let a = start_with("a", None, may_end.clone()).await;
+    let b = start_with("b", Some(&a), may_end).await;
+    let args = CountTo { end: 10, pause_ms: 5 };
+    let handle = a.run::<Count>("job", args).await.unwrap();
+    until("both know", || b.whereis("job").is_some_and(|e| e.state == TaskState::Running)).await;
+    let elsewhere = b.get::<Count>("job");
+    let mut watch = Box::pin(handle.state_changes());
+    assert_eq!(next(&mut watch).await, TaskState::Running);
+
+    elsewhere.pause().await.unwrap();
+    assert_eq!(next(&mut watch).await, TaskState::Paused);
+    let paused_at = handle.progress().await.unwrap();
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(handle.progress().await.unwrap(), paused_at);
+
+    elsewhere.resume().await.unwrap();
+    until("it runs again", || handle.state() == Some(TaskState::Running)).await;
+    elsewhere.cancel().await.unwrap();
+    until("it is cancelled", || handle.state() == Some(TaskState::Cancelled)).await;
+    assert_eq!(timeout(SOON, handle.output()).await.unwrap().unwrap_err(), OutputError::Cancelled);
+    assert_eq!(handle.pause().await, Err(HandleError::Ended));
+    a.leave().await.unwrap();
+    b.leave().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_runs_where_its_kind_is_registered() {
+    let a = start("a", None).await;
+    let error = a.run::<Rare>("rare/1", ()).await.unwrap_err();
+    assert!(matches!(&error, RunError::UnknownKind(kind) if kind.as_str() == "rare"), "{error}");
+
+    let seeds = Seeds::from(a.address());
+    let b = builder("b", seeds, Arc::default()).task(Rare).start().await.unwrap();
+    timeout(SOON, b.wait_ready()).await.unwrap().unwrap();
+    until("its record is known", || {
+        a.peers().iter().any(|peer| peer.state == NodeState::Up && peer.kinds.len() == 2)
+    })
+    .await;
+    let handle = timeout(SOON, a.run::<Rare>("rare/1", ())).await.unwrap().unwrap();
+    assert_eq!(timeout(SOON, handle.output()).await.unwrap().unwrap(), "rare/1");
+    assert_eq!(a.whereis("rare/1").unwrap().node.as_str(), "b");
+    a.leave().await.unwrap();
+    b.leave().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_run_is_refused_with_the_reason() {
+    let node = start("a", None).await;
+    let args = CountTo { end: 1, pause_ms: 0 };
+    let error = node.run::<Count>("", args).await.unwrap_err();
+    assert!(matches!(error, RunError::InvalidName(_)), "{error}");
+    let error = node.run::<Count>("x".repeat(256), args).await.unwrap_err();
+    assert!(matches!(error, RunError::InvalidName(_)), "{error}");
+    assert_eq!(node.get::<Count>("nobody").progress().await, None);
+    assert_eq!(node.get::<Count>("nobody").output().await.unwrap_err(), OutputError::Unknown);
+    assert_eq!(node.get::<Count>("nobody").pause().await, Err(HandleError::Unknown));
+    let closed = node.get::<Count>("nobody");
+    node.close().await;
+    assert_eq!(closed.pause().await, Err(HandleError::Closed(NodeClosed)));
+    let error = node.run::<Count>("late", args).await.unwrap_err();
+    assert!(matches!(error, RunError::Closed(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_tells_of_start_move_and_end() {
+    let may_end = Arc::new(AtomicBool::new(false));
+    let a = start_with("a", None, may_end.clone()).await;
+    let b = start_with("b", Some(&a), may_end.clone()).await;
+    let mut watch = b.watch("w/");
+    let handle = a.run::<Count>("w/1", CountTo { end: 5, pause_ms: 5 }).await.unwrap();
+    let TaskEvent::Started { node, .. } = next(&mut watch).await else {
+        panic!("it starts first");
+    };
+    let home = if node.as_str() == "a" { &a } else { &b };
+    assert!(home.drain().await.is_clean());
+    match next(&mut watch).await {
+        TaskEvent::Moved { from, to, .. } => assert!(from == node && to != node),
+        other => panic!("{other:?}"),
+    }
+    may_end.store(true, Ordering::Relaxed);
+    match next(&mut watch).await {
+        TaskEvent::Finished { name, state } => {
+            assert_eq!((name.as_str(), state), ("w/1", TaskState::Finished));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(timeout(SOON, handle.output()).await.unwrap().unwrap().by.len(), 2);
+    a.leave().await.unwrap();
+    b.leave().await.unwrap();
+    assert_eq!(timeout(SOON, watch.next()).await.unwrap(), None, "the node has closed");
+}
+
+#[tokio::test]
+async fn the_last_node_abandons_what_only_it_has() {
+    let may_end = Arc::new(AtomicBool::new(false));
+    let node = start_with("a", None, may_end).await;
+    node.run::<Count>("job", CountTo { end: 5, pause_ms: 5 }).await.unwrap();
+    until("it runs", || node.whereis("job").is_some_and(|e| e.state == TaskState::Running)).await;
+    let stop = tokio::spawn(node.stop_accepting());
+    let report = timeout(SOON, node.drain()).await.unwrap();
+    assert_eq!(report.abandoned.len(), 1, "{report:?}");
+    assert_eq!(report.code(), 75);
+    assert!(!node.is_ready());
+    node.leave().await.unwrap();
+    timeout(SOON, stop).await.unwrap().unwrap();
+}
+
+/// Signals at given times after the first.
+struct Script(Vec<(Duration, Signal)>);
+
+impl Trigger for Script {
+    fn signals(self) -> BoxStream<'static, Option<Signal>> {
+        let told = futures_util::stream::iter(self.0).then(|(after, signal)| async move {
+            sleep(after).await;
+            Some(signal)
+        });
+        Box::pin(told)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_the_waiting_for_a_long_step() {
+    let may_end = Arc::new(AtomicBool::new(false));
+    let a = start_with("a", None, may_end.clone()).await;
+    let b = start_with("b", Some(&a), may_end).await;
+    // One step takes longer than the test may.
+    a.run::<Count>("long", CountTo { end: 5, pause_ms: 120_000 }).await.unwrap();
+    until("both know", || {
+        [&a, &b].iter().all(|n| n.whereis("long").is_some_and(|e| e.state == TaskState::Running))
+    })
+    .await;
+    let home = a.whereis("long").unwrap().node;
+    let (home, other) = if home.as_str() == "a" { (&a, &b) } else { (&b, &a) };
+    let begun = Instant::now();
+    let script = Script(vec![
+        (Duration::ZERO, Signal::Terminate),
+        // The same one, delivered twice.
+        (Duration::from_millis(100), Signal::Terminate),
+        (Duration::from_millis(1200), Signal::Interrupt),
+    ]);
+    let report = timeout(SOON, home.drain_on(script)).await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_millis(1200), "the second one was the first again");
+    assert_eq!(report.forced, Some(Signal::Interrupt), "{report:?}");
+    assert_eq!(report.code(), 130);
+    assert!(report.abandoned.is_empty() && report.unstoppable.is_empty(), "{report:?}");
+    until("it runs elsewhere", || {
+        other
+            .whereis("long")
+            .is_some_and(|e| e.state == TaskState::Running && e.node == other.session().node)
+    })
+    .await;
+    a.close().await;
+    b.close().await;
+}
+
+#[tokio::test]
+async fn the_status_is_json() {
+    let node = start_with("a", None, Arc::default()).await;
+    node.run::<Count>("job", CountTo { end: 5, pause_ms: 5 }).await.unwrap();
+    until("it runs", || node.whereis("job").is_some_and(|e| e.state == TaskState::Running)).await;
+    let status = serde_json::to_value(node.status().await.unwrap()).unwrap();
+    assert_eq!(status["ready"], true);
+    assert_eq!(status["tasks"]["running"], 1);
+    assert_eq!(status["running"][0]["name"], "job");
+    node.close().await;
+}

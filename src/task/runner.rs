@@ -1,0 +1,318 @@
+//! All tasks of a node: starts their loops on the user's runtime and passes orders on.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::Instrument;
+
+use super::Cx;
+use super::cx::Shared;
+use super::kinds::Kinds;
+use super::line::{Line, Throttle};
+use super::orders::{Halt, Orders, Slots, Wires};
+use super::task_loop::{Manners, TaskLoop};
+use crate::clock::SharedClock;
+use crate::core::branch::{Ancestor, Position, Progress};
+use crate::core::claim::Spec;
+use crate::core::ids::{Kind, Name};
+use crate::core::io::{Event, From, Outcome, Stop};
+use crate::core::lease::Lease;
+use crate::core::time::Time;
+use crate::error::Error;
+
+/// What all tasks of a node have in common.
+pub(crate) struct RunnerConfig {
+    /// The user's runtime: needs its timers enabled.
+    pub(crate) handle: Handle,
+    pub(crate) clock: SharedClock,
+    /// Of this program, for the headers of checkpoints.
+    pub(crate) revision: String,
+    pub(crate) kinds: Arc<Kinds>,
+    pub(crate) throttle: Throttle,
+    /// How many tasks may be between their stop and the decision about their transfer.
+    pub(crate) slots: usize,
+    /// A step that takes longer is warned about.
+    pub(crate) drain_budget: Duration,
+    /// How long closures may still run after their step was dropped, and a `run` after it was told
+    /// that it has moved; then the task counts as unstoppable.
+    pub(crate) closure_grace: Duration,
+}
+
+/// Runs the tasks of a node. Its methods never wait; dropping it cancels every task.
+pub(crate) struct Runner {
+    config: RunnerConfig,
+    events: mpsc::Sender<Event>,
+    tasks: BTreeMap<Name, Entry>,
+    permit: watch::Sender<Time>,
+    drain: watch::Sender<Option<Time>>,
+    slots: Slots,
+}
+
+struct Entry {
+    shared: Arc<Shared>,
+    orders: watch::Sender<Orders>,
+    /// Set just before the last event is sent: nothing of the task runs any more.
+    over: Arc<AtomicBool>,
+    /// Drops the loop, and with it everything of the task but closures.
+    handle: AbortOnDropHandle<()>,
+}
+
+impl Entry {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+}
+
+impl Runner {
+    /// Without tasks, and without a permit: no step begins before the first [`Runner::permit`].
+    pub(crate) fn new(config: RunnerConfig, events: mpsc::Sender<Event>) -> Self {
+        Self {
+            slots: Slots::new(config.slots),
+            config,
+            events,
+            tasks: BTreeMap::new(),
+            permit: watch::Sender::new(Time::ZERO),
+            drain: watch::Sender::new(None),
+        }
+    }
+
+    /// Runs a task. Its events end with `Stopped`, `Ended` or `Unreadable`, after which it can be
+    /// started again.
+    pub(crate) fn start(
+        &mut self,
+        spec: Spec,
+        lease: Lease,
+        from: From,
+        lineage: Vec<Ancestor>,
+        seq: u64,
+    ) {
+        let name = spec.name.clone();
+        if let Some(entry) = self.tasks.get(&name)
+            && !entry.is_over()
+        {
+            // Two loops of one name would be the one thing never to happen.
+            tracing::error!(target: "handover::task", %name, "already runs: not started again");
+            return;
+        }
+        self.sweep();
+        let Some(kind) = self.config.kinds.get(&spec.kind) else {
+            self.refuse(&spec, &lease);
+            return;
+        };
+        let (orders, ordered) = watch::channel(Orders {
+            lease: lease.clone(),
+            halt: None,
+            commits: 0,
+            acknowledged: None,
+        });
+        let reported = match &from {
+            From::Initial => None,
+            From::Checkpoint { header, .. } => header.progress.clone(),
+        };
+        let shared = Arc::new(Shared {
+            spec: spec.clone(),
+            handle: self.config.handle.clone(),
+            clock: Arc::clone(&self.config.clock),
+            drain: self.drain.subscribe(),
+            progress: Mutex::new(reported),
+            stopping: CancellationToken::new(),
+            life: CancellationToken::new(),
+            tracker: TaskTracker::new(),
+        });
+        let wires = Wires {
+            orders: ordered,
+            permit: self.permit.subscribe(),
+            events: self.events.clone(),
+            slots: self.slots.clone(),
+            clock: Arc::clone(&self.config.clock),
+        };
+        let span = tracing::info_span!(
+            target: "handover::task",
+            "task",
+            name = %spec.name,
+            kind = %spec.kind,
+            epoch = lease.epoch.0,
+        );
+        let cx = Cx::new(Arc::clone(&shared), lease.clone(), seq);
+        let writing = (kind.versions.newest, self.config.revision.clone(), self.config.throttle);
+        let line = Line::new(spec.clone(), lease, from, lineage, seq, writing);
+        let manners = Manners {
+            limits: self.config.kinds.limits(),
+            drain_budget: self.config.drain_budget,
+            closure_grace: self.config.closure_grace,
+        };
+        let over = Arc::new(AtomicBool::new(false));
+        let task = TaskLoop::new(spec, kind, cx, line, wires, manners);
+        let whole = supervised(
+            task,
+            Arc::clone(&shared),
+            orders.subscribe(),
+            self.events.clone(),
+            Arc::clone(&over),
+        );
+        let handle = AbortOnDropHandle::new(self.config.handle.spawn(whole.instrument(span)));
+        self.tasks.insert(name, Entry { shared, orders, over, handle });
+    }
+
+    /// Stops a task. A name that does not run is ignored: its last event is on its way.
+    pub(crate) fn stop(&mut self, name: &Name, how: Stop) {
+        let Some(entry) = self.tasks.get(name) else {
+            return;
+        };
+        let halt = match how {
+            Stop::WithSlot => Halt::WithSlot,
+            Stop::Boundary { grace } => {
+                entry.shared.stopping.cancel();
+                Halt::By(self.config.clock.boot() + grace)
+            }
+        };
+        entry.orders.send_modify(|orders| orders.stop(halt));
+    }
+
+    /// Goes on under a higher epoch, from the next step on.
+    pub(crate) fn reepoch(&mut self, name: &Name, lease: Lease) {
+        if let Some(entry) = self.tasks.get(name) {
+            entry.orders.send_modify(|orders| orders.lease = lease);
+        }
+    }
+
+    /// Commits every task's newest state, at its next boundary; what a task in a step has kept, now.
+    pub(crate) fn commit_all(&mut self) {
+        for entry in self.tasks.values() {
+            entry.orders.send_modify(|orders| orders.commits += 1);
+        }
+    }
+
+    /// Lets steps begin until then (Rule 17); a time that has passed ends the permit.
+    pub(crate) fn permit(&self, until: Time) {
+        self.permit.send_replace(until);
+    }
+
+    /// A transfer is decided: the next task may stop for its own.
+    pub(crate) fn free_slot(&mut self, name: &Name) {
+        self.slots.free(name);
+    }
+
+    /// A commit of this task is held by `replicas` of the `wanted` replicas. One is enough for a
+    /// forced checkpoint, none if there is no peer.
+    pub(crate) fn replicated(
+        &mut self,
+        name: &Name,
+        position: Position,
+        replicas: usize,
+        wanted: usize,
+    ) {
+        if let Some(entry) = self.tasks.get(name)
+            && replicas >= wanted.min(1)
+        {
+            entry.orders.send_if_modified(|orders| {
+                let newer = orders.acknowledged < Some(position);
+                if newer {
+                    orders.acknowledged = Some(position);
+                }
+                newer
+            });
+        }
+    }
+
+    /// What steps are told of a drain.
+    pub(crate) fn draining(&self, deadline: Option<Time>) {
+        self.drain.send_replace(deadline);
+    }
+
+    /// What a task that runs here last said of its progress.
+    pub(crate) fn progress(&self, name: &Name) -> Option<Progress> {
+        let entry = self.tasks.get(name).filter(|entry| !entry.is_over())?;
+        let progress = entry.shared.progress.lock();
+        progress.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many tasks have not stopped.
+    pub(crate) fn running(&self) -> usize {
+        self.alive().count()
+    }
+
+    /// Whether as many tasks of a kind run as may on one node.
+    pub(crate) fn is_full(&self, kind: &Kind) -> bool {
+        let of_kind = self.alive().filter(|entry| entry.shared.spec.kind == *kind);
+        let limit = self.config.kinds.max_running(kind);
+        limit.is_some_and(|limit| of_kind.count() >= limit)
+    }
+
+    /// Drops every task where it stands, without an event.
+    pub(crate) fn cancel_all(&mut self) {
+        self.tasks.clear();
+        self.slots.free_all();
+    }
+
+    fn alive(&self) -> impl Iterator<Item = &Entry> {
+        self.tasks.values().filter(|entry| !entry.is_over())
+    }
+
+    /// Forgets tasks that are over, when they have become as many as the others.
+    fn sweep(&mut self) {
+        let over = self.tasks.len() - self.running();
+        if over > self.tasks.len() / 2 {
+            self.tasks.retain(|_, entry| !entry.is_over());
+        }
+    }
+
+    fn refuse(&self, spec: &Spec, lease: &Lease) {
+        let events = self.events.clone();
+        let unreadable = Event::Unreadable {
+            name: spec.name.clone(),
+            epoch: lease.epoch,
+            why: format!("this node does not register the kind {}: start one that does", spec.kind),
+        };
+        self.config.handle.spawn(async move {
+            let _ = events.send(unreadable).await;
+        });
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.shared.stopping.cancel();
+        self.shared.life.cancel();
+    }
+}
+
+impl fmt::Debug for Runner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.tasks.keys()).finish()
+    }
+}
+
+/// A task's loop with its last event. What user code does while it is dropped can panic outside of
+/// any attempt; that ends this task and no other.
+async fn supervised(
+    task: TaskLoop,
+    shared: Arc<Shared>,
+    orders: watch::Receiver<Orders>,
+    events: mpsc::Sender<Event>,
+    over: Arc<AtomicBool>,
+) {
+    let last = match AssertUnwindSafe(task.run()).catch_unwind().await {
+        Ok(last) => last,
+        Err(panic) => {
+            shared.life.cancel();
+            shared.tracker.wait().await;
+            Event::Ended {
+                name: shared.spec.name.clone(),
+                epoch: orders.borrow().lease.epoch,
+                outcome: Outcome::Failed(Error::panicked("the task", &*panic).to_string()),
+            }
+        }
+    };
+    over.store(true, Ordering::Release);
+    let _ = events.send(last).await;
+}
