@@ -36,7 +36,7 @@ use crate::core::claim::{Claim, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 
 #[cfg(feature = "redb")]
-pub(crate) use self::durable::{DurableStore, OpenError};
+pub(crate) use self::durable::DurableStore;
 pub(crate) use self::frame::FrameError;
 pub(crate) use self::memory::MemoryStore;
 pub(crate) use self::worker::{Answer, Execution, Limits, QueueFull, Reply, Request, StoreWorker};
@@ -73,13 +73,12 @@ pub(crate) trait CheckpointStore: fmt::Debug + Send + Sync + 'static {
     /// [`StoreError::Io`] if it could not be read.
     fn runs(&self) -> Result<Vec<StoredRun>, StoreError>;
 
-    /// The damage found since the last call, at opening or reading.
+    /// The damage found since the last call, at opening or reading. It waits for the batch that is
+    /// being applied: once a [`StoreWorker`] has the store, damage comes with its answers.
     fn take_damage(&self) -> Vec<Damage>;
 
     /// One write by itself.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
+    #[cfg(test)]
     fn write(&self, write: Write) -> Result<(), StoreError> {
         self.apply(vec![write]).pop().unwrap_or(Err(StoreError::Stopped))
     }

@@ -253,7 +253,7 @@ fn run(store: &dyn CheckpointStore, requests: Vec<Request>) -> (Vec<Reply>, Vec<
         match request {
             Request::Write(write) => writes.push(*write),
             Request::Load { name, run, position, writer } => {
-                done.push(Reply::Loaded(store.get(&name, run, position, &writer)))
+                done.push(Reply::Loaded(store.get(&name, run, position, &writer)));
             }
             Request::Output { name, run } => {
                 done.push(Reply::Output(store.get_output(&name, run)));

@@ -143,11 +143,6 @@ impl Branches {
         self.0.is_empty()
     }
 
-    /// How many branches there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// Takes a checkpoint in, dropping what its line contains.
     pub fn admit(&mut self, header: Header) -> Admission {
         if self.0.iter().any(|kept| kept.descends_from(&header)) {

@@ -67,7 +67,7 @@ fn two_sides_of_a_split_under_one_epoch_are_two_branches() {
     for header in [&common, &left, &right] {
         branches.admit(header.clone());
     }
-    assert_eq!(branches.len(), 2);
+    assert_eq!(branches.iter().count(), 2);
     assert!(!left.descends_from(&right) && !right.descends_from(&left));
     assert_eq!(branches.remove(right.position, &right.writer), Some(right.clone()));
     assert_eq!(branches.remove(right.position, &right.writer), None);
@@ -212,7 +212,7 @@ proptest! {
                     for gone in &superseded {
                         prop_assert!(header.descends_from(gone), "only an ancestor goes");
                     }
-                    prop_assert_eq!(branches.len(), had.len() + 1 - superseded.len());
+                    prop_assert_eq!(branches.iter().count(), had.len() + 1 - superseded.len());
                 }
                 Admission::Known => {
                     prop_assert!(had.iter().any(|kept| kept.descends_from(header)));

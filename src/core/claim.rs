@@ -67,6 +67,11 @@ impl Phase {
         !self.is_terminal() && !self.is_free() && !matches!(self, Self::Transferred { .. })
     }
 
+    /// Only an order of the user ends it, whoever holds the name (Rules 20 and 26).
+    pub const fn waits_for_resume(&self) -> bool {
+        matches!(self, Self::Quarantined | Self::Parked { until_resumed: true })
+    }
+
     /// Rule 9: cancelled, then finished, then everything else. A failure is compared like a live
     /// claim: a minority whose database is away must not fail what the majority nearly finished.
     const fn class(&self) -> u8 {

@@ -23,6 +23,8 @@ pub struct Peer {
     pub news: Time,
     /// The last sealed datagram; before the first one, when the session became known.
     pub direct: Time,
+    /// A sealed datagram of it has come, not only word of it.
+    pub met: bool,
     /// The last heartbeat by any path.
     pub heartbeat: Time,
     /// When I sent the newest datagram that it echoed.
@@ -47,6 +49,7 @@ impl Peer {
             load: Load::default(),
             news: now,
             direct: now,
+            met: false,
             heartbeat: now,
             echoed: None,
             caught_up: false,
@@ -138,18 +141,18 @@ impl Members {
         self.peers.get(session)
     }
 
-    /// Changes one session, getting to know it if need be. Mine is never among them.
+    /// Bound on sessions known; far above what gossip carries.
+    const MAX: usize = 4096;
+
+    /// Changes one session, getting to know it if need be. Mine is never among them, and none is
+    /// added beyond the bound: peers can speak of sessions that never were.
     pub fn entry(&mut self, session: &SessionId, now: Time) -> Option<&mut Peer> {
-        if *session == self.me {
+        let known = self.peers.contains_key(session);
+        if *session == self.me || (!known && self.peers.len() >= Self::MAX) {
             return None;
         }
-        if !self.peers.contains_key(session) {
-            if self.peers.len() >= Self::MAX {
-                return None;
-            }
-            if session.node != self.me.node && self.pair.as_ref() != Some(&session.node) {
-                self.pair = None;
-            }
+        if !known && session.node != self.me.node {
+            self.pair &= self.peers.keys().all(|known| known.node == session.node);
         }
         Some(self.peers.entry(session.clone()).or_insert_with(|| Peer::new(now)))
     }
@@ -224,6 +227,7 @@ impl Members {
         };
         peer.state = state;
         peer.direct = now;
+        peer.met = true;
         // Even a fenced process is not a dead one, and may still be stopping (Rule 5).
         let mut back = peer.is_known_dead() && peer.revive();
         peer.dead_to.clear();

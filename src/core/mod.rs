@@ -4,6 +4,8 @@ pub mod branch;
 pub mod claim;
 pub mod ids;
 pub mod io;
+#[cfg(test)]
+mod laws;
 pub mod lease;
 pub mod machine;
 pub mod members;

@@ -1,5 +1,7 @@
 //! What the asked says (Rule 13).
 
+use std::collections::BTreeSet;
+
 use super::Machine;
 use super::task::Doing;
 use crate::core::claim::{Claim, Phase, Spec};
@@ -26,7 +28,21 @@ impl Machine {
         let epoch = claim.epoch;
         let asker = claim.session.clone();
         let (verdict, step_back) = self.verdict(&claim);
-        let askers = self.remember_asker(&claim);
+        if !self.has_room(&name) {
+            return Answer { name, epoch, verdict, askers: Vec::new(), known: Vec::new() };
+        }
+        // Whoever asked here, and whoever is known here to hold a claim: it may be visible to me and
+        // not to the asker, which must then ask it too.
+        let holders = self.view.claims(&name).filter(|c| c.phase.is_held() && !self.is_void(c));
+        let holders: BTreeSet<SessionId> = holders.map(|claim| claim.session.clone()).collect();
+        let others = self.askers.entry(name.clone()).or_default();
+        let askers = others
+            .keys()
+            .chain(holders.iter().filter(|holder| !others.contains_key(*holder)))
+            .filter(|other| **other != asker && **other != self.config.me)
+            .cloned()
+            .collect();
+        others.insert(asker.clone(), claim.clone());
         // What must be stepped over, or has ended; live claims of third sessions are theirs to tell.
         let known = self
             .view
@@ -59,6 +75,11 @@ impl Machine {
 
     /// The answer proper, and the claim to step back for if it is a yielding one.
     fn verdict(&self, claim: &Claim) -> (Verdict, Option<Claim>) {
+        if let Some((end, _)) = self.ends.get(&claim.name)
+            && end.ends(claim)
+        {
+            return (Verdict::Held(Box::new(end.clone())), None);
+        }
         let Some(task) = self.tasks.get(&claim.name) else {
             return (Verdict::Ok, None);
         };

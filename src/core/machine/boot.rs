@@ -34,6 +34,8 @@ pub(super) struct Boot {
     found: BTreeMap<Name, BTreeMap<SessionId, (RunId, Option<Position>)>>,
     /// Nodes of the persisted member list that have not been heard.
     missing: BTreeSet<NodeId>,
+    /// When the last of them was heard, or this node was up.
+    heard_at: Time,
     up_since: Option<Time>,
     told: bool,
     /// Peers that wait for a checkpoint to be read from the store.
@@ -101,9 +103,11 @@ impl Machine {
         let timing = &self.config.timing;
         let mut others = self.members.iter().filter(|(_, peer)| peer.gone.is_none()).peekable();
         let known = others.peek().is_some();
+        // Whoever has no path to this node cannot reply to it: that must not keep it out for ever.
+        let mute = |since: Time| now.since(since) >= timing.silence_floor;
         let up = if known {
             self.members.is_connected(now)
-                && others.all(|(_, peer)| peer.caught_up)
+                && others.all(|(_, peer)| peer.caught_up || mute(peer.direct))
                 && waited >= timing.gossip_interval
         } else {
             let patience = if self.config.seeds { timing.alone_after } else { timing.solo_after };
@@ -112,6 +116,7 @@ impl Machine {
         drop(others);
         if up {
             self.boot.up_since = Some(now);
+            self.boot.heard_at = now;
             self.set_state(NodeState::Up);
             self.dirty.extend(self.ends.keys().cloned().collect::<Vec<_>>());
         }
@@ -129,9 +134,12 @@ impl Machine {
             let peers: Vec<SessionId> = self.members.live().cloned().collect();
             peers.iter().for_each(|peer| self.found_to(peer));
         }
+        let now = self.now.at;
         for (session, peer) in self.members.iter() {
             if peer.is_live() {
-                self.boot.missing.remove(&session.node);
+                if self.boot.missing.remove(&session.node) {
+                    self.boot.heard_at = now;
+                }
             }
         }
         let timing = &self.config.timing;
@@ -141,14 +149,18 @@ impl Machine {
             timing.alone_after
         };
         let waited = self.now.at.since(up_since);
-        // One interval more than needed, so that what others have found is here too.
-        let heard = self.boot.missing.is_empty() && waited >= timing.gossip_interval * 2;
+        // One interval more than needed, so that what the last of them knows is here too.
+        let settled = now.since(self.boot.heard_at) >= timing.gossip_interval * 2;
+        let heard = self.boot.missing.is_empty() && settled;
         if !heard && waited < patience {
             return;
         }
         let names: Vec<Name> = self.boot.offers.keys().cloned().collect();
         for name in names {
             self.settle_offer(&name, up_since);
+        }
+        if self.boot.offers.is_empty() {
+            self.boot.found.clear();
         }
     }
 
@@ -193,10 +205,17 @@ impl Machine {
         if rank > 0 && waited < self.config.timing.boot_wait + delay {
             return;
         }
-        if !self.may_take(&spec, None) {
-            return;
-        }
-        self.claim(spec, Cause::Boot, Purpose::Run, Vec::new());
+        let purpose = if self.may_take(&spec, None) {
+            Purpose::Run
+        } else {
+            // Only this node knows of it, perhaps: it keeps the name for a node that can run it.
+            let timing = &self.config.timing;
+            if waited < timing.boot_wait + timing.silence_floor + delay {
+                return;
+            }
+            Purpose::Custody
+        };
+        self.claim(spec, Cause::Boot, purpose, Vec::new());
         self.boot.offers.remove(name);
     }
 
@@ -222,7 +241,8 @@ impl Machine {
         for (name, run, position) in offers {
             // Who has an end or a newer owner tells: the finder's copy must not be born again.
             self.dirty.insert(name.clone());
-            if self.boot.found.len() < self.config.max_names {
+            // What is not offered here too is no rival's.
+            if self.boot.offers.contains_key(&name) && self.members.get(from).is_some() {
                 self.boot.found.entry(name).or_default().insert(from.clone(), (run, position));
             }
         }

@@ -1,7 +1,10 @@
 //! Two live claims meet: who stops, and when (Rules 9 and 21).
 
+use bytes::Bytes;
+
 use super::Machine;
 use super::task::{Doing, Why};
+use crate::core::branch::{Header, Position};
 use crate::core::claim::{Claim, Phase};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Action, Notice};
@@ -18,6 +21,16 @@ enum Verdict {
     StepOver,
 }
 
+/// The branch of a run that this node ran and lost, and the winner that is to have it (Rule 21).
+#[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
+pub(super) struct Owed {
+    header: Header,
+    claim: Claim,
+    to: SessionId,
+    acked: bool,
+}
+
 impl Machine {
     /// Compares the claim under which a task runs here with all others of the name.
     pub(super) fn look_conflict(&mut self, name: &Name) {
@@ -27,12 +40,13 @@ impl Machine {
         if !matches!(task.doing, Doing::Running | Doing::Stopping(Why::Transfer) | Doing::Kept) {
             return;
         }
-        let (mine, runs) = (task.claim.clone(), task.runs());
+        let mine = task.claim.clone();
+        let kept = matches!(task.doing, Doing::Kept);
         let mut over = false;
         let mut step_over = false;
         let mut rivals: Vec<SessionId> = Vec::new();
         for other in self.view.claims(name).filter(|other| other.session != mine.session) {
-            match self.judge(&mine, runs, other) {
+            match self.judge(&mine, kept, other) {
                 Verdict::None => {}
                 Verdict::Over => over = true,
                 Verdict::Rival => rivals.push(other.session.clone()),
@@ -55,6 +69,7 @@ impl Machine {
         task.rivals.retain(|session, _| rivals.contains(session));
         for rival in &rivals {
             task.rivals.entry(rival.clone()).or_insert(now);
+            self.rivalries.entry(rival.clone()).or_default().insert(name.clone());
         }
         if step_over && rivals.is_empty() {
             self.remint(name);
@@ -64,35 +79,35 @@ impl Machine {
         }
     }
 
-    fn judge(&self, mine: &Claim, runs: bool, other: &Claim) -> Verdict {
+    fn judge(&self, mine: &Claim, kept: bool, other: &Claim) -> Verdict {
         if other.run > mine.run {
             // Another job altogether: it has won once it runs or has ended, not while it asks.
             return if other.has_won() { Verdict::Over } else { Verdict::None };
         }
         if other.run < mine.run {
-            return Verdict::None;
+            // It wins by its run, whatever the epochs: a store must not refuse it for the loser's.
+            let above = other.epoch >= mine.epoch && other.has_won();
+            return if above && !kept { Verdict::StepOver } else { Verdict::None };
         }
         if matches!(other.phase, Phase::Finished | Phase::Cancelled) {
             return Verdict::Over;
         }
-        if other.beats(mine) {
-            // A target that my own offer made is no rival.
-            if matches!(&other.phase, Phase::Incoming { from } if *from == mine.session) {
-                return Verdict::None;
-            }
-            // Who runs goes on above whoever only keeps it; of two keepers, the higher keeps it.
-            let wins = match other.phase {
-                Phase::Running => true,
-                Phase::Paused | Phase::Parked { .. } | Phase::Quarantined => !runs,
-                _ => false,
-            };
-            return if wins && !self.is_void(other) { Verdict::Rival } else { Verdict::StepOver };
-        }
-        if other.epoch == mine.epoch && other.phase == Phase::Running {
+        if !other.beats(mine) {
             // A store may already have the other's token under this epoch: mint above it.
-            return Verdict::StepOver;
+            let tie = other.epoch == mine.epoch && other.phase == Phase::Running;
+            return if tie { Verdict::StepOver } else { Verdict::None };
         }
-        Verdict::None
+        match &other.phase {
+            // A target that my own offer made is no rival.
+            Phase::Incoming { from } if *from == mine.session => Verdict::None,
+            _ if self.is_void(other) => Verdict::StepOver,
+            Phase::Running => Verdict::Rival,
+            // What merely keeps the name yields to who keeps it above; two that stepped over each
+            // other would never end. A claimant is told that the name is held.
+            Phase::Claimed if kept => Verdict::None,
+            phase if kept && phase.is_held() => Verdict::Rival,
+            _ => Verdict::StepOver,
+        }
     }
 
     /// Claims the name anew above everything seen, without stopping.
@@ -117,13 +132,22 @@ impl Machine {
 
     /// Something was heard of a session: does it prove that a rival lives?
     pub(super) fn conflict_evidence(&mut self, session: &SessionId) {
-        let names: Vec<Name> = self
-            .tasks
-            .iter()
-            .filter(|(_, task)| task.rivals.contains_key(session))
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in names {
+        let Some(names) = self.rivalries.get(session) else {
+            return;
+        };
+        let is_rival = |name: &Name| {
+            self.tasks.get(name).is_some_and(|task| task.rivals.contains_key(session))
+        };
+        let (standing, settled): (Vec<Name>, Vec<Name>) =
+            names.iter().cloned().partition(|name| is_rival(name));
+        if standing.is_empty() {
+            self.rivalries.remove(session);
+        } else if let Some(names) = self.rivalries.get_mut(session) {
+            settled.iter().for_each(|name| {
+                names.remove(name);
+            });
+        }
+        for name in standing {
             self.conflict_with(&name, session);
         }
     }
@@ -166,9 +190,85 @@ impl Machine {
         };
         let branch = task.latest.clone().zip(task.bytes.take());
         let (claim, spec) = (task.claim.clone(), task.spec.clone());
+        let kept = task.latest.clone();
         self.release_claim(name);
         if let Some((header, state)) = branch {
             self.send_checkpoint(to, &claim, &spec, &header, &state);
+        }
+        if let Some(header) = kept {
+            let owed = Owed { header, claim, to: to.clone(), acked: false };
+            self.owed.insert(name.clone(), owed);
+        }
+    }
+
+    /// A loser's branch: it goes to the next winner too, and stays until the run has ended or a
+    /// winner's checkpoint contains it (Rule 21).
+    pub(super) fn look_owed(&mut self, name: &Name) {
+        let Some(owed) = self.owed.get(name) else {
+            return;
+        };
+        let run = owed.header.run;
+        let held = self.held.get(name).and_then(|runs| runs.get(&run));
+        let here = held.is_some_and(|branches| branches.iter().any(|h| *h == owed.header));
+        let owner = self.view.owner(name).filter(|owner| owner.run == run);
+        match owner {
+            Some(owner) if here && owner.session != self.config.me => {
+                let other = owner.session != owed.to;
+                if other && owner.phase == Phase::Running && !self.is_void(owner) {
+                    let to = owner.session.clone();
+                    self.owe(name, to);
+                }
+            }
+            // In between owners.
+            None if here && self.view.last_run(name).is_none_or(|last| last <= run) => {}
+            _ => {
+                self.owed.remove(name);
+            }
+        }
+    }
+
+    fn owe(&mut self, name: &Name, to: SessionId) {
+        if let Some(owed) = self.owed.get_mut(name) {
+            owed.to = to;
+            owed.acked = false;
+            let header = owed.header.clone();
+            self.push(Action::Load { header });
+        }
+    }
+
+    /// The bytes of a branch that the winner is to get.
+    pub(super) fn owed_loaded(&mut self, header: &Header, state: &Bytes) {
+        let Some(owed) = self.owed.get(&header.name).filter(|owed| owed.header == *header) else {
+            return;
+        };
+        let Some(spec) = self.specs.get(&header.name).filter(|s| s.run == header.run) else {
+            return;
+        };
+        let (to, claim, spec) = (owed.to.clone(), owed.claim.clone(), spec.clone());
+        if !owed.acked {
+            self.send_checkpoint(&to, &claim, &spec, header, state);
+        }
+    }
+
+    pub(super) fn owed_acked(&mut self, from: &SessionId, name: &Name, position: Position) {
+        if let Some(owed) = self.owed.get_mut(name)
+            && owed.to == *from
+            && owed.header.position == position
+        {
+            owed.acked = true;
+        }
+    }
+
+    /// A link has come up: what its peer may have missed goes out again.
+    pub(super) fn owe_again(&mut self, session: &SessionId) {
+        let lost: Vec<Header> = self
+            .owed
+            .values()
+            .filter(|owed| owed.to == *session && !owed.acked)
+            .map(|owed| owed.header.clone())
+            .collect();
+        for header in lost {
+            self.push(Action::Load { header });
         }
     }
 }

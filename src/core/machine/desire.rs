@@ -35,9 +35,11 @@ impl Machine {
     /// Joins a register value.
     pub(super) fn learn_desired(&mut self, desired: Desired) {
         let name = desired.name.clone();
-        if self.desires.get(&name).is_none_or(|known| desired.replaces(known))
-            && self.desires.len() < self.config.max_names
-        {
+        let newer = match self.desires.get(&name) {
+            Some(known) => desired.replaces(known),
+            None => self.desires.len() < self.config.max_names,
+        };
+        if newer {
             // The home publishes it too: it outlives the caller.
             let home = placement::rendezvous(
                 &name,
@@ -64,14 +66,15 @@ impl Machine {
         }
         let grace = self.config.timing.stop_grace;
         let kept = matches!(task.doing, Doing::Kept);
+        let looking = matches!(task.doing, Doing::Finding(_) | Doing::Fetching { .. });
         match desired.want {
-            Want::Cancel if task.runs() || kept => {
+            Want::Cancel if task.runs() || kept || looking => {
                 if !matches!(task.doing, Doing::Stopping(Why::Cancel)) {
                     self.withdraw_offer(name);
                     self.stop_for(name, Why::Cancel, grace);
                 }
             }
-            Want::Pause if matches!(task.doing, Doing::Running) => {
+            Want::Pause if matches!(task.doing, Doing::Running) || looking => {
                 self.withdraw_offer(name);
                 self.stop_for(name, Why::Pause, grace);
             }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Machine;
-use super::task::{Doing, Why};
+use super::task::{Doing, Task, Why};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::Action;
 use crate::core::message::Message;
@@ -17,6 +17,8 @@ pub(super) struct Drain {
     /// Waiting for step boundaries is over.
     now: bool,
     told: bool,
+    /// A name that was still here when last looked at.
+    left: Option<Name>,
 }
 
 #[derive(Clone, Debug)]
@@ -45,7 +47,7 @@ impl Machine {
         if self.drain.is_some() || self.state.is_fenced() {
             return;
         }
-        self.drain = Some(Drain { deadline, now: false, told: false });
+        self.drain = Some(Drain { deadline, now: false, told: false, left: None });
         // The gate first: nothing new may land here while the rest is told (DEPLOYS 2).
         self.set_state(NodeState::Draining);
         self.push(Action::CommitAll);
@@ -148,15 +150,22 @@ impl Machine {
         let over = |doing: &Doing| matches!(doing, Doing::Over { .. });
         // A decision that its target has not acknowledged is safe: the target has the state.
         let late = drain.now && self.now.at.since(drain.deadline) >= GOODBYE;
-        let left = self.tasks.values().any(|task| match &task.doing {
+        let is_left = |task: &Task| match &task.doing {
             Doing::Moving { .. } | Doing::Ending { .. } => !late,
             Doing::Stopping(_) => !task.unstoppable,
             doing => !over(doing),
-        });
-        if !left {
-            if let Some(drain) = &mut self.drain {
-                drain.told = true;
-            }
+        };
+        // As long as the one last found is left there is no need to look for another.
+        if drain.left.as_ref().and_then(|name| self.tasks.get(name)).is_some_and(is_left) {
+            return;
+        }
+        let left = self.tasks.iter().find(|(_, task)| is_left(task)).map(|(name, _)| name.clone());
+        let told = left.is_none();
+        if let Some(drain) = &mut self.drain {
+            drain.told = told;
+            drain.left = left;
+        }
+        if told {
             self.push(Action::Drained);
         }
     }
@@ -168,7 +177,7 @@ impl Machine {
         }
         self.on_drain(self.now.at);
         // What cannot be stopped is not released, and a goodbye would say that it has stopped.
-        if self.tasks.values().any(super::task::Task::runs) {
+        if self.tasks.values().any(Task::runs) {
             self.push(Action::Left { heard: 0, told: 0 });
             return;
         }

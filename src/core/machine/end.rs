@@ -134,11 +134,15 @@ impl Machine {
     pub(super) fn end(&mut self, name: &Name, phase: Phase, output: Option<Bytes>, note: String) {
         self.withdraw_offer(name);
         let until = self.now.at + self.config.timing.convergence();
+        let targets = self.replica_targets(name);
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
-        let waiting: BTreeSet<SessionId> =
+        let mut waiting: BTreeSet<SessionId> =
             task.replicas.iter().filter(|s| !self.members.is_gone(s)).cloned().collect();
+        if waiting.is_empty() {
+            waiting.extend(targets);
+        }
         let mut claim = task.claim.clone();
         claim.phase = phase;
         claim.note = truncated(note, Claim::MAX_NOTE);
@@ -146,6 +150,8 @@ impl Machine {
             output: output.clone(),
             stored: false,
             waiting: waiting.clone(),
+            acked: 0,
+            widened: false,
             until,
         };
         task.claim.note.clone_from(&claim.note);
@@ -171,13 +177,20 @@ impl Machine {
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
-        let Doing::Ending { stored, waiting, until, .. } = &task.doing else {
+        let Doing::Ending { stored, waiting, until, acked, widened, .. } = &task.doing else {
             return;
         };
         let late = self.now.at >= *until;
         if !(*stored && waiting.is_empty() || late) {
+            let until = *until;
+            return self.alarm(name, until);
+        }
+        if *acked == 0 && !*widened && self.widen_end(name) {
             return;
         }
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
         let Some((end, _)) = self.ends.get(name) else {
             return;
         };
@@ -190,6 +203,36 @@ impl Machine {
         self.tell(Notice::Ended { name: name.clone(), phase });
         let retention = self.config.timing.retention;
         self.alarm_in(name, retention);
+    }
+
+    /// No replica has taken the end: any other live node will do. False if there is none.
+    fn widen_end(&mut self, name: &Name) -> bool {
+        let Some((claim, _)) = self.ends.get(name).cloned() else {
+            return false;
+        };
+        let live: BTreeSet<SessionId> = self.members.live().cloned().collect();
+        let by = self.now.at + self.config.timing.convergence();
+        let Some(task) = self.tasks.get_mut(name) else {
+            return false;
+        };
+        let spec = task.spec.clone();
+        let Doing::Ending { output, waiting, widened, until, .. } = &mut task.doing else {
+            return false;
+        };
+        *widened = true;
+        let others: Vec<SessionId> = live.difference(waiting).cloned().collect();
+        if others.is_empty() {
+            return false;
+        }
+        *waiting = live;
+        *until = by;
+        let output = output.clone();
+        for to in others {
+            let (claim, spec, output) = (claim.clone(), spec.clone(), output.clone());
+            self.send(&to, Message::Ended { claim, spec, output });
+        }
+        self.alarm(name, by);
+        true
     }
 
     pub(super) fn on_stored_end(
@@ -221,9 +264,14 @@ impl Machine {
     pub(super) fn on_ended_reply(&mut self, from: &SessionId, name: &Name, run: RunId) {
         if let Some(task) = self.tasks.get_mut(name)
             && task.claim.run == run
-            && let Doing::Ending { waiting, .. } = &mut task.doing
+            && let Doing::Ending { waiting, acked, widened, .. } = &mut task.doing
+            && waiting.remove(from)
         {
-            waiting.remove(from);
+            *acked += 1;
+            // Of those asked in the replicas' stead one is enough.
+            if *widened {
+                waiting.clear();
+            }
             self.dirty.insert(name.clone());
         }
     }
@@ -240,6 +288,9 @@ impl Machine {
             return;
         }
         let name = claim.name.clone();
+        if !self.has_room(&name) {
+            return;
+        }
         self.view.raise(&name, claim.epoch);
         self.learn(spec.clone());
         let known = self.ends.get(&name).is_some_and(|(end, _)| !claim.beats(end));

@@ -102,6 +102,9 @@ pub struct Machine {
     bare: BTreeSet<Name>,
     /// Runs kept here that another run of the name has replaced, and since when (Rule 8).
     outdated: BTreeMap<(Name, RunId), Time>,
+    /// Names over which a task here is in conflict with a session; those settled since may linger.
+    rivalries: BTreeMap<SessionId, BTreeSet<Name>>,
+    owed: BTreeMap<Name, conflict::Owed>,
     /// Names of which nothing but their past is known, and since when.
     idle: BTreeMap<Name, Time>,
     /// Who asked about a name, until their claim is visible or they are gone (Rule 13).
@@ -164,6 +167,8 @@ impl Machine {
             ends: BTreeMap::new(),
             bare: BTreeSet::new(),
             outdated: BTreeMap::new(),
+            rivalries: BTreeMap::new(),
+            owed: BTreeMap::new(),
             idle: BTreeMap::new(),
             askers: BTreeMap::new(),
             starts: start::Starts::default(),
@@ -255,9 +260,10 @@ impl Machine {
             }
             Event::Record { of, record } => self.on_record(&of, record),
             Event::Load { of, load } => {
-                if let Some(peer) = self.members.entry(&of, self.now.at)
-                    && std::mem::replace(&mut peer.load, load).full != load.full
-                {
+                let Some(peer) = self.members.entry(&of, self.now.at) else { return };
+                let room = peer.load.full && !load.full;
+                peer.load = load;
+                if room {
                     self.touch_kept();
                 }
             }
@@ -398,7 +404,8 @@ impl Machine {
         if self.buried.remove(from).is_some() {
             self.touch_all_of(from);
         }
-        let before = self.members.get(from).map(|peer| peer.state);
+        // Gossip may have told of it before: it is there once it has been heard itself.
+        let before = self.members.get(from).filter(|peer| peer.met).map(|peer| peer.state);
         let back = self.members.heard(self.now.at, from, state, echoed);
         if before.is_none() {
             self.tell(Notice::PeerUp(from.clone()));
@@ -454,6 +461,10 @@ impl Machine {
     }
 
     fn on_link_up(&mut self, with: &SessionId) {
+        // Its handshake is as fresh as an echoed datagram.
+        if self.buried.remove(with).is_some() {
+            self.touch_all_of(with);
+        }
         if let Some(peer) = self.members.entry(with, self.now.at) {
             peer.linked = true;
         }
@@ -504,9 +515,11 @@ impl Machine {
             askers.remove(session);
             !askers.is_empty()
         });
+        self.rivalries.remove(session);
         self.touch_all_of(session);
         self.settle_gone(session);
         self.replicas_gone(session);
+        self.hands_gone(session);
         self.starts_lost(session);
         self.touch_kept();
     }
@@ -529,7 +542,10 @@ impl Machine {
 
     /// Takes another session's claim in, however it came.
     fn learn_claim(&mut self, claim: Claim) {
-        if claim.session == self.config.me {
+        if claim.session == self.config.me || self.buried.contains_key(&claim.session) {
+            return;
+        }
+        if !self.has_room(&claim.name) {
             return;
         }
         self.forget_asker(&claim.name, &claim.session);
@@ -553,13 +569,12 @@ impl Machine {
         }
     }
 
-    fn forget_asker(&mut self, name: &Name, session: &SessionId) {
-        if let Some(askers) = self.askers.get_mut(name) {
-            askers.remove(session);
-            if askers.is_empty() {
-                self.askers.remove(name);
-            }
-        }
+    /// Whether a name is known, or one more can be: checked before anything of it is kept.
+    fn has_room(&self, name: &Name) -> bool {
+        let limit = self.config.max_names;
+        self.view.top(name).is_some()
+            || self.tasks.contains_key(name)
+            || (self.view.len() < limit && self.held.len() < limit && self.ends.len() < limit)
     }
 
     fn learn(&mut self, spec: Spec) {
@@ -628,7 +643,8 @@ impl Machine {
         self.dirty.extend(self.view.names_of(session));
     }
 
-    /// Rings at `at` for a name, or earlier if it already would.
+    /// Rings at `at` for a name, or earlier if it already would: whoever waits rings anew whenever
+    /// it is looked at too early.
     fn alarm(&mut self, name: &Name, at: Time) {
         match self.alarm_of.get(name) {
             Some(set) if *set <= at => {}
@@ -691,6 +707,7 @@ impl Machine {
         self.look_free(name);
         self.look_takeover(name);
         self.look_end(name);
+        self.look_owed(name);
         self.look_cleanup(name);
         self.look_idle(name);
         self.show(name);

@@ -13,6 +13,8 @@ use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{self, Action, Notice};
 use crate::core::message::Message;
 
+/// Takeovers in a row without progress after which a task is quarantined (Rule 26).
+const MAX_STRIKES: u8 = 3;
 /// Between two questions to peers that had no answer.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 
@@ -23,7 +25,10 @@ impl Machine {
             return;
         };
         let own = self.held.get(name).and_then(|runs| runs.get(&task.claim.run));
-        if !task.prior.checkpointed && own.is_none_or(Branches::is_empty) {
+        // A run that somebody held before may have been acknowledged after its claim was last seen:
+        // only of a new one is it known that nothing ever was.
+        let new = task.prior.session.is_none() && !task.prior.checkpointed;
+        if new && own.is_none_or(Branches::is_empty) {
             return self.start(name, io::From::Initial, None);
         }
         let me = &self.config.me;
@@ -107,7 +112,16 @@ impl Machine {
             let best = best.clone();
             return self.fetch(name, best, Vec::new());
         }
-        if !finding.everyone || now < finding.give_up {
+        if !finding.everyone {
+            return self.ask_everyone(name);
+        }
+        if !task.prior.checkpointed && branches.is_empty() {
+            return self.start(name, io::From::Initial, None);
+        }
+        if now < finding.until {
+            return self.alarm(name, finding.until);
+        }
+        if now < finding.give_up {
             return self.ask_everyone(name);
         }
         let older = branches.best().cloned();
@@ -162,15 +176,7 @@ impl Machine {
 
     /// Keeps the name without running it.
     pub(super) fn park(&mut self, name: &Name, until_resumed: bool, why: &str) {
-        self.parked(name);
-        let Some(task) = self.tasks.get_mut(name) else {
-            return;
-        };
-        task.claim.phase = Phase::Parked { until_resumed };
-        task.claim.note = why.to_owned();
-        task.doing = Doing::Kept;
-        self.publish(name);
-        self.tell(Notice::Parked { name: name.clone(), why: why.to_owned() });
+        self.keep_as(name, Phase::Parked { until_resumed }, why.to_owned());
     }
 
     /// Gets one checkpoint's bytes, from here or from who has it.
@@ -242,6 +248,7 @@ impl Machine {
         }
         if let Some(state) = &state {
             self.replicate_loaded(&header, state);
+            self.owed_loaded(&header, state);
             self.seal_loaded(&header, state);
         }
         self.on_state_data(header, state);
@@ -313,6 +320,16 @@ impl Machine {
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
+        let progress = header
+            .as_ref()
+            .is_some_and(|header| task.prior.epoch.is_some_and(|ran| header.position.epoch >= ran));
+        if progress {
+            task.claim.strikes = 0;
+        } else if task.claim.strikes >= MAX_STRIKES {
+            task.latest = header;
+            let why = "three takeovers in a row brought no progress".to_owned();
+            return self.keep_as(name, Phase::Quarantined, why);
+        }
         task.claim.phase = Phase::Running;
         task.claim.note.clear();
         task.doing = Doing::Running;

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::Machine;
 use super::task::{Doing, Task};
 use crate::core::branch::{Admission, Header, Position};
-use crate::core::claim::{Claim, Spec};
+use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{Action, Notice};
 use crate::core::message::{Message, Rejection};
@@ -56,10 +56,31 @@ impl Machine {
     }
 
     /// The next `replicas` nodes of the name's rendezvous order.
-    fn replica_targets(&self, name: &Name) -> Vec<SessionId> {
+    pub(super) fn replica_targets(&self, name: &Name) -> Vec<SessionId> {
         let up = self.members.iter().filter(|(_, peer)| peer.is_up()).map(|(session, _)| session);
-        let order = placement::rendezvous(name, up);
+        let mut order = placement::rendezvous(name, up);
+        // Whose store has failed comes last.
+        if let Some(task) = self.tasks.get(name) {
+            order.sort_by_key(|session| task.refused.contains(*session));
+        }
         order.into_iter().take(self.config.replicas).cloned().collect()
+    }
+
+    /// A link has come up: what may have been lost with the last one goes out again.
+    pub(super) fn replicate_again(&mut self, session: &SessionId) {
+        let lost: Vec<Header> = self
+            .tasks
+            .values()
+            .filter(|task| task.replicas.contains(session))
+            .filter_map(|task| {
+                let latest = task.latest.as_ref()?;
+                let held = task.acked.get(session);
+                held.is_none_or(|held| *held < latest.position).then(|| latest.clone())
+            })
+            .collect();
+        for header in lost {
+            self.push(Action::Load { header });
+        }
     }
 
     pub(super) fn on_checkpoint_reply(
@@ -70,6 +91,9 @@ impl Machine {
         position: Position,
         result: Result<(), Rejection>,
     ) {
+        if result.is_ok() {
+            self.owed_acked(from, name, position);
+        }
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
@@ -89,8 +113,10 @@ impl Machine {
                 }
             }
             Err(Rejection::Unavailable(why)) => {
+                task.refused.insert(from.clone());
                 self.tell(Notice::Warning(format!("{from} keeps no checkpoint of {name}: {why}")));
                 self.seal_refused(from, name);
+                self.dirty.insert(name.clone());
             }
         }
     }
@@ -197,6 +223,7 @@ impl Machine {
     pub(super) fn replicas_gone(&mut self, session: &SessionId) {
         for (name, task) in &mut self.tasks {
             task.acked.remove(session);
+            task.refused.clear();
             if task.replicas.contains(session) {
                 self.dirty.insert(name.clone());
             }
@@ -222,7 +249,11 @@ impl Machine {
         }
         self.revoke_failure(&claim);
         let reply = |result| Message::CheckpointReply { name: name.clone(), run, position, result };
-        if let Some(over) = self.over_run(&claim) {
+        if !self.has_room(&name) {
+            let why = "as many names as allowed are known here".to_owned();
+            return self.send(from, reply(Err(Rejection::Unavailable(why))));
+        }
+        if let Some(over) = self.over_run(&name, run) {
             return self.send(from, reply(Err(Rejection::Superseded(Box::new(over)))));
         }
         self.learn(spec.clone());
@@ -235,11 +266,13 @@ impl Machine {
                     && owner.epoch > position.epoch
                     && owner.session != *from
                     && owner.phase.is_held()
+                    // What it hands over is not a zombie's.
+                    && !matches!(&owner.phase, Phase::Incoming { from: source } if source == from)
                     && !self.is_void(owner)
             })
             .cloned();
         match self.keep(&spec, header, state, Some(from.clone())) {
-            Admission::Known if zombie.is_none() => self.send(from, reply(Ok(()))),
+            Admission::Known => self.send(from, reply(Ok(()))),
             Admission::Full => {
                 let why = "too many unreconciled branches of this run are kept here".to_owned();
                 self.send(from, reply(Err(Rejection::Unavailable(why))));

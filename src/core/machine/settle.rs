@@ -23,14 +23,31 @@ impl Machine {
         let name = spec.name.clone();
         let top = self.view.top(&name).cloned();
         let same_run = top.as_ref().filter(|top| top.run == spec.run);
-        let prior = self.prior(&name, same_run);
+        // A claim that steps over another one is the same attempt as before.
+        let carried = self
+            .tasks
+            .get(&name)
+            .filter(|old| old.claim.run == spec.run && matches!(old.doing, Doing::Settling(_)))
+            .map(|old| (old.claim.strikes, old.prior.epoch, old.keep.clone(), old.from.clone()));
+        let mut prior = self.prior(&name, same_run);
+        let keep = same_run
+            .filter(|top| cause != Cause::Unparked && top.phase.waits_for_resume())
+            .map(|top| top.phase.clone());
         let crashed = same_run.is_some_and(|top| {
             cause == Cause::Crash && matches!(top.phase, Phase::Running) && !self.progressed(top)
         });
         let strikes = match same_run {
             Some(top) if crashed => top.strikes.saturating_add(1),
-            Some(top) if cause != Cause::Crash => top.strikes,
+            Some(top) if cause != Cause::Crash || top.phase != Phase::Running => top.strikes,
             _ => 0,
+        };
+        let from = same_run.map(|top| top.session.clone()).filter(|from| *from != self.config.me);
+        let (strikes, keep, from) = match carried {
+            Some((strikes, ran, keep, from)) => {
+                prior.epoch = ran;
+                (strikes, keep, from)
+            }
+            None => (strikes, keep, from),
         };
         let epoch = self.next_epoch(&name);
         let claim = Claim {
@@ -53,7 +70,6 @@ impl Machine {
             self.holding.remove(&old.claim.number);
             callers.append(&mut old.callers);
         }
-        let from = same_run.map(|top| top.session.clone()).filter(|from| *from != self.config.me);
         let doing = Doing::Settling(Settling {
             asked: BTreeSet::new(),
             waiting: BTreeSet::new(),
@@ -61,7 +77,8 @@ impl Machine {
             until: self.now.at + self.config.timing.convergence(),
             purpose,
         });
-        let task = Task { cause, from, callers, prior, ..Task::record(claim, spec.clone(), doing) };
+        let task =
+            Task { cause, from, callers, prior, keep, ..Task::record(claim, spec.clone(), doing) };
         self.tasks.insert(name.clone(), task);
         self.specs.insert(name.clone(), spec.clone());
         self.push(crate::core::io::Action::PublishSpec(spec));
@@ -111,6 +128,7 @@ impl Machine {
             floor: same().filter_map(|claim| claim.floor).max(),
             checkpointed: same().any(|claim| claim.checkpointed),
             session: Some(top.session.clone()),
+            epoch: Some(top.epoch),
         }
     }
 
@@ -175,9 +193,12 @@ impl Machine {
         }
     }
 
-    /// A session is gone: nobody waits for its answer.
+    /// A session is gone: nobody waits for its answer, and what it was to have goes elsewhere.
     pub(super) fn settle_gone(&mut self, session: &SessionId) {
         for (name, task) in &mut self.tasks {
+            if task.hand.as_ref().is_some_and(|hand| hand.to == *session) {
+                self.dirty.insert(name.clone());
+            }
             let waiting = match &mut task.doing {
                 Doing::Settling(settling) => &mut settling.waiting,
                 Doing::Finding(finding) => &mut finding.waiting,
@@ -259,8 +280,11 @@ impl Machine {
             let (spec, cause, purpose) = (task.spec.clone(), task.cause, settling.purpose);
             return self.claim(spec, cause, purpose, Vec::new());
         }
-        if settling.waiting.is_empty() || self.now.at >= settling.until {
+        let until = settling.until;
+        if settling.waiting.is_empty() || self.now.at >= until {
             self.settled(name);
+        } else {
+            self.alarm(name, until);
         }
     }
 
@@ -296,27 +320,51 @@ impl Machine {
         if acknowledged {
             self.answer_callers(name, Ok(run));
         }
+        if !self.hold_back(name, purpose) {
+            self.recover(name);
+        }
+    }
+
+    /// Keeps a name that is mine now instead of running it, or ends it, where that is what is wanted
+    /// of it. False if it is to run.
+    pub(super) fn hold_back(&mut self, name: &Name, purpose: Purpose) -> bool {
         let want = self.wanted(name);
+        let Some(task) = self.tasks.get_mut(name) else {
+            return true;
+        };
+        let (phase, note) = match (want, task.keep.take()) {
+            (Want::Cancel, _) => {
+                self.end(name, Phase::Cancelled, None, String::new());
+                return true;
+            }
+            (_, Some(keep)) => (keep, "it was parked until somebody resumes it".to_owned()),
+            (Want::Pause, None) => (Phase::Paused, String::new()),
+            (Want::Run, None) if purpose == Purpose::Custody => {
+                let kind = &task.spec.kind;
+                let why = format!("no live node runs the kind {kind} and reads its state");
+                (Phase::Parked { until_resumed: false }, why)
+            }
+            (Want::Run, None) => return false,
+        };
+        self.keep_as(name, phase, note);
+        true
+    }
+
+    /// Holds a name without running it.
+    pub(super) fn keep_as(&mut self, name: &Name, phase: Phase, note: String) {
+        self.parked(name);
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
-        match want {
-            Want::Cancel => return self.end(name, Phase::Cancelled, None, String::new()),
-            Want::Pause => task.claim.phase = Phase::Paused,
-            Want::Run if purpose == Purpose::Custody => {
-                task.claim.phase = Phase::Parked { until_resumed: false };
-                task.claim.note =
-                    format!("no live node runs the kind {} and reads its state", task.spec.kind);
-            }
-            Want::Run if task.claim.strikes >= 3 => {
-                task.claim.phase = Phase::Quarantined;
-                task.claim.note = "three takeovers in a row brought no progress".to_owned();
-            }
-            Want::Run => return self.recover(name),
-        }
-        let (phase, note) = (task.claim.phase.clone(), task.claim.note.clone());
+        task.claim.phase = phase.clone();
+        task.claim.note.clone_from(&note);
         task.doing = Doing::Kept;
-        self.parked(name);
+        // What is kept is replicated as what runs is: this may be the last copy.
+        if task.latest.is_none() {
+            let runs = self.held.get(name);
+            let branches = runs.and_then(|runs| runs.get(&task.claim.run));
+            task.latest = branches.and_then(|b| b.best_from(task.claim.floor)).cloned();
+        }
         self.publish(name);
         match phase {
             Phase::Quarantined => self.tell(Notice::Quarantined { name: name.clone() }),

@@ -17,7 +17,18 @@ use crate::core::time::Time;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Starts {
     by_id: BTreeMap<u64, Pending>,
+    by_name: BTreeMap<Name, u64>,
     next: u64,
+}
+
+impl Starts {
+    fn take(&mut self, id: u64) -> Option<Pending> {
+        let pending = self.by_id.remove(&id)?;
+        if self.by_name.get(&pending.spec.name) == Some(&id) {
+            self.by_name.remove(&pending.spec.name);
+        }
+        Some(pending)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -46,7 +57,8 @@ impl Machine {
             task.callers.push(caller);
             return;
         }
-        if let Some(pending) = self.starts.by_id.values_mut().find(|p| p.spec.name == name) {
+        let pending = self.starts.by_name.get(&name);
+        if let Some(pending) = pending.and_then(|id| self.starts.by_id.get_mut(id)) {
             pending.callers.push(caller);
             return;
         }
@@ -75,6 +87,7 @@ impl Machine {
             refusal: Refusal::Incompatible,
             until: self.now.at,
         };
+        self.starts.by_name.insert(pending.spec.name.clone(), id);
         self.starts.by_id.insert(id, pending);
         self.place_next(id);
     }
@@ -85,7 +98,7 @@ impl Machine {
         };
         let (spec, tried) = (pending.spec.clone(), pending.tried.clone());
         let Some(target) = self.choose(&spec, None, &tried) else {
-            let Some(pending) = self.starts.by_id.remove(&id) else {
+            let Some(pending) = self.starts.take(id) else {
                 return;
             };
             for caller in pending.callers {
@@ -94,7 +107,7 @@ impl Machine {
             return;
         };
         if target == self.config.me {
-            let callers = self.starts.by_id.remove(&id).map(|p| p.callers).unwrap_or_default();
+            let callers = self.starts.take(id).map(|p| p.callers).unwrap_or_default();
             return self.begin(spec, callers);
         }
         let until = self.now.at + PATIENCE;
@@ -171,6 +184,7 @@ impl Machine {
             return callers.into_iter().for_each(|caller| self.reply_to(caller, Ok(run)));
         }
         let refusal = match self.may_take(&spec, None) {
+            _ if !self.has_room(&name) => Refusal::Full,
             true => return self.claim(spec, Cause::Start, Purpose::Run, callers),
             false if self.state != NodeState::Up => Refusal::NotUp,
             false if self.load.full => Refusal::Full,
@@ -194,7 +208,7 @@ impl Machine {
         }
         match result {
             Ok(run) => {
-                let Some(pending) = self.starts.by_id.remove(&id) else {
+                let Some(pending) = self.starts.take(id) else {
                     return;
                 };
                 // The caller's node keeps the spec too: one more copy outlives the owner.

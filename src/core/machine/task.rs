@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 
 use crate::core::branch::{Header, Position};
-use crate::core::claim::{Claim, Spec};
+use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::Cause;
 use crate::core::lease::Epoch;
@@ -36,6 +36,10 @@ pub(super) struct Task {
     pub replicas: Vec<SessionId>,
     /// A forced commit that waits for its acknowledgement.
     pub forced: Option<Position>,
+    /// Replicas whose store has failed.
+    pub refused: BTreeSet<SessionId>,
+    /// It was parked until somebody resumes it, and whoever has it keeps it so.
+    pub keep: Option<Phase>,
     /// Live claims above mine, and when I first saw each (Rule 21).
     pub rivals: BTreeMap<SessionId, Time>,
     /// The handover under way.
@@ -70,7 +74,15 @@ pub(super) enum Doing {
     /// `Transferred` is written: this epoch never runs again.
     Moving { since: Time, sent: Time },
     /// Ended; the record is being replicated before anybody is told (Rule 12).
-    Ending { output: Option<Bytes>, stored: bool, waiting: BTreeSet<SessionId>, until: Time },
+    Ending {
+        output: Option<Bytes>,
+        stored: bool,
+        waiting: BTreeSet<SessionId>,
+        acked: usize,
+        /// Others than the replicas have been asked to keep it.
+        widened: bool,
+        until: Time,
+    },
     /// Only my record is left.
     Over { since: Time, dominated: Option<Time> },
 }
@@ -129,6 +141,8 @@ pub(super) struct Prior {
     pub floor: Option<Position>,
     pub checkpointed: bool,
     pub session: Option<SessionId>,
+    /// Under which epoch it ran last.
+    pub epoch: Option<Epoch>,
 }
 
 #[derive(Clone, Debug)]
@@ -165,6 +179,8 @@ impl Task {
             acked: BTreeMap::new(),
             replicas: Vec::new(),
             forced: None,
+            refused: BTreeSet::new(),
+            keep: None,
             rivals: BTreeMap::new(),
             hand: None,
             unstoppable: false,

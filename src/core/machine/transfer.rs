@@ -309,9 +309,12 @@ impl Machine {
                 }
             }
             Doing::Sealing { since } => {
-                if gone || now.since(*since) >= RESEND * 4 {
+                let until = *since + RESEND * 4;
+                if gone || now >= until {
                     self.send(&to, Message::Withdraw { name: name.clone(), epoch });
                     self.offer_failed(name);
+                } else {
+                    self.alarm(name, until);
                 }
             }
             Doing::Running | Doing::Kept | Doing::Stopping(Why::Transfer) => {
@@ -404,7 +407,7 @@ impl Machine {
         if self.state != NodeState::Up {
             return Some(Refusal::NotUp);
         }
-        if self.load.full {
+        if self.load.full || !self.has_room(&spec.name) {
             return Some(Refusal::Full);
         }
         if !self.may_take(spec, None) {
@@ -433,6 +436,7 @@ impl Machine {
         if let Some(old) = self.tasks.get(&name) {
             self.holding.remove(&old.claim.number);
         }
+        let keep = source.phase.waits_for_resume().then(|| source.phase.clone());
         let claim = Claim {
             session: self.config.me.clone(),
             number: self.take_number(),
@@ -440,7 +444,7 @@ impl Machine {
             epoch,
             phase: Phase::Incoming { from: from.clone() },
             terms: self.terms(),
-            strikes: 0,
+            strikes: if keep.is_some() { source.strikes } else { 0 },
             note: String::new(),
             ..source.clone()
         };
@@ -449,8 +453,10 @@ impl Machine {
             floor: source.floor,
             checkpointed: source.checkpointed,
             session: Some(from.clone()),
+            epoch: None,
         };
         let task = Task {
+            keep,
             cause: Cause::Drain,
             from: Some(from.clone()),
             prior,
@@ -516,6 +522,12 @@ impl Machine {
 
     /// It is mine now: run it from the sealed state.
     fn take(&mut self, name: &Name, sealed: Option<Header>) {
+        if let Some(task) = self.tasks.get_mut(name) {
+            task.latest.clone_from(&sealed);
+        }
+        if self.hold_back(name, Purpose::Run) {
+            return;
+        }
         match sealed {
             None => match self.tasks.get(name).is_some_and(|task| task.prior.checkpointed) {
                 true => self.recover(name),
@@ -592,9 +604,20 @@ impl Machine {
         self.claim(spec, Cause::Crash, Purpose::Run, Vec::new());
     }
 
+    /// A session is gone: what was to go there goes elsewhere.
+    pub(super) fn hands_gone(&mut self, session: &SessionId) {
+        for (name, task) in &self.tasks {
+            if task.hand.as_ref().is_some_and(|hand| hand.to == *session) {
+                self.dirty.insert(name.clone());
+            }
+        }
+    }
+
     /// Repeats to a peer whose link has come up what it may have missed.
     pub(super) fn resend_to(&mut self, session: &SessionId) {
         self.ask_again(session);
+        self.replicate_again(session);
+        self.owe_again(session);
         let moving: Vec<Name> = self
             .tasks
             .iter()

@@ -90,6 +90,7 @@ impl Run {
             rng,
         };
         run.world.rng = SmallRng::seed_from_u64(seed ^ 0x5eed);
+        run.world.max_events = 5_000;
         run.world.step = MS * 200;
         run.world.goal = if run.rng.random_bool(0.3) { 40 } else { 10_000 };
         run

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod handover_faults;
+mod hostile;
 mod interleavings;
+mod settling_exhaustive;
 mod spine;
 mod world;

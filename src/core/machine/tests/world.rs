@@ -66,6 +66,7 @@ pub(super) struct Noise {
 /// Kills a process just before it carries out an action that matches.
 #[derive(Clone, Debug)]
 pub(super) struct Trip {
+    pub task: &'static str,
     /// The acting session, whether it runs the action's task at that moment, and the action.
     pub at: fn(&SessionId, bool, &Action) -> bool,
     /// None: whoever acts.
@@ -176,6 +177,8 @@ pub(super) struct Node {
     slots: BTreeSet<Name>,
     /// The highest epoch published of each name (L2).
     epochs: BTreeMap<Name, Epoch>,
+    /// Names whose claim or loop has changed since the last check (L6).
+    changed: BTreeSet<Name>,
     inbox: VecDeque<Event>,
 }
 
@@ -234,6 +237,8 @@ pub(super) struct World {
     queue: BTreeMap<(Time, u64), Due>,
     order: u64,
     cuts: BTreeSet<(NodeId, NodeId)>,
+    /// Pushes on their way: changes within two milliseconds go together.
+    pushes: BTreeSet<(SessionId, SessionId)>,
     links: BTreeSet<(SessionId, SessionId)>,
     pub rng: SmallRng,
     calls: u64,
@@ -253,6 +258,8 @@ pub(super) struct World {
     pub trip: Option<Trip>,
     /// A tenth of a second, and what has happened in it: a livelock must end a test.
     busy: (u64, u64),
+    /// More than this in a tenth of a second is a livelock (V6).
+    pub max_events: u64,
     /// How long one step of a name takes, where it is not [`World::step`].
     pub steps: BTreeMap<Name, Duration>,
     /// Messages that a test loses for as long as it likes: from, to, what.
@@ -266,8 +273,6 @@ pub(super) struct World {
     pub steps_done: BTreeMap<Name, u64>,
 }
 
-/// More than this in a tenth of a second is a livelock (V6).
-const MAX_EVENTS: u64 = 3_000;
 /// Transfers at once from one node.
 const SLOTS: usize = 8;
 
@@ -285,6 +290,7 @@ impl World {
             queue: BTreeMap::new(),
             order: 0,
             cuts: BTreeSet::new(),
+            pushes: BTreeSet::new(),
             links: BTreeSet::new(),
             rng: SmallRng::seed_from_u64(seed),
             calls: 0,
@@ -298,6 +304,7 @@ impl World {
             noise: Noise::default(),
             trip: None,
             busy: (0, 0),
+            max_events: 50_000,
             steps: BTreeMap::new(),
             blocked: None,
             forced: false,
@@ -393,6 +400,7 @@ impl World {
             paused: None,
             slots: BTreeSet::new(),
             epochs: BTreeMap::new(),
+            changed: BTreeSet::new(),
             inbox: VecDeque::new(),
         };
         self.nodes.insert(session.clone(), node);
@@ -424,8 +432,11 @@ impl World {
         }
         for other in self.nodes.keys().cloned().collect::<Vec<_>>() {
             if self.unlink(session, &other) && !self.is_cut(&other, session) {
-                let event = Event::LinkDown { with: session.clone(), refused: true };
-                self.at(MS, Due::Deliver { to: other, event });
+                // Redialled: a last datagram can arrive after the link broke.
+                for after in [MS, MS * 200] {
+                    let event = Event::LinkDown { with: session.clone(), refused: true };
+                    self.at(after, Due::Deliver { to: other.clone(), event });
+                }
             }
         }
     }
@@ -614,7 +625,7 @@ impl World {
     fn happen(&mut self, due: Due) {
         let tenth = self.now.as_micros() / 100_000;
         self.busy = if self.busy.0 == tenth { (tenth, self.busy.1 + 1) } else { (tenth, 0) };
-        assert!(self.busy.1 < MAX_EVENTS, "a livelock at {}: {due:?}", self.now);
+        assert!(self.busy.1 < self.max_events, "a livelock at {}: {due:?}", self.now);
         match due {
             Due::Deliver { to, event } => self.give(&to, event),
             Due::Frame { from, to, message } => {
@@ -634,7 +645,10 @@ impl World {
                 let event = Event::Heard { from, state, watermark, released, echoed: echo };
                 self.give(&to, event);
             }
-            Due::Gossip { from, to } => self.exchange(&from, &to),
+            Due::Gossip { from, to } => {
+                self.exchange(&from, &to);
+                self.pushes.remove(&(from, to));
+            }
             Due::Step { node, name, generation } => self.step_done(&node, &name, generation),
             Due::Grace { node, name, generation } => self.grace_over(&node, &name, generation),
             Due::Round { node } => self.round(&node),
@@ -845,7 +859,8 @@ impl World {
             Action::Stop { name, .. } => Some(name),
             _ => None,
         };
-        let runs = name.is_some_and(|name| self.nodes[session].loops.contains_key(name));
+        let Some(name) = name.filter(|name| name.as_str() == trip.task) else { return };
+        let runs = self.nodes[session].loops.contains_key(name);
         if (trip.at)(session, runs, action) {
             let victim = trip.victim.clone().unwrap_or_else(|| session.clone());
             self.trip = None;
@@ -854,10 +869,11 @@ impl World {
     }
 
     /// No node runs a task without its own published claim of that very run and epoch (L6).
-    fn check_own_claims(&self, session: &SessionId) {
-        let node = &self.nodes[session];
-        for (name, task) in &node.loops {
-            let claim = node.gossip[session].claims.get(name);
+    fn check_own_claims(&mut self, session: &SessionId) {
+        let Some(node) = self.nodes.get_mut(session) else { return };
+        for name in std::mem::take(&mut node.changed) {
+            let Some(task) = node.loops.get(&name) else { continue };
+            let claim = node.gossip[session].claims.get(&name);
             assert!(
                 claim.is_some_and(|claim| claim.phase == Phase::Running
                     && claim.run == task.spec.run
@@ -865,6 +881,12 @@ impl World {
                 "L6: {session} runs {name} under {:?} and publishes {claim:?}",
                 task.lease
             );
+        }
+    }
+
+    fn changed(&mut self, session: &SessionId, name: &Name) {
+        if let Some(node) = self.nodes.get_mut(session) {
+            node.changed.insert(name.clone());
         }
     }
 
@@ -889,7 +911,9 @@ impl World {
         let peers: Vec<SessionId> =
             self.nodes.keys().filter(|peer| *peer != session).cloned().collect();
         for to in peers {
-            self.at(MS * 2, Due::Gossip { from: session.clone(), to });
+            if self.pushes.insert((session.clone(), to.clone())) {
+                self.at(MS * 2, Due::Gossip { from: session.clone(), to });
+            }
         }
     }
 
@@ -907,14 +931,18 @@ impl World {
                 self.transmit(session, to, message);
             }
             Action::Publish(claim) => {
+                self.changed(session, &claim.name);
                 self.check_epoch(session, &claim);
                 self.publish(session, |mine| {
                     mine.claims.insert(claim.name.clone(), claim);
                 });
             }
-            Action::Retract(name) => self.publish(session, |mine| {
-                mine.claims.remove(&name);
-            }),
+            Action::Retract(name) => {
+                self.changed(session, &name);
+                self.publish(session, |mine| {
+                    mine.claims.remove(&name);
+                });
+            }
             Action::PublishSpec(spec) => self.publish(session, |mine| {
                 mine.specs.insert(spec.name.clone(), spec);
             }),
@@ -929,6 +957,7 @@ impl World {
             }),
             Action::PublishLoad(load) => self.publish(session, |mine| mine.load = load),
             Action::Start { spec, lease, from, lineage, seq } => {
+                self.changed(session, &spec.name);
                 self.start_loop(session, spec, lease, from, lineage, seq);
             }
             Action::Store { spec, header, state, from } => {
@@ -995,6 +1024,7 @@ impl World {
                 node.header = (state, watermark, released);
             }
             Action::Reepoch { name, lease } => {
+                node.changed.insert(name.clone());
                 if let Some(task) = node.loops.get_mut(&name) {
                     task.lineage.push(Ancestor {
                         epoch: task.lease.epoch,

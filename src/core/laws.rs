@@ -1,0 +1,208 @@
+//! Laws the protocol takes for granted: the view is a join, the order of claims is total.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::branch::Position;
+use super::claim::{Claim, Desired, Mode, Phase, Terms, Want};
+use super::ids::{Name, NodeId, RunId, SessionId};
+use super::lease::Epoch;
+use super::timing::{InvalidTiming, Timing};
+use super::view::View;
+
+pub(crate) fn session() -> impl Strategy<Value = SessionId> {
+    (0..3u8, 0..2u128).prop_map(|(node, nonce)| {
+        SessionId::new(NodeId::new(format!("n{node}")).unwrap(), Uuid::from_u128(nonce))
+    })
+}
+
+pub(crate) fn name() -> impl Strategy<Value = Name> {
+    prop_oneof![Just("a"), Just("b")].prop_map(|text| Name::new(text).unwrap())
+}
+
+pub(crate) fn run() -> impl Strategy<Value = RunId> {
+    (1..3u64, 0..2u128).prop_map(|(number, uuid)| RunId { number, uuid: Uuid::from_u128(uuid) })
+}
+
+pub(crate) fn phase() -> impl Strategy<Value = Phase> {
+    prop_oneof![
+        Just(Phase::Claimed),
+        session().prop_map(|from| Phase::Incoming { from }),
+        Just(Phase::Recovering),
+        Just(Phase::Running),
+        Just(Phase::Paused),
+        any::<bool>().prop_map(|until_resumed| Phase::Parked { until_resumed }),
+        Just(Phase::Quarantined),
+        session().prop_map(|to| Phase::Transferred { to }),
+        Just(Phase::Released),
+        Just(Phase::Superseded),
+        Just(Phase::Finished),
+        Just(Phase::Failed),
+        Just(Phase::Cancelled),
+    ]
+}
+
+pub(crate) fn claim() -> impl Strategy<Value = Claim> {
+    (name(), session(), 0..4u64, 0..4u32, run(), 1..5u64, phase(), 0..3u64).prop_map(
+        |(name, session, number, version, run, epoch, phase, seq)| Claim {
+            name,
+            session,
+            number,
+            version,
+            run,
+            epoch: Epoch(epoch),
+            phase,
+            terms: Terms { mode: Mode::Available, silence_floor: Duration::from_secs(10) },
+            replicas: Vec::new(),
+            floor: (seq > 0).then_some(Position { epoch: Epoch(epoch), seq }),
+            checkpointed: seq > 0,
+            strikes: 0,
+            note: String::new(),
+        },
+    )
+}
+
+/// Claims as sessions can write them: (session, number, version) names one record.
+fn claims() -> impl Strategy<Value = Vec<Claim>> {
+    prop::collection::vec(claim(), 0..24).prop_map(|claims| {
+        let mut written = BTreeMap::new();
+        for claim in claims {
+            let key = (claim.name.clone(), claim.session.clone(), claim.number, claim.version);
+            written.entry(key).or_insert(claim);
+        }
+        written.into_values().collect()
+    })
+}
+
+fn view<'a>(claims: impl IntoIterator<Item = &'a Claim>) -> View {
+    let mut view = View::default();
+    claims.into_iter().for_each(|claim| {
+        view.merge(claim.clone());
+    });
+    view
+}
+
+pub(crate) fn desired() -> impl Strategy<Value = Desired> {
+    let want = prop_oneof![Just(Want::Run), Just(Want::Pause), Just(Want::Cancel)];
+    (name(), run(), 0..3u64, session(), want)
+        .prop_map(|(name, run, version, writer, want)| Desired { name, run, version, writer, want })
+}
+
+fn join(a: &Desired, b: &Desired) -> Desired {
+    if b.replaces(a) { b.clone() } else { a.clone() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Commutative and associative: any order, and any repetition, ends in the same view (R1).
+    #[test]
+    fn the_view_is_the_same_in_whatever_order_claims_arrive(
+        (claims, shuffled) in claims().prop_flat_map(|claims| {
+            (Just(claims.clone()), Just(claims).prop_shuffle())
+        }),
+    ) {
+        prop_assert_eq!(view(&claims), view(&shuffled));
+    }
+
+    #[test]
+    fn the_view_is_idempotent(claims in claims()) {
+        let mut once = view(&claims);
+        let before = once.clone();
+        for claim in &claims {
+            prop_assert!(!once.merge(claim.clone()), "{:?} changed what knew it", claim);
+        }
+        prop_assert_eq!(once, before);
+    }
+
+    #[test]
+    fn two_halves_of_knowledge_join_into_the_whole(claims in claims(), at in 0..24usize) {
+        let (left, right) = claims.split_at(at.min(claims.len()));
+        let joined = view(view_claims(&view(left)).iter().chain(&view_claims(&view(right))));
+        let whole = view(&claims);
+        for name in whole.names() {
+            prop_assert_eq!(whole.owner(name), joined.owner(name));
+            prop_assert_eq!(whole.top(name), joined.top(name));
+        }
+    }
+
+    /// At equal knowledge exactly one winner (L1).
+    #[test]
+    fn the_same_knowledge_names_the_same_winner(
+        (claims, shuffled) in claims().prop_flat_map(|claims| {
+            (Just(claims.clone()), Just(claims).prop_shuffle())
+        }),
+    ) {
+        let (one, other) = (view(&claims), view(&shuffled));
+        for name in one.names() {
+            prop_assert_eq!(one.owner(name), other.owner(name));
+            prop_assert_eq!(one.top(name), other.top(name));
+            prop_assert_eq!(one.epoch(name), other.epoch(name));
+        }
+    }
+
+    #[test]
+    fn the_order_of_claims_is_total_and_strict_between_sessions(
+        a in claim(), b in claim(), c in claim(),
+    ) {
+        prop_assert_eq!(a.order(&a), Ordering::Equal);
+        prop_assert_eq!(a.order(&b), b.order(&a).reverse());
+        if a.session != b.session {
+            prop_assert_ne!(a.order(&b), Ordering::Equal);
+        }
+        if a.order(&b).is_ge() && b.order(&c).is_ge() {
+            prop_assert!(a.order(&c).is_ge());
+        }
+    }
+
+    #[test]
+    fn the_desired_state_is_a_join(a in desired(), b in desired(), c in desired()) {
+        prop_assert!(!a.replaces(&a));
+        let in_name = |d: &Desired| Desired { name: a.name.clone(), ..d.clone() };
+        let (b, c) = (in_name(&b), in_name(&c));
+        prop_assert_eq!(join(&a, &b), join(&b, &a));
+        prop_assert_eq!(join(&join(&a, &b), &c), join(&a, &join(&b, &c)));
+        if a.want == Want::Cancel && a.run == b.run {
+            prop_assert_eq!(join(&a, &b).want, Want::Cancel);
+        }
+    }
+
+    /// Whatever passes the check satisfies what the rules rely on.
+    #[test]
+    fn timings_that_pass_the_check_keep_their_relations(
+        g in 0..3_000u64, t in 0..30_000u64, alone in 0..60_000u64, grace in 0..200_000u64,
+        tombstones in 0..400_000u64,
+    ) {
+        let ms = Duration::from_millis;
+        let timing = Timing {
+            gossip_interval: ms(g),
+            silence_floor: ms(t),
+            alone_after: ms(alone),
+            dead_node_grace: ms(grace),
+            tombstone_retention: ms(tombstones),
+            ..Timing::default()
+        };
+        let holds = g > 0 && t > 0 && alone > 0 && grace > 0
+            && 8 * g <= t && t <= alone && 4 * t <= grace && 2 * grace <= tombstones;
+        match timing.check() {
+            Ok(()) => prop_assert!(holds, "{:?}", timing),
+            Err(InvalidTiming::Zero(_)) => prop_assert!(g * t * alone * grace == 0),
+            Err(error) => prop_assert!(!holds, "{}", error),
+        }
+    }
+}
+
+fn view_claims(view: &View) -> Vec<Claim> {
+    view.names().flat_map(|name| view.claims(name).cloned()).collect()
+}
+
+#[test]
+fn the_defaults_pass_the_check() {
+    Timing::default().check().unwrap();
+}

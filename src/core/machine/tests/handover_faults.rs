@@ -1,0 +1,528 @@
+//! Handing over when something fails (Rules 15 to 18, H1 to H6).
+
+use std::time::Duration;
+
+use super::world::{Disk, Fate, Fault, MS, Setup, Trip, World, name};
+use crate::core::claim::Phase;
+use crate::core::ids::SessionId;
+use crate::core::io::{Action, Event, Notice};
+use crate::core::message::Message;
+use crate::core::record::NodeState;
+
+const S: Duration = Duration::from_secs(1);
+
+/// A cluster in which `a` runs on the first session returned; the others follow.
+fn owned(seed: u64, n: usize, setup: &Setup) -> (World, SessionId, Vec<SessionId>) {
+    let (mut world, nodes) = World::cluster_of(seed, n, setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let owner = world.running("a")[0].clone();
+    let others = nodes.into_iter().filter(|node| *node != owner).collect();
+    (world, owner, others)
+}
+
+/// The target of the offer that a drain of `owner` makes, told by a rehearsal.
+fn target_of(world: &World, owner: &SessionId) -> SessionId {
+    let mut rehearsal = world.clone();
+    rehearsal.drain(owner, S * 25);
+    rehearsal.run_for(S);
+    rehearsal.running("a")[0].clone()
+}
+
+/// One copy, nowhere two, no step lost that a replica had acknowledged (H1, H3, H4).
+fn assert_moved(world: &World) {
+    world.assert_no_overlap();
+    assert_eq!(world.running("a").len(), 1, "exactly one copy");
+    let mut of: Vec<_> = world.stretches.iter().filter(|s| s.name == name("a")).collect();
+    of.sort_by_key(|s| s.start);
+    for pair in of.windows(2) {
+        assert!(pair[0].epoch < pair[1].epoch, "H2: {pair:?}");
+        assert!(pair[1].from_seq + 1 >= pair[0].to_seq, "H4: {pair:?}");
+    }
+}
+
+fn is_offer_reply(message: &Message) -> bool {
+    matches!(message, Message::OfferReply { .. })
+}
+fn is_checkpoint_reply(message: &Message) -> bool {
+    matches!(message, Message::CheckpointReply { .. })
+}
+fn is_transferred(message: &Message) -> bool {
+    matches!(message, Message::Transferred { .. })
+}
+fn is_taken(message: &Message) -> bool {
+    matches!(message, Message::Taken { .. })
+}
+fn is_offer(message: &Message) -> bool {
+    matches!(message, Message::Offer { .. })
+}
+
+#[test]
+fn any_message_of_a_handover_may_be_lost_doubled_or_late() {
+    let messages: [(&str, fn(&Message) -> bool); 5] = [
+        ("Offer", is_offer),
+        ("OfferReply", is_offer_reply),
+        ("CheckpointReply", is_checkpoint_reply),
+        ("Transferred", is_transferred),
+        ("Taken", is_taken),
+    ];
+    let (world, owner, _) = owned(1, 3, &Setup::default());
+    for (what, hits) in messages {
+        for fate in [Fate::Lost, Fate::Twice, Fate::Late(MS * 700), Fate::Late(S * 3)] {
+            for times in [1, 3] {
+                let mut world = world.clone();
+                world.faults.push(Fault { hits, fate, times });
+                world.drain(&owner, S * 25);
+                world.run_until(S * 25, &format!("drained; {what} {fate:?}"), |w| {
+                    w.nodes[&owner].drained.is_some()
+                });
+                world.run_for(S * 5);
+                assert_moved(&world);
+                assert_ne!(world.running("a")[0], owner, "{what} {fate:?} x{times}");
+            }
+        }
+    }
+}
+
+/// The points of a handover, as (the acting session, whether it runs the task, its action).
+type Point = fn(&SessionId, bool, &Action) -> bool;
+
+const POINTS: [(&str, Point); 8] = [
+    ("offer", |_, _, a| matches!(a, Action::Send { message: Message::Offer { .. }, .. })),
+    ("accept", |_, _, a| matches!(a, Action::Send { message: Message::OfferReply { .. }, .. })),
+    ("stop", |_, _, a| matches!(a, Action::Stop { .. })),
+    ("seal", |_, runs, a| {
+        !runs && matches!(a, Action::Send { message: Message::Checkpoint { .. }, .. })
+    }),
+    ("sealed", |_, _, a| {
+        matches!(a, Action::Send { message: Message::CheckpointReply { .. }, .. })
+    }),
+    (
+        "decide",
+        |_, _, a| matches!(a, Action::Publish(claim) if matches!(claim.phase, Phase::Transferred { .. })),
+    ),
+    ("tell", |_, _, a| matches!(a, Action::Send { message: Message::Transferred { .. }, .. })),
+    ("run", |_, _, a| matches!(a, Action::Start { .. })),
+];
+
+#[test]
+fn killed_at_any_point_of_a_handover_at_either_end_one_copy_goes_on() {
+    let mut reached = std::collections::BTreeSet::new();
+    for seed in 0..3 {
+        for known_dead in [true, false] {
+            let setup = Setup { known_dead, ..Setup::default() };
+            let (mut world, owner, others) = owned(seed, 4, &setup);
+            // Other load makes the target another node than the replica.
+            for i in 0..seed * 3 {
+                world.start(&others[0], &format!("other{i}"));
+                world.run_for(MS * 100);
+            }
+            let target = target_of(&world, &owner);
+            for (point, at) in POINTS {
+                for victim in [&owner, &target] {
+                    let mut world = world.clone();
+                    world.trip = Some(Trip { task: "a", at, victim: Some(victim.clone()) });
+                    world.drain(&owner, S * 25);
+                    world.run_for(S);
+                    if world.trip.is_none() {
+                        reached.insert(point);
+                    } else {
+                        // The target was its replica: there is nothing left to seal.
+                        assert!(matches!(point, "seal" | "sealed"), "{point} is reached");
+                    }
+                    let what = format!("seed {seed}: {victim} killed at {point}");
+                    // Known dead is void for a session that drains (Rule 5): T + K + sigma (H5), and a
+                    // round for the evidence.
+                    let fast = known_dead && *victim == target;
+                    let limit = if fast { S * 2 } else { S * 13 };
+                    world.run_until(limit, &what, |w| w.running("a").len() == 1);
+                    world.run_for(S * 4);
+                    world.assert_no_overlap();
+                    assert_eq!(world.running("a").len(), 1, "{what}");
+                    let of: Vec<_> =
+                        world.stretches.iter().filter(|s| s.name == name("a")).collect();
+                    let mut epochs: Vec<_> = of.iter().map(|s| s.epoch).collect();
+                    epochs.sort();
+                    epochs.dedup();
+                    assert_eq!(epochs.len(), of.len(), "{what}: H3");
+                    let before = of[0];
+                    for taken in &of[1..] {
+                        assert!(taken.from_seq + 2 >= before.to_seq, "{what}: {taken:?}");
+                    }
+                    assert!(
+                        of[1..].iter().all(|s| s.session != owner),
+                        "{what}: a draining source runs it again (H2)"
+                    );
+                }
+            }
+        }
+    }
+    assert_eq!(reached.len(), POINTS.len(), "{reached:?}");
+}
+
+#[test]
+fn an_offer_that_is_refused_goes_to_the_next_node() {
+    let small = Setup { max_running: 1, ..Setup::default() };
+    let (mut world, owner, others) = owned(3, 4, &Setup::default());
+    let target = target_of(&world, &owner);
+    // The first choice is cordoned so late that the source does not know yet.
+    world.give(&target, Event::Cordon(true));
+    world.faults.clear();
+    world.drain(&owner, S * 25);
+    world.run_for(S * 3);
+    assert_moved(&world);
+    assert!(!world.running("a").contains(&target));
+    assert!(others.contains(&world.running("a")[0]));
+    let _ = small;
+}
+
+#[test]
+fn a_target_that_cannot_run_the_kind_is_never_offered_and_the_task_is_released_parked() {
+    let (mut world, nodes) = World::cluster_of(4, 1, &Setup::default());
+    let setup = Setup { kinds: vec![("other", 1)], ..Setup::default() };
+    let other = world.boot("x1", setup, Disk::default());
+    world.run_for(S * 8);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let before = world.steps_done[&name("a")];
+    world.drain(&nodes[0], S * 25);
+    world.run_until(S * 5, "drained at once", |w| w.nodes[&nodes[0]].drained.is_some());
+    assert!(world.running("a").is_empty());
+    world.give(&nodes[0], Event::Leave);
+    world.run_for(S);
+    world.crash(&nodes[0]);
+    // Custody: nobody can run it, so the other keeps it until somebody can.
+    world.run_for(S * 30);
+    assert!(matches!(world.nodes[&other].owners[&name("a")].phase, Phase::Parked { .. }));
+    world.boot("n9", Setup::default(), Disk::default());
+    world.run_for(S * 20);
+    assert_eq!(world.running("a").len(), 1, "{:#?}", world.nodes[&other].owners);
+    let last = world.stretches.last().unwrap();
+    assert!(last.from_seq >= before, "the state was kept: {last:?}");
+}
+
+#[test]
+fn with_no_peer_a_drain_ends_at_once_and_loses_no_name() {
+    let (mut world, owner, _) = owned(5, 1, &Setup { durable: true, ..Setup::default() });
+    world.drain(&owner, S * 25);
+    world.run_until(S * 2, "drained", |w| w.nodes[&owner].drained.is_some());
+    assert!(world.running("a").is_empty());
+    assert_eq!(world.nodes[&owner].owners[&name("a")].phase, Phase::Released);
+    world.crash(&owner);
+    let (disk, setup) = (world.nodes[&owner].disk.clone(), world.nodes[&owner].setup.clone());
+    let seq = world.stretches[0].to_seq;
+    world.boot("n0", setup, disk);
+    world.run_for(S * 40);
+    assert_eq!(world.running("a").len(), 1);
+    assert!(world.stretches[1].from_seq >= seq, "{:?}", world.stretches);
+}
+
+#[test]
+fn two_nodes_that_drain_at_once_hand_all_to_the_third() {
+    for seed in 0..10 {
+        let (mut world, nodes) = World::cluster(seed, 3);
+        world.goal = 100_000;
+        for i in 0..20 {
+            world.start(&nodes[0], &format!("t{i}"));
+        }
+        world.run_for(S * 3);
+        world.drain(&nodes[0], S * 25);
+        world.run_for(MS * (seed * 7 % 60) as u32);
+        world.drain(&nodes[1], S * 25);
+        world.run_until(S * 25, "both drained", |w| {
+            w.nodes[&nodes[0]].drained.is_some() && w.nodes[&nodes[1]].drained.is_some()
+        });
+        world.run_for(S * 3);
+        world.assert_no_overlap();
+        for i in 0..20 {
+            assert_eq!(world.running(&format!("t{i}")), [nodes[2].clone()], "seed {seed} t{i}");
+        }
+    }
+}
+
+#[test]
+fn all_nodes_that_drain_at_once_release_all_and_a_newcomer_takes_it_with_its_state() {
+    let (mut world, nodes) = World::cluster(7, 3);
+    world.goal = 100_000;
+    for i in 0..10 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.run_for(S * 3);
+    let before = world.steps_done.clone();
+    for node in &nodes {
+        world.drain(node, S * 5);
+    }
+    world.run_until(S * 10, "all drained", |w| nodes.iter().all(|n| w.nodes[n].drained.is_some()));
+    let newcomer = world.boot("n9", Setup::default(), Disk::default());
+    world.run_for(S * 10);
+    for node in &nodes {
+        world.give(node, Event::Leave);
+    }
+    world.run_for(S * 20);
+    world.assert_no_overlap();
+    for i in 0..10 {
+        let task = format!("t{i}");
+        assert_eq!(world.running(&task), [newcomer.clone()], "{task}");
+        let last = world.stretches.iter().rfind(|s| s.name == name(&task)).unwrap();
+        assert!(last.from_seq >= before[&name(&task)], "{last:?}");
+    }
+}
+
+#[test]
+fn a_second_signal_waits_for_no_step_boundary() {
+    let (mut world, nodes) = World::cluster(8, 3);
+    world.goal = 100_000;
+    world.steps.insert(name("a"), S * 20);
+    world.start(&nodes[0], "a");
+    world.run_for(S * 22);
+    let owner = world.running("a")[0].clone();
+    world.drain(&owner, S * 60);
+    world.run_for(S * 2);
+    assert_eq!(world.running("a"), [owner.clone()], "it waits for the step");
+    let signalled = world.now;
+    world.give(&owner, Event::DrainNow);
+    world.run_until(S, "drained", |w| w.nodes[&owner].drained.is_some());
+    assert!(world.now.since(signalled) < MS * 500);
+    world.run_for(S * 2);
+    world.assert_no_overlap();
+    assert_eq!(world.running("a").len(), 1);
+    assert_eq!(world.stretches.last().unwrap().from_seq, 1, "the committed step is not redone");
+}
+
+#[test]
+fn a_budget_of_zero_costs_a_pause_and_nothing_else() {
+    let (mut world, nodes) = World::cluster(9, 3);
+    world.goal = 100_000;
+    for i in 0..20 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.run_for(S * 3);
+    let before = world.steps_done.clone();
+    world.drain(&nodes[0], Duration::ZERO);
+    world.run_until(S * 2, "drained", |w| w.nodes[&nodes[0]].drained.is_some());
+    world.crash(&nodes[0]);
+    world.run_for(S * 5);
+    world.assert_no_overlap();
+    for i in 0..20 {
+        let task = format!("t{i}");
+        assert_eq!(world.running(&task).len(), 1, "{task}");
+        let last = world.stretches.iter().rfind(|s| s.name == name(&task)).unwrap();
+        assert!(last.from_seq + 1 >= before[&name(&task)] || last.session != nodes[0]);
+        assert!(last.start.since(world.now) == Duration::ZERO);
+    }
+}
+
+#[test]
+fn an_unstoppable_task_is_never_released_and_goes_on_elsewhere_when_its_process_is_gone() {
+    let (mut world, nodes) = World::cluster(10, 3);
+    world.goal = 100_000;
+    world.stuck.insert(name("a"));
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let owner = world.running("a")[0].clone();
+    world.drain(&owner, S * 3);
+    world.run_until(S * 10, "the drain says so", |w| w.nodes[&owner].drained.is_some());
+    assert_eq!(world.told(&owner, |n| matches!(n, Notice::Unstoppable { .. })), 1);
+    world.stuck.clear();
+    world.run_for(S * 30);
+    assert_eq!(world.running("a"), [owner.clone()], "nobody takes it while it runs");
+    world.give(&owner, Event::Leave);
+    world.run_for(S * 5);
+    assert_eq!(world.nodes[&nodes[0]].owners[&name("a")].phase, Phase::Running);
+    world.crash(&owner);
+    world.run_for(S * 13);
+    world.assert_no_overlap();
+    assert_eq!(world.running("a").len(), 1);
+}
+
+#[test]
+fn a_target_that_drains_before_the_decision_lapses_and_the_next_one_gets_it() {
+    let (mut world, owner, others) = owned(11, 4, &Setup::default());
+    world.steps.insert(name("a"), S);
+    let target = target_of(&world, &owner);
+    world.record_messages = true;
+    world.drain(&owner, S * 25);
+    world.run_until(S, "accepted", |w| w.sent.iter().any(|(_, _, _, m)| is_offer_reply(m)));
+    world.drain(&target, S * 25);
+    world.run_until(S * 10, "both drained", |w| {
+        [&owner, &target].iter().all(|n| w.nodes[n].drained.is_some())
+    });
+    world.run_for(S * 2);
+    assert_moved(&world);
+    let now = world.running("a")[0].clone();
+    assert!(others.contains(&now) && now != target);
+}
+
+#[test]
+fn a_decision_that_reaches_a_draining_target_is_passed_on() {
+    for when in 0..20 {
+        let (mut world, owner, others) = owned(12, 4, &Setup::default());
+        let target = target_of(&world, &owner);
+        world.faults.push(Fault { hits: is_transferred, fate: Fate::Late(MS * 100), times: 1 });
+        world.drain(&owner, S * 25);
+        world.run_for(MS * 10 * when);
+        world.drain(&target, S * 25);
+        world.run_until(S * 10, "both drained", |w| {
+            [&owner, &target].iter().all(|n| w.nodes[n].drained.is_some())
+        });
+        world.run_for(S * 3);
+        assert_moved(&world);
+        let now = world.running("a")[0].clone();
+        assert!(others.contains(&now) && now != target, "{when}");
+    }
+}
+
+#[test]
+fn the_target_of_a_dead_source_takes_over_first_and_keeps_the_state() {
+    let decide = POINTS.iter().find(|(point, _)| *point == "decide").unwrap().1;
+    for decided in [true, false] {
+        let (mut world, owner, _) = owned(13, 4, &Setup::default());
+        let target = target_of(&world, &owner);
+        if decided {
+            // The decision was gossiped, its message lost with the source.
+            world.faults.push(Fault { hits: is_transferred, fate: Fate::Lost, times: 100 });
+        } else {
+            world.trip = Some(Trip { task: "a", at: decide, victim: Some(owner.clone()) });
+        }
+        world.drain(&owner, S * 25);
+        world.run_until(S * 2, "stopped", |w| w.running("a").is_empty());
+        world.run_for(MS * 20);
+        world.crash(&owner);
+        world.faults.clear();
+        world.run_for(S * 13);
+        assert_moved(&world);
+        assert_eq!(world.running("a"), [target]);
+    }
+}
+
+#[test]
+fn a_second_offer_settles_like_any_claim() {
+    let (mut world, owner, _) = owned(14, 4, &Setup::default());
+    let target = target_of(&world, &owner);
+    world.record_messages = true;
+    world.trip = Some(Trip {
+        task: "a",
+        at: |_, _, a| matches!(a, Action::Send { message: Message::Transferred { .. }, .. }),
+        victim: Some(target.clone()),
+    });
+    world.drain(&owner, S * 25);
+    world.run_for(S * 5);
+    assert_moved(&world);
+    let second = world.running("a")[0].clone();
+    assert_ne!(second, target);
+    let asked = world
+        .sent
+        .iter()
+        .any(|(_, from, _, m)| *from == second && matches!(m, Message::Ask { .. }));
+    assert!(asked, "settling is waived for a first offer only");
+    assert!(world.nodes[&owner].drained.is_some());
+}
+
+#[test]
+fn a_cut_target_aborts_before_the_task_stops() {
+    let (mut world, owner, others) = owned(15, 4, &Setup::default());
+    let target = target_of(&world, &owner);
+    world.cut_both(&owner, &target);
+    for other in others.iter().filter(|other| **other != target) {
+        world.cut_both(other, &target);
+    }
+    let drained = world.now;
+    world.drain(&owner, S * 25);
+    world.run_for(S * 5);
+    assert_moved(&world);
+    assert_ne!(world.running("a")[0], target);
+    let moved = world.stretches.last().unwrap();
+    assert!(moved.start.since(drained) < S * 3, "{moved:?}");
+    assert!(world.gaps("a").iter().all(|gap| *gap < MS * 50), "H6: {:?}", world.gaps("a"));
+}
+
+#[test]
+fn long_steps_hold_no_transfer_slot() {
+    let (mut world, nodes) = World::cluster(16, 1);
+    world.goal = 1_000_000;
+    world.step = S * 5;
+    for i in 0..10 {
+        world.steps.insert(name(&format!("t{i}")), S * 20);
+    }
+    for i in 0..300 {
+        world.start(&nodes[0], &format!("t{i}"));
+        world.run_for(MS * 5);
+    }
+    let target = world.boot("n1", Setup::default(), Disk::default());
+    world.run_for(S * 3);
+    world.drain(&nodes[0], S * 25);
+    world.run_until(S * 25, "all are moved", |w| w.nodes[&nodes[0]].drained.is_some());
+    world.run_for(S);
+    world.assert_no_overlap();
+    for i in 0..300 {
+        assert_eq!(world.running(&format!("t{i}")), [target.clone()], "t{i}");
+    }
+    assert_eq!(world.told(&nodes[0], |n| matches!(n, Notice::Released { .. })), 0);
+}
+
+#[test]
+fn a_draining_node_answers_asks_and_is_heard_until_its_last_task_is_gone() {
+    let (mut world, owner, others) = owned(17, 3, &Setup::default());
+    world.steps.insert(name("long"), S * 10);
+    let mut long = String::new();
+    for i in 0..20 {
+        let task = format!("long{i}");
+        world.steps.insert(name(&task), S * 10);
+        world.start(&others[0], &task);
+        world.run_for(S);
+        if world.running(&task) == [owner.clone()] {
+            long = task;
+            break;
+        }
+    }
+    assert!(!long.is_empty());
+    world.drain(&owner, S * 20);
+    world.run_for(S);
+    assert_eq!(world.running(&long), [owner.clone()]);
+    world.record_messages = true;
+    world.start(&others[0], "new");
+    world.run_for(S);
+    assert!(
+        world
+            .sent
+            .iter()
+            .any(|(_, from, _, m)| { *from == owner && matches!(m, Message::Answers { .. }) })
+    );
+    assert_ne!(world.running("new"), [owner.clone()]);
+    while world.running(&long) == [owner.clone()] {
+        world.run_for(MS * 200);
+        for other in &others {
+            let peer = world.nodes[other].machine.members().get(&owner).unwrap();
+            assert!(world.now.since(peer.news) < S, "its heartbeat goes on");
+            assert_eq!(peer.state, NodeState::Draining);
+            assert!(peer.gone.is_none());
+        }
+    }
+    world.run_for(S);
+    world.assert_no_overlap();
+    assert_eq!(world.running(&long).len(), 1);
+}
+
+#[test]
+fn after_a_visible_gap_no_step_starts_before_an_echo_sent_after_it() {
+    let (mut world, owner, others) = owned(18, 3, &Setup::default());
+    world.split(&[owner.clone()], &others);
+    world.pause(&owner, S * 8);
+    world.run_for(S * 8 + MS * 300);
+    let before = world.steps_done[&name("a")];
+    let woken = world.now;
+    world.run_for(S * 5);
+    let of_owner =
+        |w: &World| w.stretches.iter().filter(|s| s.session == owner).map(|s| s.epoch).count();
+    assert_eq!(of_owner(&world), 1);
+    let during = world.steps_done[&name("a")] - before;
+    let taken = world.running("a").iter().any(|n| *n != owner);
+    assert!(during == 0 || taken, "no step without an echo: {during}");
+    assert!(world.now > woken);
+    world.heal();
+    world.run_for(S * 20);
+    assert_eq!(world.running("a").len(), 1);
+    assert!(world.steps_done[&name("a")] > before);
+}

@@ -1,0 +1,274 @@
+//! What authenticated but wrong peers can say: nothing panics, and memory stays bounded.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use proptest::strategy::Union;
+
+use super::world::World;
+use crate::core::branch::{Ancestor, Header, Position};
+use crate::core::claim::{Claim, Spec};
+use crate::core::ids::{Kind, Name, RunId, SessionId};
+use crate::core::io::{Event, Now};
+use crate::core::laws::{claim, desired, name, phase, run, session};
+use crate::core::lease::Epoch;
+use crate::core::machine::Machine;
+use crate::core::message::{Answer, Message, Refusal, Rejection, Verdict};
+use crate::core::record::NodeState;
+
+fn epoch() -> impl Strategy<Value = Epoch> {
+    prop_oneof![0..6u64, Just(u64::MAX - 1), Just(u64::MAX), any::<u64>()].prop_map(Epoch)
+}
+
+fn position() -> impl Strategy<Value = Position> {
+    (epoch(), prop_oneof![0..5u64, Just(u64::MAX)]).prop_map(|(epoch, seq)| Position { epoch, seq })
+}
+
+fn wild_claim() -> impl Strategy<Value = Claim> {
+    (claim(), epoch(), phase(), any::<u64>()).prop_map(|(claim, epoch, phase, number)| Claim {
+        epoch,
+        phase,
+        number,
+        ..claim
+    })
+}
+
+fn spec() -> impl Strategy<Value = Spec> {
+    (name(), run(), prop_oneof![Just("count"), Just("other")]).prop_map(|(name, run, kind)| Spec {
+        name,
+        run,
+        kind: Kind::new(kind).unwrap(),
+        args: Bytes::new(),
+    })
+}
+
+fn header() -> impl Strategy<Value = Header> {
+    let ancestor = (epoch(), session(), 0..5u64).prop_map(|(epoch, writer, seq)| Ancestor {
+        epoch,
+        writer,
+        seq,
+    });
+    let lineage = prop::collection::vec(ancestor, 0..3);
+    (name(), run(), position(), session(), lineage, 0..3u64).prop_map(
+        |(name, run, position, writer, lineage, len)| Header {
+            name,
+            run,
+            kind: Kind::new("count").unwrap(),
+            position,
+            writer,
+            lineage,
+            state_version: 1,
+            revision: String::new(),
+            wall_ms: 0,
+            len,
+            hash: 0,
+            progress: None,
+        },
+    )
+}
+
+fn refusal() -> impl Strategy<Value = Refusal> {
+    prop_oneof![
+        Just(Refusal::Incompatible),
+        Just(Refusal::Full),
+        Just(Refusal::NotUp),
+        epoch().prop_map(Refusal::Held),
+    ]
+}
+
+fn verdict() -> impl Strategy<Value = Verdict> {
+    prop_oneof![
+        Just(Verdict::Ok),
+        Just(Verdict::Yields),
+        wild_claim().prop_map(|claim| Verdict::Held(Box::new(claim))),
+        Just(Verdict::Buried),
+    ]
+}
+
+fn state() -> impl Strategy<Value = Bytes> {
+    (0..3usize).prop_map(|len| Bytes::from(vec![0; len]))
+}
+
+fn plain() -> impl Strategy<Value = Message> {
+    let node_state = (0..7u8).prop_map(|code| NodeState::from_code(code).unwrap());
+    let result = prop_oneof![Just(Ok(())), refusal().prop_map(Err)];
+    let kept = prop_oneof![
+        Just(Ok(())),
+        wild_claim().prop_map(|claim| Err(Rejection::Superseded(Box::new(claim)))),
+        Just(Err(Rejection::Unavailable("full".to_owned()))),
+    ];
+    let ran = prop_oneof![run().prop_map(Ok), refusal().prop_map(Err)];
+    let sessions = prop::collection::vec(session(), 0..4);
+    let answer = (name(), epoch(), verdict(), prop::collection::vec(session(), 0..4))
+        .prop_flat_map(|(name, epoch, verdict, askers)| {
+            prop::collection::vec(wild_claim(), 0..3).prop_map(move |known| Answer {
+                name: name.clone(),
+                epoch,
+                verdict: verdict.clone(),
+                askers: askers.clone(),
+                known,
+            })
+        });
+    let all: Vec<BoxedStrategy<Message>> = vec![
+        node_state.prop_map(|state| Message::State { state }).boxed(),
+        Just(Message::Leave).boxed(),
+        Just(Message::LeaveHeard).boxed(),
+        session().prop_map(|session| Message::Dead { session }).boxed(),
+        sessions.prop_map(|sessions| Message::Buried { sessions }).boxed(),
+        header().prop_map(|header| Message::Obsolete { header }).boxed(),
+        (0..3u64, spec()).prop_map(|(call, spec)| Message::Start { call, spec }).boxed(),
+        (0..3u64, ran).prop_map(|(call, result)| Message::StartReply { call, result }).boxed(),
+        prop::collection::vec((wild_claim(), spec()), 0..4)
+            .prop_map(|asks| Message::Ask { asks })
+            .boxed(),
+        prop::collection::vec(answer, 0..3)
+            .prop_map(|answers| Message::Answers { answers })
+            .boxed(),
+        (wild_claim(), epoch(), spec(), prop::option::of(desired()), any::<bool>())
+            .prop_map(|(claim, epoch, spec, desired, idle)| Message::Offer {
+                claim,
+                epoch,
+                spec,
+                desired,
+                idle,
+            })
+            .boxed(),
+        (name(), epoch(), result)
+            .prop_map(|(name, epoch, result)| Message::OfferReply { name, epoch, result })
+            .boxed(),
+        (name(), epoch()).prop_map(|(name, epoch)| Message::Withdraw { name, epoch }).boxed(),
+        (wild_claim(), spec(), header(), state())
+            .prop_map(|(claim, spec, header, state)| Message::Checkpoint {
+                claim,
+                spec,
+                header,
+                state,
+            })
+            .boxed(),
+        (name(), run(), position(), kept)
+            .prop_map(|(name, run, position, result)| Message::CheckpointReply {
+                name,
+                run,
+                position,
+                result,
+            })
+            .boxed(),
+        (name(), run(), epoch(), prop::option::of(header()))
+            .prop_map(|(name, run, epoch, sealed)| Message::Transferred {
+                name,
+                run,
+                epoch,
+                sealed,
+            })
+            .boxed(),
+        (name(), epoch()).prop_map(|(name, epoch)| Message::Taken { name, epoch }).boxed(),
+        (name(), run()).prop_map(|(name, run)| Message::FindState { name, run }).boxed(),
+        (name(), run(), prop::collection::vec(header(), 0..12))
+            .prop_map(|(name, run, headers)| Message::States { name, run, headers })
+            .boxed(),
+        (name(), run(), position(), session())
+            .prop_map(|(name, run, position, writer)| Message::GetState {
+                name,
+                run,
+                position,
+                writer,
+            })
+            .boxed(),
+        (header(), prop::option::of(state()))
+            .prop_map(|(header, state)| Message::StateData { header, state })
+            .boxed(),
+        (wild_claim(), spec(), prop::option::of(state()))
+            .prop_map(|(claim, spec, output)| Message::Ended { claim, spec, output })
+            .boxed(),
+        (name(), run()).prop_map(|(name, run)| Message::EndedReply { name, run }).boxed(),
+        desired().prop_map(|desired| Message::Desire { desired }).boxed(),
+        prop::collection::vec((name(), run(), prop::option::of(position())), 0..4)
+            .prop_map(|offers| Message::Found { offers })
+            .boxed(),
+    ];
+    Union::new(all)
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    let relay = (session(), session(), plain()).prop_map(|(from, to, message)| Message::Relay {
+        from,
+        to,
+        message: Box::new(message),
+    });
+    prop_oneof![8 => plain(), 1 => relay]
+}
+
+thread_local! {
+    static CLUSTER: (World, Vec<SessionId>) = {
+        let (mut world, nodes) = World::cluster(1, 3);
+        world.start(&nodes[0], "a");
+        world.run_for(Duration::from_secs(2));
+        (world, nodes)
+    };
+}
+
+fn machine() -> (Machine, Now, Vec<SessionId>) {
+    CLUSTER.with(|(world, nodes)| {
+        let owner = world.running("a")[0].clone();
+        (world.nodes[&owner].machine.clone(), world.clock(), nodes.clone())
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        cases: 400,
+        max_shrink_iters: 2_000,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn no_message_panics_the_machine_or_makes_it_answer_without_bound(
+        messages in prop::collection::vec((0..3usize, message(), 0..800u64), 1..40),
+    ) {
+        let (mut machine, mut now, nodes) = machine();
+        for (from, message, wait) in messages {
+            now.at = now.at + Duration::from_millis(wait);
+            machine.handle(now, Event::Message { from: nodes[from].clone(), message });
+            let actions = std::iter::from_fn(|| machine.poll()).count();
+            prop_assert!(actions < 500, "one message makes {actions} actions");
+        }
+    }
+}
+
+#[test]
+fn names_sessions_and_askers_without_number_fill_no_memory() {
+    let (mut machine, now, nodes) = machine();
+    machine.config.max_names = 50;
+    for i in 0..5_000u64 {
+        let name = Name::new(format!("x{i}")).unwrap();
+        let run = RunId { number: 1, uuid: uuid::Uuid::from_u128(u128::from(i)) };
+        let spec =
+            Spec { name: name.clone(), run, kind: Kind::new("count").unwrap(), args: Bytes::new() };
+        let mine = machine.view().claims(&super::world::name("a")).next().unwrap().clone();
+        let claim = Claim { name: name.clone(), session: nodes[1].clone(), run, number: i, ..mine };
+        let invented = SessionId::new(nodes[1].node.clone(), run.uuid);
+        let messages = [
+            Message::Ask { asks: vec![(claim.clone(), spec.clone())] },
+            Message::Found { offers: vec![(name.clone(), run, None)] },
+            Message::Ended { claim, spec, output: None },
+            Message::Dead { session: invented.clone() },
+            Message::Relay {
+                from: invented.clone(),
+                to: machine.config.me.clone(),
+                message: Box::new(Message::Leave),
+            },
+            Message::Buried { sessions: vec![invented] },
+        ];
+        for message in messages {
+            machine.handle(now, Event::Message { from: nodes[1].clone(), message });
+            while machine.poll().is_some() {}
+        }
+    }
+    assert!(machine.specs.len() <= 60, "{} specs", machine.specs.len());
+    assert!(machine.view().len() <= 60, "{} names", machine.view().len());
+    assert!(machine.askers.len() <= 60, "{} askers", machine.askers.len());
+    assert!(machine.members.iter().count() <= 4_096);
+    assert!(machine.ends.len() <= 60, "{} ends", machine.ends.len());
+}

@@ -1,0 +1,234 @@
+//! Branches, the floor, replicas: Rules 19 and 20.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::rules_claims::short;
+use super::world::{Fate, Fault, MS, Setup, World, name};
+use crate::core::branch::{Header, Position};
+use crate::core::claim::{Phase, Want};
+use crate::core::ids::SessionId;
+use crate::core::io::{Event, Notice};
+use crate::core::lease::Epoch;
+use crate::core::machine::OnLostState;
+use crate::core::message::{Message, Rejection};
+
+const S: Duration = Duration::from_secs(1);
+
+/// A cluster whose task "a" runs and has been acknowledged; its owner, its replica, the third.
+fn acknowledged(seed: u64, setup: &Setup) -> (World, SessionId, SessionId, SessionId) {
+    let (mut world, nodes) = World::cluster_of(seed, 3, setup);
+    world.goal = 100_000;
+    world.forced = true;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 3);
+    let owner = world.runner("a");
+    let claim = world.claim_of(&owner, "a").unwrap();
+    assert!(claim.checkpointed && claim.floor.is_some(), "{claim:?}");
+    let replica = nodes.iter().find(|n| claim.replicas.contains(&n.node)).unwrap().clone();
+    let third = nodes.iter().find(|n| **n != owner && **n != replica).unwrap().clone();
+    (world, owner, replica, third)
+}
+
+/// Rule 20: the floor follows the last forced checkpoint.
+#[test]
+fn a_claim_carries_its_replicas_and_its_floor() {
+    let (world, owner, replica, _) = acknowledged(1, &Setup::default());
+    let claim = world.claim_of(&owner, "a").unwrap();
+    assert_eq!(claim.replicas, vec![replica.node.clone()]);
+    let held = &world.nodes[&replica].disk.runs;
+    let newest = held.values().flat_map(|r| &r.checkpoints).map(|(h, _)| h.position).max();
+    assert!(newest >= claim.floor);
+}
+
+/// Rule 20: the initial state is no state to start from once anything was acknowledged; a taker
+/// looks for `state_wait`, then parks, with an event; `resume` looks again.
+#[test]
+fn lost_state_parks_the_task_until_somebody_resumes_it() {
+    let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+    let (mut world, owner, replica, third) = acknowledged(2, &setup);
+    let disk = world.disk_of(&replica);
+    let died = world.now;
+    world.record_messages = true;
+    world.crash(&owner);
+    world.crash(&replica);
+    world.run_for(S * 15);
+    assert!(world.since("a", died).is_empty());
+    let parked = Phase::Parked { until_resumed: true };
+    assert_eq!(world.claim_of(&third, "a").unwrap().phase, parked);
+    assert_eq!(world.told(&third, |n| matches!(n, Notice::StateLost { .. })), 1);
+    let back = world.boot(replica.node.as_str(), setup, disk);
+    world.run_for(S * 5);
+    assert!(world.since("a", died).is_empty(), "only an order ends it");
+    world.want(&back, "a", Want::Run);
+    world.run_for(S * 8);
+    assert!(world.since("a", died)[0].from_seq > 0);
+}
+
+/// Rule 20: `recovering` asks again now and then, not at every answer.
+#[test]
+fn a_recovering_taker_does_not_flood_its_peers() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(3, 4, &setup);
+    world.goal = 100_000;
+    world.forced = true;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let owner = world.runner("a");
+    let claim = world.claim_of(&owner, "a").unwrap().clone();
+    let replica = nodes.iter().find(|n| claim.replicas.contains(&n.node)).unwrap().clone();
+    world.record_messages = true;
+    world.crash(&owner);
+    world.crash(&replica);
+    world.run_for(S * 10);
+    let asked = world.sent.iter().filter(|(.., m)| matches!(m, Message::FindState { .. })).count();
+    assert!(asked > 0 && asked < 20, "{asked} questions");
+}
+
+/// Rule 20: what to do instead is configured.
+#[test]
+fn lost_state_restarts_the_task_where_that_is_configured() {
+    let setup = Setup { timing: short(), on_lost_state: OnLostState::Restart, ..Setup::default() };
+    let (mut world, owner, replica, third) = acknowledged(4, &setup);
+    let died = world.now;
+    world.crash(&owner);
+    world.crash(&replica);
+    world.run_for(S * 15);
+    assert_eq!(world.since("a", died)[0].from_seq, 0);
+    assert_eq!(world.told(&third, |n| matches!(n, Notice::StateLost { .. })), 1);
+}
+
+/// Rule 20: a state below the floor is none, unless older ones are welcome.
+#[test]
+fn a_state_below_the_floor_is_used_only_where_configured() {
+    for (on_lost_state, resumes) in [(OnLostState::Park, false), (OnLostState::UseOlder, true)] {
+        let setup = Setup { timing: short(), on_lost_state, ..Setup::default() };
+        let (mut world, owner, replica, third) = acknowledged(5, &setup);
+        // The third node once was a replica, and holds an old checkpoint.
+        let (key, old) = {
+            let disk = &world.nodes[&replica].disk.runs;
+            let (key, stored) = disk.first_key_value().unwrap();
+            (key.clone(), stored.checkpoints[0].clone())
+        };
+        let claim = world.claim_of(&owner, "a").unwrap().clone();
+        let header =
+            Header { position: Position { epoch: old.0.position.epoch, seq: 3 }, hash: 3, ..old.0 };
+        let state = Bytes::copy_from_slice(&3u64.to_le_bytes());
+        let spec = world.nodes[&replica].disk.runs[&key].spec.clone();
+        let message = Message::Checkpoint { claim, spec, header, state };
+        world.give(&third, Event::Message { from: owner.clone(), message });
+        world.run_for(MS * 50);
+        let died = world.now;
+        world.crash(&owner);
+        world.crash(&replica);
+        world.run_for(S * 15);
+        let seqs: Vec<u64> = world.since("a", died).iter().map(|s| s.from_seq).collect();
+        assert_eq!(seqs, if resumes { vec![3] } else { vec![] });
+    }
+}
+
+/// Rule 20: an acknowledgement that the claim had no time to speak of still counts.
+#[test]
+fn a_taker_asks_before_it_starts_afresh() {
+    let (mut world, nodes) = World::cluster(6, 3);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_until(S, "runs", |w| w.running("a").len() == 1);
+    let owner = world.runner("a");
+    // Gossip is slower than links: nobody sees that the first commit was acknowledged.
+    let claim = world.claim_of(&owner, "a").unwrap().clone();
+    assert!(!claim.checkpointed);
+    world.run_for(MS * 52);
+    let replicas: Vec<_> =
+        nodes.iter().filter(|n| **n != owner && !world.nodes[*n].disk.runs.is_empty()).collect();
+    assert_eq!(replicas.len(), 1);
+    let died = world.now;
+    world.crash(&owner);
+    world.run_for(S * 3);
+    assert!(world.since("a", died)[0].from_seq >= 1);
+}
+
+/// Rule 20: a replica answers a lower epoch `Superseded`, and keeps what came as a branch.
+#[test]
+fn a_zombie_is_told_that_it_is_superseded() {
+    let (mut world, owner, replica, third) = acknowledged(7, &Setup::default());
+    let claim = world.claim_of(&owner, "a").unwrap().clone();
+    let spec = world.nodes[&owner].machine.spec(&name("a")).unwrap().clone();
+    let stored = world.nodes[&replica].disk.runs[&(name("a"), spec.run)].checkpoints[0].0.clone();
+    let epoch = Epoch(claim.epoch.0 - 1);
+    let header = Header {
+        position: Position { epoch, seq: 900 },
+        writer: third.clone(),
+        hash: 900,
+        ..stored
+    };
+    let lower =
+        crate::core::claim::Claim { session: third.clone(), number: 77, epoch, ..claim.clone() };
+    let state = Bytes::copy_from_slice(&900u64.to_le_bytes());
+    world.record_messages = true;
+    let message = Message::Checkpoint { claim: lower, spec: spec.clone(), header, state };
+    world.give(&replica, Event::Message { from: third.clone(), message });
+    world.run_for(MS * 100);
+    let told = world.sent.iter().any(|(_, from, to, m)| {
+        *from == replica
+            && *to == third
+            && matches!(m, Message::CheckpointReply { result: Err(Rejection::Superseded(by)), .. }
+                if by.session == owner)
+    });
+    assert!(told);
+    let branches = &world.nodes[&replica].disk.runs[&(name("a"), spec.run)].checkpoints;
+    assert_eq!(branches.len(), 2, "Rule 19: (e - 1, 900) beside what the owner wrote since");
+}
+
+/// Replicas are moved when membership changes, and old ones are told to forget.
+#[test]
+fn a_dead_replica_is_replaced() {
+    let (mut world, nodes) = World::cluster(8, 4);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let owner = world.runner("a");
+    let old = world.claim_of(&owner, "a").unwrap().replicas.clone();
+    let replica = nodes.iter().find(|n| old.contains(&n.node)).unwrap().clone();
+    world.crash(&replica);
+    world.run_for(S);
+    let new = world.claim_of(&owner, "a").unwrap().replicas.clone();
+    assert_eq!(new.len(), 1);
+    assert_ne!(new, old);
+    let died = world.now;
+    world.crash(&owner);
+    world.run_for(S);
+    assert!(world.since("a", died)[0].from_seq > 40);
+}
+
+/// A commit that was lost with its link goes out again when the link is back.
+#[test]
+fn a_lost_checkpoint_is_sent_again() {
+    let (mut world, nodes) = World::cluster(9, 2);
+    world.goal = 100_000;
+    world.step = S * 5;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 4);
+    let owner = world.runner("a");
+    let other = nodes.iter().find(|n| **n != owner).unwrap().clone();
+    let hits: fn(&Message) -> bool = |m| matches!(m, Message::Checkpoint { .. });
+    world.faults.push(Fault { hits, fate: Fate::Lost, times: 1 });
+    world.run_for(S * 2);
+    assert!(world.nodes[&other].disk.runs.is_empty());
+    world.cut_both(&owner, &other);
+    world.run_for(MS * 5100);
+    world.mend(&owner, &other);
+    world.run_for(S);
+    assert!(!world.nodes[&other].disk.runs.is_empty());
+}
+
+/// A failed write is not acknowledged, and another node gets the checkpoints.
+#[test]
+fn a_replica_whose_disk_is_full_is_passed_over() {
+    let (mut world, owner, replica, third) = acknowledged(10, &Setup::default());
+    world.nodes.get_mut(&replica).unwrap().disk_full = true;
+    world.run_for(S);
+    assert_eq!(world.claim_of(&owner, "a").unwrap().replicas, vec![third.node.clone()]);
+    assert!(world.told(&owner, |n| matches!(n, Notice::Warning(_))) > 0);
+}

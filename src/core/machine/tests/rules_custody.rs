@@ -1,0 +1,172 @@
+//! The dead: custody and burial, Rule 24.
+
+use std::time::Duration;
+
+use super::rules_claims::short;
+use super::world::{Disk, MS, Setup, World, name};
+use crate::core::claim::Phase;
+use crate::core::ids::SessionId;
+use crate::core::io::{Event, Notice};
+use crate::core::record::NodeState;
+
+const S: Duration = Duration::from_secs(1);
+const PARKED: Phase = Phase::Parked { until_resumed: false };
+
+fn able() -> Setup {
+    Setup { kinds: vec![("special", 1)], timing: short(), ..Setup::default() }
+}
+
+fn unable() -> Setup {
+    Setup { kinds: vec![("count", 1)], timing: short(), ..Setup::default() }
+}
+
+/// Three nodes that cannot run "a" and one that does, which dies.
+fn orphan(seed: u64) -> (World, Vec<SessionId>, SessionId) {
+    let mut world = World::new(seed);
+    let nodes: Vec<_> =
+        (0..3).map(|i| world.boot(&format!("n{i}"), unable(), Disk::default())).collect();
+    let runner = world.boot("runner", able(), Disk::default());
+    world.run_for(S * 4);
+    world.goal = 100_000;
+    world.start_kind(&nodes[0], "a", "special", false);
+    world.run_for(S * 2);
+    assert_eq!(world.runner("a"), runner);
+    world.crash(&runner);
+    (world, nodes, runner)
+}
+
+fn keeper(world: &World, at: &SessionId) -> SessionId {
+    let owner = world.owner(at, "a").unwrap();
+    assert_eq!(owner.phase, PARKED, "{owner:?}");
+    owner.session.clone()
+}
+
+fn assert_resumed(world: &World, by: &SessionId) {
+    assert_eq!(world.runner("a"), *by);
+    let last = world.stretches.iter().rfind(|s| s.name == name("a")).unwrap();
+    assert!(last.from_seq > 10, "resumed from {}", last.from_seq);
+}
+
+/// Nobody eligible takes it within T + K: one node keeps it, and an able one gets it when it comes.
+#[test]
+fn a_task_that_no_node_runs_is_kept_for_one_that_does() {
+    let (mut world, nodes, runner) = orphan(1);
+    world.run_for(S);
+    assert_eq!(world.owner(&nodes[0], "a").unwrap().session, runner, "not before T + K");
+    world.run_for(S * 4);
+    let keeper = keeper(&world, &nodes[0]);
+    assert!(nodes.contains(&keeper));
+    assert_eq!(world.told(&keeper, |n| matches!(n, Notice::Parked { .. })), 1);
+    // Long after gossip has forgotten the dead, and with the burial behind.
+    world.gossip_forgets(&runner);
+    world.run_for(S * 30);
+    let able = world.boot("able", able(), Disk::default());
+    world.run_for(S * 4);
+    assert_resumed(&world, &able);
+    world.assert_no_overlap();
+}
+
+/// The custody holder dies in its turn.
+#[test]
+fn custody_outlives_its_holder() {
+    let (mut world, nodes, _) = orphan(2);
+    world.run_for(S * 6);
+    let first = keeper(&world, &nodes[0]);
+    world.crash(&first);
+    world.run_for(S * 8);
+    let left = nodes.iter().find(|n| **n != first).unwrap();
+    assert_ne!(keeper(&world, left), first);
+    let able = world.boot("able", able(), Disk::default());
+    world.run_for(S * 4);
+    assert_resumed(&world, &able);
+}
+
+/// The custody holder drains.
+#[test]
+fn custody_outlives_its_holders_drain() {
+    let (mut world, nodes, _) = orphan(3);
+    world.run_for(S * 6);
+    let first = keeper(&world, &nodes[0]);
+    world.drain(&first, S);
+    world.run_until(S * 3, "drained", |w| w.nodes[&first].drained.is_some());
+    world.give(&first, Event::Leave);
+    world.run_for(S);
+    world.crash(&first);
+    world.run_for(S * 6);
+    let left = nodes.iter().find(|n| **n != first).unwrap();
+    assert_ne!(keeper(&world, left), first);
+    let able = world.boot("able", able(), Disk::default());
+    world.run_for(S * 4);
+    assert_resumed(&world, &able);
+}
+
+/// An able node that was full takes it when it has room.
+#[test]
+fn a_kept_task_goes_to_a_node_that_was_full() {
+    let (mut world, nodes, _) = orphan(4);
+    world.run_for(S * 6);
+    keeper(&world, &nodes[0]);
+    let full = world.boot("able", Setup { max_running: 1, ..able() }, Disk::default());
+    world.run_for(S * 4);
+    assert_eq!(world.runner("a"), full);
+}
+
+/// A session is buried once its names are in other hands; its relayed heartbeat revives nothing.
+#[test]
+fn the_buried_stay_buried_whatever_gossip_says() {
+    let (mut world, nodes, runner) = orphan(5);
+    world.run_for(S * 25);
+    let parked = keeper(&world, &nodes[0]);
+    for node in &nodes {
+        assert!(world.nodes[node].machine.members().get(&runner).is_none(), "buried");
+        world.give(node, Event::Heartbeat { of: runner.clone() });
+        world.give(node, Event::Suspicion { of: runner.clone(), suspected: false });
+        assert!(world.nodes[node].machine.members().get(&runner).is_none());
+    }
+    world.run_for(S);
+    assert_eq!(keeper(&world, &nodes[0]), parked);
+}
+
+/// A datagram of a buried session, fresh and echoed, ends the burial: its claims count again.
+#[test]
+fn a_buried_session_that_comes_back_counts_again() {
+    let (mut world, nodes, runner) = orphan(6);
+    let claim = world.nodes[&nodes[0]].machine.view().get(&name("a"), &runner).unwrap().clone();
+    world.run_for(S * 25);
+    let at = &nodes[0];
+    let heard = |echoed| Event::Heard {
+        from: runner.clone(),
+        state: NodeState::Up,
+        watermark: 0,
+        released: Vec::new(),
+        echoed,
+    };
+    world.give(at, heard(None));
+    assert!(world.nodes[at].machine.members().get(&runner).is_none(), "not echoed");
+    let sent = world.now;
+    world.run_for(MS * 5);
+    // What gossip brings of it meanwhile is kept, and void.
+    let higher = crate::core::claim::Claim {
+        epoch: crate::core::lease::Epoch(claim.epoch.0 + 50),
+        version: claim.version + 1,
+        ..claim
+    };
+    let changes = vec![(name("a"), Some(higher.clone()))];
+    world.give(at, Event::Claims { of: runner.clone(), changes });
+    world.give(at, heard(Some(sent)));
+    assert!(world.nodes[at].machine.members().get(&runner).is_some());
+    assert_eq!(world.owner(at, "a"), Some(&higher));
+}
+
+/// Joiners are told who is buried: a corpse's claims start nothing there.
+#[test]
+fn a_joiner_is_told_of_the_buried() {
+    let (mut world, nodes, runner) = orphan(7);
+    world.run_for(S * 25);
+    let joiner = world.boot("n9", unable(), Disk::default());
+    world.run_for(S * 6);
+    assert!(world.nodes[&joiner].machine.members().get(&runner).is_none());
+    let owner = world.owner(&joiner, "a").unwrap();
+    assert!(nodes.contains(&owner.session) || owner.session == joiner);
+    assert_eq!(world.running("a").len(), 0);
+}

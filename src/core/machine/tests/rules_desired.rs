@@ -1,0 +1,193 @@
+//! What the user wants of a run, and quarantine: Rules 23 and 26.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::rules_claims::short;
+use super::world::{Disk, MS, Setup, World, name};
+use crate::core::claim::{Desired, Phase, Want};
+use crate::core::ids::{NodeId, RunId, SessionId};
+use crate::core::io::Notice;
+
+const S: Duration = Duration::from_secs(1);
+
+/// The register is a join: the highest version, and cancel absorbs.
+#[test]
+fn a_cancel_absorbs_whatever_comes_later() {
+    let desired = |version, writer: &str, want| Desired {
+        name: name("a"),
+        run: RunId { number: 1, uuid: Uuid::from_u128(1) },
+        version,
+        writer: SessionId::new(NodeId::new(writer).unwrap(), Uuid::from_u128(1)),
+        want,
+    };
+    assert!(desired(2, "a", Want::Run).replaces(&desired(1, "b", Want::Pause)));
+    assert!(desired(1, "b", Want::Run).replaces(&desired(1, "a", Want::Pause)), "the writer");
+    assert!(desired(1, "a", Want::Cancel).replaces(&desired(9, "b", Want::Run)));
+    assert!(!desired(9, "b", Want::Pause).replaces(&desired(1, "a", Want::Cancel)));
+    let mut other = desired(1, "a", Want::Run);
+    other.run.number = 2;
+    assert!(other.replaces(&desired(9, "b", Want::Cancel)), "of another run");
+    let same = desired(1, "a", Want::Pause);
+    assert!(!same.replaces(&same));
+}
+
+/// An owner that cannot be reached obeys at the heal.
+#[test]
+fn an_unreachable_owner_obeys_at_the_heal() {
+    let (mut world, nodes) = World::cluster(1, 3);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let owner = world.runner("a");
+    let caller = nodes.iter().find(|n| **n != owner).unwrap().clone();
+    world.isolate(&owner);
+    world.run_for(S * 3);
+    world.want(&caller, "a", Want::Cancel);
+    world.run_for(S);
+    assert_eq!(world.runner("a"), owner);
+    world.heal();
+    world.run_for(S * 2);
+    assert!(world.running("a").is_empty());
+    assert_eq!(world.owner(&caller, "a").unwrap().phase, Phase::Cancelled);
+}
+
+/// An order outlives its caller: the home publishes it too, and the taker obeys.
+#[test]
+fn an_order_outlives_its_caller() {
+    for want in [Want::Pause, Want::Cancel] {
+        let (mut world, nodes) = World::cluster(2, 4);
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 2);
+        let owner = world.runner("a");
+        let caller = nodes.iter().find(|n| **n != owner).unwrap().clone();
+        world.isolate(&owner);
+        world.run_for(MS * 100);
+        world.want(&caller, "a", want);
+        world.run_for(MS * 500);
+        world.crash(&caller);
+        world.crash(&owner);
+        world.run_for(S * 20);
+        let running: Vec<_> = world.since("a", world.now);
+        assert!(running.is_empty() && world.running("a").is_empty(), "{want:?}");
+    }
+}
+
+/// A paused task stays paused when its keeper drains or dies, without a step in between.
+#[test]
+fn a_paused_task_stays_paused_wherever_it_goes() {
+    let (mut world, nodes) = World::cluster(3, 4);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let owner = world.runner("a");
+    world.want(&nodes[0], "a", Want::Pause);
+    world.run_for(S);
+    let paused = world.now;
+    world.drain(&owner, S * 5);
+    world.run_for(S * 3);
+    let at = nodes.iter().find(|n| **n != owner).unwrap();
+    let keeper = world.owner(at, "a").unwrap().clone();
+    assert_ne!(keeper.session, owner);
+    assert_eq!(keeper.phase, Phase::Paused);
+    world.crash(&keeper.session);
+    world.run_for(S * 3);
+    assert!(world.since("a", paused).is_empty());
+    let at = nodes.iter().find(|n| **n != owner && **n != keeper.session).unwrap();
+    world.want(at, "a", Want::Run);
+    world.run_for(S * 2);
+    assert_eq!(world.running("a").len(), 1);
+    assert!(world.since("a", paused)[0].from_seq > 10);
+}
+
+/// Rule 26: three takeovers in a row without progress, each inside a step, quarantine the task; and
+/// only `resume` ends it, whoever dies meanwhile.
+#[test]
+fn a_task_that_kills_its_nodes_is_quarantined_until_resumed() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(4, 7, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S);
+    world.poison.insert(name("a"));
+    world.run_for(S * 20);
+    let alive: Vec<_> = nodes.iter().filter(|n| world.nodes[*n].alive).cloned().collect();
+    assert_eq!(alive.len(), 3, "the first owner and three takers died");
+    let keeper = world.owner(&alive[0], "a").unwrap().clone();
+    assert_eq!(keeper.phase, Phase::Quarantined, "{keeper:?}");
+    world.poison.clear();
+    let quarantined = world.now;
+    world.crash(&keeper.session);
+    world.run_for(S * 15);
+    assert!(world.since("a", quarantined).is_empty(), "its keeper's death is no order");
+    let left = alive.iter().find(|n| **n != keeper.session).unwrap();
+    assert_eq!(world.owner(left, "a").unwrap().phase, Phase::Quarantined);
+    world.want(left, "a", Want::Run);
+    world.run_for(S * 3);
+    assert_eq!(world.running("a").len(), 1);
+}
+
+/// Rule 26: a drain is no order either.
+#[test]
+fn quarantine_survives_a_drain() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(5, 7, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S);
+    world.poison.insert(name("a"));
+    world.run_for(S * 20);
+    world.poison.clear();
+    let at = nodes.iter().find(|n| world.nodes[*n].alive).unwrap().clone();
+    let keeper = world.owner(&at, "a").unwrap().session.clone();
+    let before = world.now;
+    world.drain(&keeper, S * 5);
+    world.run_for(S * 5);
+    let other = nodes.iter().find(|n| world.nodes[*n].alive && **n != keeper).unwrap();
+    assert_eq!(world.owner(other, "a").unwrap().phase, Phase::Quarantined);
+    assert_ne!(world.owner(other, "a").unwrap().session, keeper);
+    assert!(world.since("a", before).is_empty());
+}
+
+/// Rule 26: progress between deaths is no strike, also for a taker that was no replica.
+#[test]
+fn a_task_that_gets_on_is_never_quarantined() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(6, 3, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    for i in 0..5 {
+        world.run_for(S * 2);
+        let owner = world.runner("a");
+        world.crash(&owner);
+        world.boot(&format!("x{i}"), setup.clone(), Disk::default());
+        world.run_for(S * 4);
+    }
+    assert_eq!(world.running("a").len(), 1);
+    let quarantined = |n: &Notice| matches!(n, Notice::Quarantined { .. });
+    assert!(world.nodes.keys().all(|n| world.told(n, quarantined) == 0));
+}
+
+/// A cancel is obeyed while the state is still being looked for.
+#[test]
+fn a_cancel_ends_a_task_that_looks_for_its_state() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(7, 3, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let owner = world.runner("a");
+    let claim = world.claim_of(&owner, "a").unwrap().clone();
+    let replica = nodes.iter().find(|n| claim.replicas.contains(&n.node)).unwrap().clone();
+    let third = nodes.iter().find(|n| **n != owner && **n != replica).unwrap().clone();
+    world.crash(&owner);
+    world.crash(&replica);
+    world.run_until(S * 10, "recovering", |w| {
+        w.claim_of(&third, "a").is_some_and(|c| c.phase == Phase::Recovering)
+    });
+    world.want(&third, "a", Want::Cancel);
+    world.run_for(S);
+    assert_eq!(world.owner(&third, "a").unwrap().phase, Phase::Cancelled);
+}

@@ -1,0 +1,202 @@
+//! Joining and booting: Rule 14.
+
+use std::time::Duration;
+
+use super::rules_claims::short;
+use super::world::{Disk, MS, Setup, World, name};
+use crate::core::claim::Phase;
+use crate::core::ids::SessionId;
+use crate::core::io::{CallError, Notice};
+use crate::core::record::NodeState;
+
+const S: Duration = Duration::from_secs(1);
+
+fn durable() -> Setup {
+    Setup { durable: true, ..Setup::default() }
+}
+
+/// A joining node owns nothing and settles nothing.
+#[test]
+fn a_joining_node_owns_nothing() {
+    let (mut world, nodes) = World::cluster(1, 2);
+    world.goal = 100_000;
+    let joining = world.boot("n2", Setup::default(), Disk::default());
+    let call = world.start(&joining, "a");
+    assert_eq!(world.nodes[&joining].replies[&call], Err(CallError::NotReady));
+    world.isolate(&joining);
+    for i in 0..20 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.crash(&nodes[1]);
+    world.run_for(S * 8);
+    assert_eq!(world.nodes[&joining].machine.state(), NodeState::Joining);
+    assert!(world.stretches.iter().all(|s| s.session != joining));
+}
+
+/// Two joining nodes that know only each other count as caught up.
+#[test]
+fn two_nodes_that_join_together_are_up_at_once() {
+    let mut world = World::new(2);
+    let nodes = [
+        world.boot("n0", Setup::default(), Disk::default()),
+        world.boot("n1", Setup::default(), Disk::default()),
+    ];
+    world.run_for(S * 2);
+    for node in &nodes {
+        assert_eq!(world.nodes[node].machine.state(), NodeState::Up);
+    }
+}
+
+/// Without seeds a first node waits `solo_after`; with seeds that do not answer, `alone_after`.
+#[test]
+fn a_first_node_waits_for_others() {
+    for (seeds, after) in [(false, S * 5), (true, S * 60)] {
+        let mut world = World::new(3);
+        let node = world.boot("n0", Setup { seeds, ..Setup::default() }, Disk::default());
+        world.run_for(after - S);
+        assert_eq!(world.nodes[&node].machine.state(), NodeState::Joining);
+        world.run_for(S * 2);
+        assert_eq!(world.nodes[&node].machine.state(), NodeState::Up);
+    }
+}
+
+/// A session without a path to the joiner does not keep it out for ever.
+#[test]
+fn a_node_joins_across_a_bridge() {
+    let mut world = World::new(4);
+    let a = world.boot("n0", Setup::default(), Disk::default());
+    let b = world.boot("n1", Setup::default(), Disk::default());
+    world.run_for(S * 5);
+    let far = SessionId::new(crate::core::ids::NodeId::new("n2").unwrap(), a.nonce);
+    world.cut_both(&a, &far);
+    let c = world.boot("n2", Setup::default(), Disk::default());
+    world.run_for(S * 15);
+    for node in [&a, &b, &c] {
+        assert_eq!(world.nodes[node].machine.state(), NodeState::Up, "{node}");
+    }
+}
+
+/// Rule 14 and the whole of it: a cluster stopped and started again on its directories, in any
+/// order and with one of them stale, resumes every task once and revives no finished one.
+#[test]
+fn a_whole_cluster_resumes_from_its_directories() {
+    for (seed, order) in
+        [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]].iter().enumerate()
+    {
+        let (mut world, nodes) = World::cluster_of(seed as u64, 3, &durable());
+        world.step = MS * 200;
+        world.goal = 10;
+        for i in 0..6 {
+            world.start(&nodes[0], &format!("f{i}"));
+        }
+        world.run_for(S);
+        world.goal = 100_000;
+        for i in 0..9 {
+            world.start(&nodes[0], &format!("t{i}"));
+        }
+        world.run_for(MS * 500);
+        let stale = world.disk_of(&nodes[2]);
+        world.run_for(S * 4);
+        let mut disks: Vec<Disk> = nodes.iter().map(|n| world.disk_of(n)).collect();
+        disks[2] = Disk { nonce: disks[2].nonce, ..stale };
+        nodes.iter().for_each(|n| world.crash(n));
+        let stopped = world.now;
+        assert!((0..6).all(|i| world.finished.contains_key(&name(&format!("f{i}")))));
+        let at_stop: Vec<u64> = (0..9).map(|i| world.steps_done[&name(&format!("t{i}"))]).collect();
+        for i in order {
+            world.boot(&format!("n{i}"), durable(), disks[*i].clone());
+            world.run_for(S);
+        }
+        world.run_for(S * 25);
+        for i in 0..9usize {
+            let task = format!("t{i}");
+            assert_eq!(world.running(&task).len(), 1, "{task}, order {order:?}");
+            let again = world.since(&task, stopped);
+            assert_eq!(again.len(), 1, "once: {again:?}");
+            let behind = at_stop[i].saturating_sub(again[0].from_seq);
+            assert!(behind <= 1, "{task} lost {behind} commits, order {order:?}");
+        }
+        for i in 0..6 {
+            let task = format!("f{i}");
+            assert!(world.since(&task, stopped).is_empty(), "{task}, order {order:?}");
+        }
+    }
+}
+
+/// Rule 14: a directory that comes after `boot_wait` ends the copy that was born again (Rule 9).
+#[test]
+fn a_late_directory_ends_the_reborn_copy_with_an_event() {
+    let setup = Setup { timing: short(), ..durable() };
+    let (mut world, nodes) = World::cluster_of(10, 3, &setup);
+    world.goal = 60;
+    world.step = MS * 50;
+    world.start(&nodes[0], "a");
+    world.run_for(S);
+    let holders: Vec<SessionId> =
+        nodes.iter().filter(|n| !world.disk_of(n).runs.is_empty()).cloned().collect();
+    let stale = world.disk_of(&holders[0]);
+    world.run_for(S * 4);
+    assert_eq!(world.finished[&name("a")].len(), 1);
+    let late = world.disk_of(&holders[1]);
+    assert!(late.runs.values().any(|run| run.end.is_some()));
+    nodes.iter().for_each(|n| world.crash(n));
+    let stopped = world.now;
+    world.goal = 100_000;
+    let early = world.boot(holders[0].node.as_str(), setup.clone(), stale);
+    let other = nodes.iter().find(|n| !holders.contains(n)).unwrap();
+    let disk = world.disk_of(other);
+    world.boot(other.node.as_str(), setup.clone(), disk);
+    world.run_for(S * 15);
+    assert_eq!(world.since("a", stopped).len(), 1, "born again");
+    let reborn = world.runner("a");
+    world.boot(holders[1].node.as_str(), setup, late);
+    world.run_for(S * 10);
+    assert!(world.running("a").is_empty());
+    assert_eq!(world.told(&reborn, |n| matches!(n, Notice::Reborn { .. })), 1);
+    assert_eq!(world.owner(&early, "a").unwrap().phase, Phase::Finished);
+}
+
+/// Rule 14: files are offers: where the owner lives they are a replica.
+#[test]
+fn files_of_a_task_that_runs_start_nothing() {
+    let (mut world, nodes) = World::cluster_of(11, 3, &durable());
+    world.goal = 100_000;
+    for i in 0..12 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.run_for(S * 3);
+    let disk = world.disk_of(&nodes[1]);
+    world.crash(&nodes[1]);
+    world.run_for(S * 2);
+    let rebooted = world.now;
+    world.boot("n1", durable(), disk);
+    world.run_for(S * 20);
+    for i in 0..12 {
+        let task = format!("t{i}");
+        assert_eq!(world.running(&task).len(), 1);
+        assert!(world.since(&task, rebooted).is_empty());
+    }
+}
+
+/// Rules 14 and 24: files of a kind their node does not run reach one that does.
+#[test]
+fn files_that_their_node_cannot_run_are_kept_for_one_that_can() {
+    let able = Setup { kinds: vec![("special", 1)], timing: short(), seeds: false, ..durable() };
+    let unable = Setup { kinds: vec![("count", 1)], ..able.clone() };
+    let mut world = World::new(12);
+    let first = world.boot("n0", able.clone(), Disk::default());
+    world.run_for(S * 2);
+    world.goal = 100_000;
+    world.start_kind(&first, "a", "special", false);
+    world.run_for(S * 3);
+    let disk = world.disk_of(&first);
+    world.crash(&first);
+    let stopped = world.now;
+    let keeper = world.boot("n0", unable, disk);
+    world.run_for(S * 20);
+    assert_eq!(world.owner(&keeper, "a").unwrap().phase, Phase::Parked { until_resumed: false });
+    let runner = world.boot("n1", able, Disk::default());
+    world.run_for(S * 5);
+    assert_eq!(world.runner("a"), runner);
+    assert!(world.since("a", stopped)[0].from_seq > 0);
+}

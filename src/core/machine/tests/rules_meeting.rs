@@ -1,0 +1,144 @@
+//! Copies that meet again: Rule 21.
+
+use std::time::Duration;
+
+use super::rules_claims::short;
+use super::world::{MS, Setup, World, name};
+use crate::core::claim::{Phase, Want};
+use crate::core::ids::SessionId;
+use crate::core::io::Notice;
+
+const S: Duration = Duration::from_secs(1);
+
+fn setup() -> Setup {
+    Setup { timing: short(), ..Setup::default() }
+}
+
+/// Branches of the name that a node's disk holds.
+fn branches(world: &World, at: &SessionId) -> usize {
+    let runs = world.nodes[at].disk.runs.iter().filter(|((task, _), _)| *task == name("a"));
+    runs.map(|(_, run)| {
+        run.checkpoints
+            .iter()
+            .map(|(h, _)| &h.writer)
+            .collect::<std::collections::BTreeSet<_>>()
+            .len()
+    })
+    .sum()
+}
+
+/// A cluster in which "a" runs on both sides of a cut around its first owner.
+fn split(seed: u64, n: usize) -> (World, Vec<SessionId>, SessionId, SessionId) {
+    let (mut world, nodes) = World::cluster_of(seed, n, &setup());
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let old = world.runner("a");
+    world.isolate(&old);
+    world.run_for(S * 5);
+    let new = world.running("a").into_iter().find(|s| *s != old).unwrap();
+    (world, nodes, old, new)
+}
+
+/// The lower claim stops within moments of the heal, and its branch is kept at both ends.
+#[test]
+fn the_loser_stops_and_its_branch_is_kept() {
+    let (mut world, _, old, new) = split(1, 3);
+    world.heal();
+    world.run_for(S * 2);
+    assert_eq!(world.runner("a"), new);
+    let kept = Notice::Conflict { name: name("a"), kept: new.clone(), stopped: old.clone() };
+    assert_eq!(world.told(&old, |n| *n == kept), 1);
+    assert!(branches(&world, &old) >= 1);
+    assert!(branches(&world, &new) >= 2);
+    assert!(world.claim_of(&old, "a").is_none_or(|c| c.phase == Phase::Released));
+}
+
+/// The loser's branch goes to the next winner too.
+#[test]
+fn the_losers_branch_follows_the_winner() {
+    let (mut world, nodes, old, new) = split(2, 4);
+    world.heal();
+    world.run_for(S * 2);
+    assert_eq!(world.runner("a"), new);
+    world.drain(&new, S * 5);
+    world.run_until(S * 5, "drained", |w| w.nodes[&new].drained.is_some());
+    world.run_for(S);
+    let next = world.runner("a");
+    assert_ne!(next, new);
+    let of_old = |at: &SessionId| {
+        world.nodes[at]
+            .disk
+            .runs
+            .values()
+            .any(|run| run.checkpoints.iter().any(|(h, _)| h.writer == old))
+    };
+    assert!(next == old || of_old(&next), "{nodes:?}");
+    assert!(of_old(&old), "and stays with the loser");
+}
+
+/// Three copies: one survives, never none.
+#[test]
+fn of_three_copies_one_survives() {
+    for seed in 3..6 {
+        let (mut world, nodes) = World::cluster_of(seed, 3, &Setup { replicas: 2, ..setup() });
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 2);
+        for node in &nodes {
+            world.isolate(node);
+        }
+        world.run_for(S * 12);
+        assert_eq!(world.running("a").len(), 3, "seed {seed}");
+        world.heal();
+        world.run_for(S * 4);
+        assert_eq!(world.running("a").len(), 1, "seed {seed}");
+        let survivor = world.runner("a");
+        world.run_for(S * 5);
+        assert_eq!(world.runner("a"), survivor);
+    }
+}
+
+/// Without a direct path, a heartbeat that still advances R_eta later is proof of life.
+#[test]
+fn a_rival_behind_a_bridge_is_yielded_to() {
+    let (mut world, nodes, old, new) = split(6, 3);
+    let third = nodes.iter().find(|n| **n != old && **n != new).unwrap().clone();
+    world.mend(&old, &third);
+    world.run_for(S * 6);
+    assert_eq!(world.runner("a"), new);
+}
+
+/// A claim whose session has died stops nobody.
+#[test]
+fn a_dead_winners_claim_stops_nobody() {
+    let (mut world, _, old, new) = split(7, 3);
+    world.crash(&new);
+    let died = world.now;
+    world.heal();
+    world.run_for(MS * 1500);
+    assert!(!world.running("a").is_empty());
+    world.run_for(S * 8);
+    assert_eq!(world.running("a").len(), 1);
+    assert_eq!(world.told(&old, |n| matches!(n, Notice::Conflict { kept, .. } if *kept == new)), 0);
+    assert!(world.now > died);
+}
+
+/// Two that merely keep a name (both paused) end as one, without claiming over each other for ever.
+#[test]
+fn two_keepers_of_a_name_end_as_one() {
+    let (mut world, nodes, old, new) = split(8, 3);
+    world.want(&old, "a", Want::Pause);
+    world.want(&new, "a", Want::Pause);
+    world.run_for(S);
+    assert!(world.running("a").is_empty());
+    let before = world.claim_of(&new, "a").unwrap().epoch;
+    world.heal();
+    world.run_for(S * 10);
+    let owners: Vec<_> = nodes.iter().map(|n| world.owner(n, "a").unwrap().clone()).collect();
+    assert!(owners.iter().all(|o| o.session == owners[0].session && o.phase == Phase::Paused));
+    assert!(owners[0].epoch.0 <= before.0 + 2, "{} after {before}", owners[0].epoch);
+    world.want(&nodes[0], "a", Want::Run);
+    world.run_for(S * 2);
+    assert_eq!(world.running("a").len(), 1);
+}

@@ -1,0 +1,188 @@
+//! Nothing starts without settling: Rule 13.
+
+use std::time::Duration;
+
+use super::world::{Disk, MS, Setup, World, name};
+use crate::core::claim::Phase;
+use crate::core::ids::{NodeId, SessionId};
+use crate::core::io::Event;
+use crate::core::lease::Epoch;
+use crate::core::message::{Message, Refusal, Verdict};
+use crate::core::record::NodeState;
+
+const S: Duration = Duration::from_secs(1);
+
+/// Starts of one name on two nodes within a few milliseconds of each other.
+fn race(world: &mut World, a: &SessionId, b: &SessionId, apart: u32) -> [(SessionId, u64); 2] {
+    let first = world.start(a, "a");
+    world.run_for(MS / 5 * apart);
+    let second = world.start(b, "a");
+    [(a.clone(), first), (b.clone(), second)]
+}
+
+fn assert_one_run(world: &World, calls: &[(SessionId, u64)], seed: u64) {
+    assert_eq!(world.running("a").len(), 1, "seed {seed}");
+    world.assert_no_overlap();
+    let runs: Vec<_> = calls.iter().map(|(n, c)| world.nodes[n].replies.get(c).cloned()).collect();
+    assert!(runs[0].is_some() && runs.windows(2).all(|w| w[0] == w[1]), "seed {seed}: {runs:?}");
+}
+
+/// Asks are relayed one hop where a link is cut.
+#[test]
+fn a_cut_link_does_not_hide_a_claimant() {
+    for seed in 0..15 {
+        let (mut world, nodes) = World::cluster(seed, 3);
+        world.cut_both(&nodes[0], &nodes[2]);
+        world.run_for(S * 6);
+        let calls = race(&mut world, &nodes[0], &nodes[2], seed as u32);
+        world.run_for(S * 5);
+        assert_one_run(&world, &calls, seed);
+    }
+}
+
+/// A peer names any other asker it knows: two claimants that have never met find each other.
+#[test]
+fn a_third_node_names_the_other_asker() {
+    for seed in 0..10 {
+        let mut world = World::new(seed);
+        let a = world.boot("n0", Setup::default(), Disk::default());
+        world.boot("n1", Setup::default(), Disk::default());
+        world.run_for(S * 4);
+        world.cut_both(&a, &SessionId::new(NodeId::new("n2").unwrap(), a.nonce));
+        let c = world.boot("n2", Setup::default(), Disk::default());
+        world.run_for(S * 15);
+        let calls = race(&mut world, &a, &c, seed as u32);
+        world.run_for(S * 5);
+        assert_one_run(&world, &calls, seed);
+    }
+}
+
+/// *Held* carries the holder's claim, and `run` returns the holder's run.
+#[test]
+fn a_late_start_returns_the_holders_run() {
+    let (mut world, nodes) = World::cluster(1, 3);
+    let first = world.start(&nodes[0], "a");
+    world.run_for(S);
+    let run = world.nodes[&nodes[0]].replies[&first].clone();
+    for node in &nodes {
+        let call = world.start(node, "a");
+        world.run_for(S);
+        assert_eq!(world.nodes[node].replies[&call], run);
+    }
+    world.assert_no_overlap();
+}
+
+/// Where answers are lost, R_eta lets two start: Rule 21 ends that.
+#[test]
+fn lost_answers_delay_a_start_and_a_double_start_ends() {
+    let setup = Setup { kinds: vec![("count", 1)], ..Setup::default() };
+    for seed in 0..5 {
+        let (mut world, nodes) = World::cluster_of(seed, 3, &setup);
+        world.goal = 100_000;
+        world.blocked = Some(|_, _, m| matches!(m, Message::Ask { .. } | Message::Answers { .. }));
+        let began = world.now;
+        world.start(&nodes[0], "a");
+        world.start(&nodes[1], "a");
+        world.run_for(S * 15);
+        let first = world.stretches.iter().find(|s| s.name == name("a")).unwrap();
+        assert!(first.start.since(began) >= S * 2, "not before R_eta");
+        assert_eq!(world.running("a").len(), 1, "seed {seed}");
+        let longest = world.overlaps().into_iter().map(|(.., by)| by).max().unwrap_or_default();
+        assert!(longest < S * 4, "{longest:?}");
+    }
+}
+
+/// A node that answered OK refuses offers at or below that claim.
+#[test]
+fn who_said_ok_refuses_lower_offers() {
+    let (mut world, nodes) = World::cluster(2, 3);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S);
+    let owner = world.runner("a");
+    let others: Vec<_> = nodes.iter().filter(|n| **n != owner).cloned().collect();
+    let mine = world.claim_of(&owner, "a").unwrap().clone();
+    let spec = world.nodes[&owner].machine.spec(&name("a")).unwrap().clone();
+    // Another node claims far above, and everybody has said OK to it.
+    let epoch = Epoch(mine.epoch.0 + 10);
+    let asked = crate::core::claim::Claim {
+        session: others[0].clone(),
+        number: 99,
+        epoch,
+        phase: Phase::Claimed,
+        ..mine.clone()
+    };
+    let ask = Message::Ask { asks: vec![(asked, spec.clone())] };
+    world.record_messages = true;
+    world.give(&others[1], Event::Message { from: others[0].clone(), message: ask });
+    for offered in [mine.epoch.next(), epoch] {
+        let offer = Message::Offer {
+            claim: mine.clone(),
+            epoch: offered,
+            spec: spec.clone(),
+            desired: None,
+            idle: false,
+        };
+        world.give(&others[1], Event::Message { from: owner.clone(), message: offer });
+    }
+    let ok = |m: &Message| match m {
+        Message::Answers { answers } => answers.iter().any(|a| a.verdict == Verdict::Ok),
+        _ => false,
+    };
+    assert!(world.sent.iter().any(|(_, from, _, m)| *from == others[1] && ok(m)));
+    let refused = world.sent.iter().filter(|(_, from, _, m)| {
+        *from == others[1]
+            && matches!(m, Message::OfferReply { result: Err(Refusal::Held(held)), .. } if *held == epoch)
+    });
+    assert_eq!(refused.count(), 2);
+}
+
+/// Released records are no reason for *Held*: the answer names them, the asker claims above.
+#[test]
+fn a_released_name_is_claimed_above_its_release() {
+    let (mut world, nodes) = World::cluster(3, 3);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S);
+    let owner = world.runner("a");
+    let before = world.claim_of(&owner, "a").unwrap().epoch;
+    world.drain(&owner, Duration::ZERO);
+    world.run_for(S * 3);
+    let taker = world.runner("a");
+    assert_ne!(taker, owner);
+    assert!(world.claim_of(&taker, "a").unwrap().epoch > before);
+    world.assert_no_overlap();
+}
+
+/// Whoever answers keeps claim and spec as if gossiped: a claimant that dies is taken over from.
+#[test]
+fn an_asked_name_survives_its_claimant() {
+    let (mut world, nodes) = World::cluster(4, 3);
+    world.goal = 100_000;
+    let call = world.start(&nodes[0], "a");
+    world
+        .run_until(S, "somebody claims it", |w| nodes.iter().any(|n| w.claim_of(n, "a").is_some()));
+    world.run_for(MS);
+    let claimant = nodes.iter().find(|n| world.claim_of(n, "a").is_some()).unwrap().clone();
+    world.crash(&claimant);
+    world.run_for(S * 15);
+    let _ = call;
+    assert_eq!(world.running("a").len(), 1);
+}
+
+/// Joining nodes are not asked: nobody waits for one.
+#[test]
+fn a_joining_node_is_not_waited_for() {
+    let (mut world, nodes) = World::cluster(5, 2);
+    world.goal = 100_000;
+    let joining = world.boot("n2", Setup::default(), Disk::default());
+    world.run_for(MS * 300);
+    assert_eq!(world.nodes[&joining].machine.state(), NodeState::Joining);
+    world.record_messages = true;
+    let began = world.now;
+    world.start(&nodes[0], "a");
+    world.run_for(MS * 100);
+    assert_eq!(world.running("a").len(), 1, "at once: {:?}", world.now.since(began));
+    let asked = |m: &Message| matches!(m, Message::Ask { .. });
+    assert!(!world.sent.iter().any(|(_, _, to, m)| *to == joining && asked(m)));
+}
