@@ -297,6 +297,7 @@ impl Machine {
                 self.on_stored_end(&name, run, from, error);
             }
             Event::Loaded { header, state } => self.on_loaded(header, state),
+            Event::FellBack { damaged, to } => self.on_fell_back(&damaged, to),
             Event::Tick => {}
         }
     }
