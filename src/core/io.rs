@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::branch::{Ancestor, Header, Position, Progress};
+use super::branch::{Ancestor, Header, Position};
 use super::claim::{Claim, Desired, Phase, Spec, Want};
 use super::ids::{Name, RunId, SessionId};
 use super::lease::{Epoch, Lease};
@@ -72,15 +72,11 @@ pub enum Event {
     },
     /// Specs a session publishes.
     Specs {
-        /// Whose.
-        of: SessionId,
         /// New or changed ones.
         specs: Vec<Spec>,
     },
     /// Desired states a session publishes.
     Desires {
-        /// Whose.
-        of: SessionId,
         /// New or changed ones.
         desires: Vec<Desired>,
     },
@@ -230,6 +226,8 @@ pub enum Outcome {
 }
 
 /// Where a task begins.
+// Lives in a queue for microseconds: a box would cost more than the bytes.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug, PartialEq)]
 pub enum From {
     /// At the initial state.
@@ -256,6 +254,8 @@ pub enum Stop {
 }
 
 /// Something to do.
+// Lives in a queue for microseconds: a box would cost more than the bytes.
+#[allow(clippy::large_enum_variant)]
 #[derive(Clone, Debug)]
 pub enum Action {
     /// Send a message over the link to a session, dialling if there is none.
@@ -526,13 +526,6 @@ pub enum Notice {
     Reborn {
         /// The task.
         name: Name,
-    },
-    /// Progress of a task that moved.
-    Progress {
-        /// The task.
-        name: Name,
-        /// How far.
-        progress: Progress,
     },
     /// Too many nodes fell silent at once: takeover pauses (the brake, Rule 7).
     Brake {

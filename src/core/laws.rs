@@ -52,7 +52,7 @@ pub(crate) fn claim() -> impl Strategy<Value = Claim> {
     (name(), session(), 0..4u64, 0..4u32, run(), 1..5u64, phase(), 0..3u64).prop_map(
         |(name, session, number, version, run, epoch, phase, seq)| Claim {
             name,
-            session,
+            session: session.clone(),
             number,
             version,
             run,
@@ -60,7 +60,7 @@ pub(crate) fn claim() -> impl Strategy<Value = Claim> {
             phase,
             terms: Terms { mode: Mode::Available, silence_floor: Duration::from_secs(10) },
             replicas: Vec::new(),
-            floor: (seq > 0).then(|| Ancestor { epoch: Epoch(epoch), writer: session.clone(), seq }),
+            floor: (seq > 0).then_some(Ancestor { epoch: Epoch(epoch), writer: session, seq }),
             checkpointed: seq > 0,
             strikes: 0,
             note: String::new(),

@@ -391,6 +391,7 @@ impl Gossip {
     }
 
     /// Where datagrams are received.
+    #[cfg(test)]
     pub(crate) const fn local_addr(&self) -> SocketAddr {
         self.local
     }

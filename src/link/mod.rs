@@ -311,25 +311,14 @@ impl Links {
         }
     }
 
-    /// As [`Self::send`] with [`Class::Bulk`], but waits for room. Dropped before it returns, it has
-    /// queued nothing.
-    pub(crate) async fn send_bulk(&self, to: &SessionId, bytes: Bytes) -> Result<(), SendError> {
-        let outbox = self
-            .shared
-            .peers()
-            .map
-            .get(to)
-            .map(|peer| peer.outbox().clone())
-            .ok_or(SendError::NotLinked)?;
-        outbox.push_waiting(Class::Bulk, bytes).await
-    }
-
     /// Bytes queued for this session, not yet handed to the system.
+    #[cfg(test)]
     pub(crate) fn queued_bytes(&self, to: &SessionId) -> usize {
         self.shared.peers().map.get(to).map_or(0, |peer| peer.outbox().bytes())
     }
 
     /// Whether there is a link now.
+    #[cfg(test)]
     pub(crate) fn is_up(&self, session: &SessionId) -> bool {
         self.shared.peers().map.get(session).is_some_and(Peer::is_up)
     }

@@ -1,7 +1,6 @@
 //! What waits to be sent to one peer: two queues, bounded in bytes and in messages.
 
 use std::collections::VecDeque;
-use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -147,20 +146,8 @@ impl Outbox {
         Ok(())
     }
 
-    /// Queues a message as soon as there is room. Dropped before it returns, it has queued nothing.
-    pub(super) async fn push_waiting(&self, class: Class, message: Bytes) -> Result<(), SendError> {
-        loop {
-            let mut emptied = pin!(self.emptied.notified());
-            // Listen before trying, or room made in between would go unnoticed.
-            emptied.as_mut().enable();
-            match self.push(class, message.clone()) {
-                Err(SendError::Full { .. }) => emptied.await,
-                result => return result,
-            }
-        }
-    }
-
     /// Bytes that wait, of both classes.
+    #[cfg(test)]
     pub(super) fn bytes(&self) -> usize {
         let state = self.state();
         state.control.bytes + state.bulk.bytes
@@ -239,10 +226,6 @@ impl Outbox {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-    use std::time::Duration;
-
-    use tokio::time::timeout;
-
     use super::*;
 
     fn outbox(messages: usize, bytes: usize) -> Outbox {
@@ -318,23 +301,6 @@ mod tests {
             frame.clear();
         }
         assert_eq!(complete, [whole]);
-        assert_eq!(outbox.bytes(), 0);
-    }
-
-    #[tokio::test]
-    async fn waiting_for_room_ends_with_room_or_with_the_link() {
-        let outbox = outbox(1, 100);
-        outbox.push(Class::Bulk, message(60)).unwrap();
-        let mut waiting = pin!(outbox.push_waiting(Class::Bulk, message(61)));
-        let brief = Duration::from_millis(10);
-        assert!(timeout(brief, waiting.as_mut()).await.is_err());
-        assert!(outbox.pack(&mut Vec::new()));
-        waiting.await.unwrap();
-
-        let mut waiting = pin!(outbox.push_waiting(Class::Bulk, message(62)));
-        assert!(timeout(brief, waiting.as_mut()).await.is_err());
-        outbox.close();
-        assert_eq!(waiting.await, Err(SendError::NotLinked));
         assert_eq!(outbox.bytes(), 0);
     }
 }

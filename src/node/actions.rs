@@ -18,6 +18,7 @@ use crate::core::io::{Action, From};
 use crate::core::message::Message;
 use crate::gossip::Table;
 use crate::link::Class;
+use crate::registry::TaskEvent;
 
 /// Frames up to this size may overtake bulk transfers.
 const SMALL: usize = 16 << 10;
@@ -176,6 +177,8 @@ impl Control {
         let known = self.progress.get(&header.name);
         if known.is_none_or(|(run, known)| *run < header.run || known.done <= progress.done) {
             self.progress.insert(header.name.clone(), (header.run, progress.clone()));
+            let (name, progress) = (header.name.clone(), progress.clone());
+            self.board.registry.report(&header.name, TaskEvent::Progress { name, progress });
         }
     }
 }

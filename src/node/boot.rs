@@ -150,6 +150,7 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
         succeeds: disk.succeeds,
     };
     sockets.gossip.set_record(&record);
+    let kind_limits = kinds.limits_by_kind();
     let machine = Machine::new(
         clock::now(&*clock),
         MachineConfig {
@@ -163,6 +164,7 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
             boot: disk.offers,
             durable: disk.keep.is_durable(),
             known_dead: settings.known_dead,
+            kind_limits,
             max_names: settings.max_names,
             on_lost_state: settings.on_lost_state,
         },

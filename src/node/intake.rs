@@ -8,7 +8,7 @@ use super::metrics;
 use super::pending::{Pending, Whom, Written};
 use super::records::{self, Named};
 use super::wire::{self, Answer, Wire};
-use crate::checkpoint::{self as store, Damage, QueueFull, Reply, Request};
+use crate::checkpoint::{self as store, Damage, QueueFull, Reply, Request, StoreError};
 use crate::core::branch::Header;
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::Event;
@@ -56,11 +56,11 @@ impl Control {
             }
             Table::Specs => {
                 let specs = self.read(&of, changes).filter_map(|(_, spec)| spec).collect();
-                self.feed(Event::Specs { of, specs });
+                self.feed(Event::Specs { specs });
             }
             Table::Desires => {
                 let desires = self.read(&of, changes).filter_map(|(_, desired)| desired).collect();
-                self.feed(Event::Desires { of, desires });
+                self.feed(Event::Desires { desires });
             }
         }
     }
@@ -189,6 +189,11 @@ impl Control {
                 self.on_written(written, result.err().map(|error| error.to_string()));
             }
             (Pending::Load(header), Reply::Loaded(result)) => {
+                if let Err(StoreError::Corrupt(damage)) = &result
+                    && let Damage::Checkpoint { fell_back_to: Some(to), .. } = &**damage
+                {
+                    self.feed(Event::FellBack { damaged: header.clone(), to: (**to).clone() });
+                }
                 let state = result
                     .map(|found| found.map(|(_, state)| state))
                     .map_err(|error| error.to_string());

@@ -56,11 +56,6 @@ impl Control {
                 tracing::warn!(target: "handover::conflict", %name, "a finished run had been born again and was ended");
                 NodeEvent::Reborn { name }
             }
-            Notice::Progress { name, progress } => {
-                let event = TaskEvent::Progress { name: name.clone(), progress };
-                self.board.registry.report(&name, event);
-                return;
-            }
             Notice::Brake { until } => {
                 let pause = until.since(self.clock.boot());
                 tracing::warn!(target: "handover::takeover", ?pause, "too many nodes fell silent at once: takeover pauses");

@@ -58,6 +58,7 @@ pub(crate) struct Registered {
 
 impl Kinds {
     /// None yet.
+    #[cfg(test)]
     pub(crate) fn new(limits: Limits) -> Self {
         Self { kinds: BTreeMap::new(), limits }
     }
@@ -89,9 +90,10 @@ impl Kinds {
         self.kinds.iter().map(versions).collect()
     }
 
-    /// How many tasks of a kind may run here at once; none for no limit but the node's.
-    pub(crate) fn max_running(&self, kind: &Kind) -> Option<usize> {
-        self.kinds.get(kind)?.max_running
+    /// How many tasks of a kind may be here at once, where there is a limit beside the node's.
+    pub(crate) fn limits_by_kind(&self) -> BTreeMap<Kind, usize> {
+        let limit = |(kind, of): (&Kind, &Registered)| Some((kind.clone(), of.max_running?));
+        self.kinds.iter().filter_map(limit).collect()
     }
 
     pub(crate) fn get(&self, kind: &Kind) -> Option<Registered> {

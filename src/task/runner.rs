@@ -23,7 +23,7 @@ use super::task_loop::{Manners, TaskLoop};
 use crate::clock::SharedClock;
 use crate::core::branch::{Ancestor, Position, Progress};
 use crate::core::claim::Spec;
-use crate::core::ids::{Kind, Name};
+use crate::core::ids::Name;
 use crate::core::io::{Event, From, Outcome, Stop};
 use crate::core::lease::Lease;
 use crate::core::time::Time;
@@ -63,7 +63,8 @@ struct Entry {
     /// Set just before the last event is sent: nothing of the task runs any more.
     over: Arc<AtomicBool>,
     /// Drops the loop, and with it everything of the task but closures.
-    handle: AbortOnDropHandle<()>,
+    /// Ends the loop with its entry.
+    _handle: AbortOnDropHandle<()>,
 }
 
 impl Entry {
@@ -160,7 +161,7 @@ impl Runner {
             Arc::clone(&over),
         );
         let handle = AbortOnDropHandle::new(self.config.handle.spawn(whole.instrument(span)));
-        self.tasks.insert(name, Entry { shared, orders, over, handle });
+        self.tasks.insert(name, Entry { shared, orders, over, _handle: handle });
     }
 
     /// Stops a task. A name that does not run is ignored: its last event is on its way.
@@ -239,13 +240,6 @@ impl Runner {
     /// How many tasks have not stopped.
     pub(crate) fn running(&self) -> usize {
         self.alive().count()
-    }
-
-    /// Whether as many tasks of a kind run as may on one node.
-    pub(crate) fn is_full(&self, kind: &Kind) -> bool {
-        let of_kind = self.alive().filter(|entry| entry.shared.spec.kind == *kind);
-        let limit = self.config.kinds.max_running(kind);
-        limit.is_some_and(|limit| of_kind.count() >= limit)
     }
 
     /// Drops every task where it stands, without an event.

@@ -136,10 +136,8 @@ impl Machine {
         }
         let now = self.now.at;
         for (session, peer) in self.members.iter() {
-            if peer.is_live() {
-                if self.boot.missing.remove(&session.node) {
-                    self.boot.heard_at = now;
-                }
+            if peer.is_live() && self.boot.missing.remove(&session.node) {
+                self.boot.heard_at = now;
             }
         }
         let timing = &self.config.timing;

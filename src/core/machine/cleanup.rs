@@ -73,7 +73,7 @@ impl Machine {
         let name = end.name.clone();
         let number = self.take_number();
         let claim = Claim { session: self.config.me.clone(), number, version: 0, ..end };
-        let doing = Doing::Over { since: self.now.at, dominated: None };
+        let doing = Doing::Over { dominated: None };
         self.tasks.insert(name.clone(), Task::record(claim, spec.clone(), doing));
         self.push(Action::PublishSpec(spec));
         self.publish(&name);
@@ -140,7 +140,7 @@ impl Machine {
         let Some(task) = self.tasks.get(name) else {
             return;
         };
-        let Doing::Over { dominated, .. } = &task.doing else {
+        let Doing::Over { dominated } = &task.doing else {
             return;
         };
         let above = self
@@ -160,7 +160,7 @@ impl Machine {
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
-        let Doing::Over { dominated: since, .. } = &mut task.doing else {
+        let Doing::Over { dominated: since } = &mut task.doing else {
             return;
         };
         match (above, dominated) {

@@ -196,7 +196,7 @@ impl Machine {
         };
         task.claim.phase = end.phase.clone();
         task.claim.note.clone_from(&end.note);
-        task.doing = Doing::Over { since: self.now.at, dominated: None };
+        task.doing = Doing::Over { dominated: None };
         let (phase, run) = (task.claim.phase.clone(), task.claim.run);
         self.publish(name);
         self.answer_callers(name, Ok(run));
@@ -320,7 +320,7 @@ impl Machine {
         };
         let run = task.claim.run;
         task.claim.phase = Phase::Superseded;
-        task.doing = Doing::Over { since: self.now.at, dominated: None };
+        task.doing = Doing::Over { dominated: None };
         self.publish(name);
         self.answer_callers(name, Err(CallError::Superseded));
         let ended = self.view.claims(name).any(|c| c.run == run && c.phase.is_terminal());

@@ -30,7 +30,7 @@ use task::{Doing, Task};
 
 use super::branch::Branches;
 use super::claim::{Claim, Desired, Mode, Phase, Spec, Terms};
-use super::ids::{Name, RunId, SessionId};
+use super::ids::{Kind, Name, RunId, SessionId};
 use super::io::{Action, Event, Gone, Notice, Now};
 use super::members::Members;
 use super::message::Message;
@@ -75,6 +75,8 @@ pub struct MachineConfig {
     pub durable: bool,
     /// Whether a refused reconnect proves death (Rule 5).
     pub known_dead: bool,
+    /// How many tasks of a kind this node takes at most; none where there is no limit.
+    pub kind_limits: BTreeMap<Kind, usize>,
     /// Bound on names known.
     pub max_names: usize,
     /// See there.
@@ -227,11 +229,13 @@ impl Machine {
     }
 
     /// All claims known.
+    #[cfg(test)]
     pub fn view(&self) -> &View {
         &self.view
     }
 
     /// All sessions known.
+    #[cfg(test)]
     pub fn members(&self) -> &Members {
         &self.members
     }
@@ -267,8 +271,8 @@ impl Machine {
                 }
             }
             Event::Claims { of, changes } => self.on_claims(&of, changes),
-            Event::Specs { of: _, specs } => specs.into_iter().for_each(|spec| self.learn(spec)),
-            Event::Desires { of: _, desires } => {
+            Event::Specs { specs } => specs.into_iter().for_each(|spec| self.learn(spec)),
+            Event::Desires { desires } => {
                 desires.into_iter().for_each(|desired| self.learn_desired(desired));
             }
             Event::CaughtUp { of } => {
@@ -383,7 +387,7 @@ impl Machine {
             }
             Message::StateData { header, state } => self.on_state_data(header, state),
             Message::Ended { claim, spec, output } => {
-                self.on_ended_elsewhere(from, claim, spec, output)
+                self.on_ended_elsewhere(from, claim, spec, output);
             }
             Message::EndedReply { name, run } => self.on_ended_reply(from, &name, run),
             Message::Desire { desired } => self.learn_desired(desired),
@@ -633,10 +637,16 @@ impl Machine {
         let claim = task.claim.clone();
         if claim.phase.is_held() {
             self.holding.insert(claim.number);
-        } else if self.holding.remove(&claim.number) && claim.phase.is_free() {
-            self.recently_released.push_back(claim.number);
-            if self.recently_released.len() > MAX_RELEASED {
-                self.recently_released.pop_front();
+        } else if self.holding.remove(&claim.number) {
+            if claim.phase.is_free() {
+                self.recently_released.push_back(claim.number);
+                if self.recently_released.len() > MAX_RELEASED {
+                    self.recently_released.pop_front();
+                }
+            }
+            // There may be room for one more of its kind.
+            if self.config.kind_limits.contains_key(&task.spec.kind) {
+                self.dirty.extend(self.free_since.keys().cloned());
             }
         }
         self.view.merge(claim.clone());
@@ -839,6 +849,7 @@ impl Machine {
     fn may_take(&self, spec: &Spec, state_version: Option<u32>) -> bool {
         self.state == NodeState::Up
             && !self.load.full
+            && !self.is_full_of(&spec.kind)
             && self
                 .config
                 .record
@@ -847,12 +858,19 @@ impl Machine {
                 .is_some_and(|versions| state_version.is_none_or(|v| versions.reads(v)))
     }
 
+    /// Whether this node holds as many tasks of a kind as it may.
+    pub(super) fn is_full_of(&self, kind: &Kind) -> bool {
+        self.config.kind_limits.get(kind).is_some_and(|limit| {
+            let held = |task: &&Task| task.spec.kind == *kind && task.claim.phase.is_held();
+            self.tasks.values().filter(held).count() >= *limit
+        })
+    }
+
     /// Ends a claim of mine that never ran: others act on its record alone.
     fn release_claim(&mut self, name: &Name) {
-        let now = self.now.at;
         if let Some(task) = self.tasks.get_mut(name) {
             task.claim.phase = Phase::Released;
-            task.doing = Doing::Over { since: now, dominated: None };
+            task.doing = Doing::Over { dominated: None };
             self.publish(name);
         }
     }

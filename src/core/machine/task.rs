@@ -72,7 +72,7 @@ pub(super) enum Doing {
     /// Stopped for handing over: the target is getting the sealed state.
     Sealing { since: Time },
     /// `Transferred` is written: this epoch never runs again.
-    Moving { since: Time, sent: Time },
+    Moving { sent: Time },
     /// Ended; the record is being replicated before anybody is told (Rule 12).
     Ending {
         output: Option<Bytes>,
@@ -84,7 +84,7 @@ pub(super) enum Doing {
         until: Time,
     },
     /// Only my record is left.
-    Over { since: Time, dominated: Option<Time> },
+    Over { dominated: Option<Time> },
 }
 
 /// Why a loop was told to stop.

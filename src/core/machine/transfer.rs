@@ -235,7 +235,7 @@ impl Machine {
             }
         }
         task.bytes = None;
-        task.doing = Doing::Moving { since: now, sent: now };
+        task.doing = Doing::Moving { sent: now };
         self.publish(name);
         self.push(Action::FreeSlot(name.clone()));
         self.tell_target(name);
@@ -268,7 +268,7 @@ impl Machine {
         };
         let mine = task.hand.as_ref().is_some_and(|h| h.to == *from && h.epoch == epoch);
         if mine && matches!(task.doing, Doing::Moving { .. }) {
-            task.doing = Doing::Over { since: self.now.at, dominated: None };
+            task.doing = Doing::Over { dominated: None };
             task.hand = None;
             self.tell(Notice::Moved { name: name.clone(), to: from.clone(), epoch });
             self.dirty.insert(name.clone());
@@ -333,7 +333,7 @@ impl Machine {
     fn over(&mut self, name: &Name) {
         if let Some(task) = self.tasks.get_mut(name) {
             task.hand = None;
-            task.doing = Doing::Over { since: self.now.at, dominated: None };
+            task.doing = Doing::Over { dominated: None };
             self.dirty.insert(name.clone());
         }
     }
@@ -407,7 +407,7 @@ impl Machine {
         if self.state != NodeState::Up {
             return Some(Refusal::NotUp);
         }
-        if self.load.full || !self.has_room(&spec.name) {
+        if self.load.full || self.is_full_of(&spec.kind) || !self.has_room(&spec.name) {
             return Some(Refusal::Full);
         }
         if !self.may_take(spec, None) {

@@ -405,24 +405,13 @@ async fn kinds_are_checked_when_they_are_registered() {
     assert!(matches!(kinds.register(Backwards), Err(RegisterError::Versions { .. })));
     let verbose = Kind::new(Verbose::KIND).unwrap();
     assert_eq!(kinds.versions().keys().collect::<Vec<_>>(), [&verbose]);
-    let error = kinds.encode_args(&"x".repeat(5_000)).unwrap_err();
-    assert!(error.to_string().contains("pass its address"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn the_limit_of_a_kind_counts_what_has_not_stopped() {
+    assert!(kinds.limits_by_kind().is_empty());
     let mut script = Script::new(|_, _, _| Box::pin(std::future::pending()));
     script.max_running = Some(2);
-    let mut world = World::new(script);
-    let kind = Kind::new(Script::KIND).unwrap();
-    world.start("a");
-    assert!(!world.runner.is_full(&kind));
-    world.start("b");
-    assert!(world.runner.is_full(&kind));
-    tokio::time::sleep(ms(1)).await;
-    world.stop("a", ms(5));
-    world.sealed().await;
-    assert!(!world.runner.is_full(&kind));
+    kinds.register(script).unwrap();
+    assert_eq!(kinds.limits_by_kind().into_values().collect::<Vec<_>>(), [2]);
+    let error = kinds.encode_args(&"x".repeat(5_000)).unwrap_err();
+    assert!(error.to_string().contains("pass its address"));
 }
 
 #[tokio::test(start_paused = true)]

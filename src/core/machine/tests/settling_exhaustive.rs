@@ -102,6 +102,7 @@ fn machine(me: usize, knows: &[Knows; NODES]) -> Machine {
         boot: Vec::new(),
         durable: false,
         known_dead: true,
+        kind_limits: BTreeMap::new(),
         max_names: 100,
         on_lost_state: OnLostState::Park,
     };

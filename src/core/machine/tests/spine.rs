@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::world::{MS, World, name};
+use super::world::{MS, Setup, World, name};
 use crate::core::claim::{Phase, Want};
+use crate::core::io::CallError;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -140,4 +141,45 @@ fn a_silent_node_keeps_its_tasks_for_the_silence_floor() {
     for i in 0..10 {
         assert_eq!(world.running(&format!("t{i}")).len(), 1);
     }
+}
+
+#[test]
+fn a_node_takes_no_more_tasks_of_a_kind_than_its_limit() {
+    let setup = Setup { kind_limit: Some(2), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(7, 3, &setup);
+    let calls: Vec<_> = (0..8).map(|i| world.start(&nodes[i % 3], &format!("t{i}"))).collect();
+    world.run_for(S * 3);
+    for node in &nodes {
+        let here = (0..8).filter(|i| world.running(&format!("t{i}")).contains(node)).count();
+        assert_eq!(here, 2, "{node}");
+    }
+    let refused = calls
+        .iter()
+        .enumerate()
+        .filter(|(i, call)| {
+            matches!(world.nodes[&nodes[i % 3]].replies.get(*call), Some(Err(CallError::NoNode(_))))
+        })
+        .count();
+    assert_eq!(refused, 2, "those for which there is no room are refused, with a reason");
+}
+
+#[test]
+fn a_name_that_was_free_for_want_of_room_is_taken_when_there_is_room() {
+    let setup = Setup { kind_limit: Some(2), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(8, 2, &setup);
+    for i in 0..4 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.run_for(S * 3);
+    world.crash(&nodes[0]);
+    world.run_for(S * 5);
+    let running =
+        |world: &World| (0..4).filter(|i| !world.running(&format!("t{i}")).is_empty()).count();
+    assert_eq!(running(&world), 2);
+    let ours =
+        (0..4).map(|i| format!("t{i}")).find(|task| !world.running(task).is_empty()).unwrap();
+    world.want(&nodes[1], &ours, Want::Cancel);
+    world.run_for(S * 3);
+    assert_eq!(running(&world), 2, "one more has room now");
+    assert!(world.running(&ours).is_empty());
 }

@@ -83,6 +83,7 @@ pub(super) struct Setup {
     pub replicas: usize,
     pub known_dead: bool,
     pub max_running: u32,
+    pub kind_limit: Option<usize>,
     pub on_lost_state: OnLostState,
     pub timing: Timing,
 }
@@ -97,6 +98,7 @@ impl Default for Setup {
             replicas: 1,
             known_dead: true,
             max_running: 1000,
+            kind_limit: None,
             on_lost_state: OnLostState::Park,
             timing: Timing::default(),
         }
@@ -371,6 +373,11 @@ impl World {
             boot: if setup.durable { stored.collect() } else { Vec::new() },
             durable: setup.durable,
             known_dead: setup.known_dead,
+            kind_limits: setup
+                .kind_limit
+                .map(|limit| (Kind::new("count").unwrap(), limit))
+                .into_iter()
+                .collect(),
             max_names: 100_000,
             on_lost_state: setup.on_lost_state,
         };
@@ -1383,7 +1390,7 @@ fn diff(of: &SessionId, old: &Published, new: &Published) -> Vec<Event> {
         .map(|(_, spec)| spec.clone())
         .collect();
     if !specs.is_empty() {
-        events.push(Event::Specs { of: of.clone(), specs });
+        events.push(Event::Specs { specs });
     }
     let desires: Vec<Desired> = new
         .desires
@@ -1392,7 +1399,7 @@ fn diff(of: &SessionId, old: &Published, new: &Published) -> Vec<Event> {
         .map(|(_, desired)| desired.clone())
         .collect();
     if !desires.is_empty() {
-        events.push(Event::Desires { of: of.clone(), desires });
+        events.push(Event::Desires { desires });
     }
     let mut changes: Vec<(Name, Option<Claim>)> = new
         .claims
