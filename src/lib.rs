@@ -88,6 +88,7 @@
 
 pub(crate) mod checkpoint;
 pub(crate) mod clock;
+mod codec;
 pub(crate) mod core;
 mod error;
 pub(crate) mod gossip;

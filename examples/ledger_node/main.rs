@@ -44,10 +44,10 @@ struct Options {
     #[arg(long, default_value = "r1")]
     revision: String,
     /// How long a drain may take.
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 25_000)]
     budget_ms: u64,
     /// How long a step may take to end when it is to stop.
-    #[arg(long, default_value_t = 3_000)]
+    #[arg(long, default_value_t = 10_000)]
     stop_grace_ms: u64,
 }
 

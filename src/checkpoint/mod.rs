@@ -12,7 +12,6 @@
 //! Stores block. [`StoreWorker`] runs one beside the control loop.
 
 mod catalog;
-pub(crate) mod codec;
 #[cfg(test)]
 mod conformance;
 pub(crate) mod directory;

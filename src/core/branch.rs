@@ -32,6 +32,12 @@ pub struct Ancestor {
     pub seq: u64,
 }
 
+/// The higher of two floors, by epoch and commits.
+pub fn higher(a: Option<Ancestor>, b: Option<Ancestor>) -> Option<Ancestor> {
+    let order = |floor: &Option<Ancestor>| floor.as_ref().map(|point| (point.epoch, point.seq));
+    if order(&b) > order(&a) { b } else { a }
+}
+
 /// How far a task says it is, in units of its own.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
@@ -96,14 +102,31 @@ impl Header {
                 }))
     }
 
+    /// Whether this checkpoint's line contains a point of it, or reaches so far beyond that the point
+    /// has been forgotten.
+    pub fn contains(&self, point: &Ancestor) -> bool {
+        let own = self.position.epoch == point.epoch
+            && self.writer == point.writer
+            && self.position.seq >= point.seq;
+        let forgotten = self.lineage.len() >= Self::MAX_LINEAGE
+            && self.lineage.first().is_some_and(|oldest| oldest.epoch > point.epoch);
+        own || forgotten
+            || self.lineage.iter().any(|ancestor| {
+                ancestor.epoch == point.epoch
+                    && ancestor.writer == point.writer
+                    && ancestor.seq >= point.seq
+            })
+    }
+
+    /// The point of its line where this checkpoint stands.
+    pub fn point(&self) -> Ancestor {
+        Ancestor { epoch: self.position.epoch, writer: self.writer.clone(), seq: self.position.seq }
+    }
+
     /// The lineage of a checkpoint that continues this one under another lease.
     pub fn lineage_after(&self) -> Vec<Ancestor> {
         let mut lineage = self.lineage.clone();
-        lineage.push(Ancestor {
-            epoch: self.position.epoch,
-            writer: self.writer.clone(),
-            seq: self.position.seq,
-        });
+        lineage.push(self.point());
         let surplus = lineage.len().saturating_sub(Self::MAX_LINEAGE);
         lineage.drain(..surplus);
         lineage
@@ -186,16 +209,13 @@ impl Branches {
 }
 
 impl Branches {
-    /// The best branch at or above the floor (Rule 20).
-    pub fn best_from(&self, floor: Option<Position>) -> Option<&Header> {
-        match floor {
-            None => self.best(),
-            Some(floor) => {
-                let above = self.0.iter().filter(|h| h.position >= floor).cloned().collect();
-                let best = Self(above).best().cloned()?;
-                self.0.iter().find(|header| **header == best)
-            }
-        }
+    /// The best branch that contains the floor (Rule 20). A higher position is not enough: it may
+    /// have forked off below.
+    pub fn best_from(&self, floor: Option<&Ancestor>) -> Option<&Header> {
+        let Some(floor) = floor else { return self.best() };
+        let above = self.0.iter().filter(|header| header.contains(floor)).cloned().collect();
+        let best = Self(above).best().cloned()?;
+        self.0.iter().find(|header| **header == best)
     }
 
     /// Forgets one checkpoint: it could not be stored, or not be read.

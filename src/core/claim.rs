@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::branch::Position;
+use super::branch::Ancestor;
 use super::ids::{Kind, Name, NodeId, RunId, SessionId};
 use super::lease::{Epoch, Lease};
 
@@ -136,7 +136,7 @@ pub struct Claim {
     pub replicas: Vec<NodeId>,
     /// The last forced checkpoint: nothing below it may be continued from (Rule 20).
     #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
-    pub floor: Option<Position>,
+    pub floor: Option<Ancestor>,
     /// Whether any checkpoint was ever acknowledged: if so the initial state is no state to start from.
     #[serde(rename = "a", default)]
     pub checkpointed: bool,

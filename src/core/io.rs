@@ -209,6 +209,13 @@ pub enum Event {
         /// The state; none if it is gone or unreadable.
         state: Option<Bytes>,
     },
+    /// The store found a checkpoint damaged; it holds this older one of the same branch (C2).
+    FellBack {
+        /// What is damaged.
+        damaged: Header,
+        /// What there is instead.
+        to: Header,
+    },
     /// Time passed.
     Tick,
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::branch::Position;
+use super::branch::Ancestor;
 use super::claim::{Claim, Desired, Mode, Phase, Terms, Want};
 use super::ids::{Name, NodeId, RunId, SessionId};
 use super::lease::Epoch;
@@ -60,7 +60,7 @@ pub(crate) fn claim() -> impl Strategy<Value = Claim> {
             phase,
             terms: Terms { mode: Mode::Available, silence_floor: Duration::from_secs(10) },
             replicas: Vec::new(),
-            floor: (seq > 0).then_some(Position { epoch: Epoch(epoch), seq }),
+            floor: (seq > 0).then(|| Ancestor { epoch: Epoch(epoch), writer: session.clone(), seq }),
             checkpointed: seq > 0,
             strikes: 0,
             note: String::new(),
@@ -72,7 +72,9 @@ pub(crate) fn claim() -> impl Strategy<Value = Claim> {
 fn claims() -> impl Strategy<Value = Vec<Claim>> {
     prop::collection::vec(claim(), 0..24).prop_map(|claims| {
         let mut written = BTreeMap::new();
-        for claim in claims {
+        for mut claim in claims {
+            // A session numbers its claims across names.
+            claim.number = claim.number * 2 + u64::from(claim.name.as_str() == "b");
             let key = (claim.name.clone(), claim.session.clone(), claim.number, claim.version);
             written.entry(key).or_insert(claim);
         }

@@ -103,6 +103,9 @@ pub struct Ticked {
 }
 
 impl Members {
+    /// Bound on sessions known at once.
+    const MAX: usize = 4096;
+
     /// Knows nobody yet.
     pub fn new(
         now: Time,
@@ -138,18 +141,19 @@ impl Members {
         self.peers.get(session)
     }
 
-    /// Bound on sessions known; far above what gossip carries.
-    const MAX: usize = 4096;
-
     /// Changes one session, getting to know it if need be. Mine is never among them, and none is
     /// added beyond the bound: peers can speak of sessions that never were.
     pub fn entry(&mut self, session: &SessionId, now: Time) -> Option<&mut Peer> {
-        let known = self.peers.contains_key(session);
-        if *session == self.me || (!known && self.peers.len() >= Self::MAX) {
+        if *session == self.me {
             return None;
         }
-        if !known && session.node != self.me.node && self.pair.as_ref() != Some(&session.node) {
-            self.pair = None;
+        if !self.peers.contains_key(session) {
+            if self.peers.len() >= Self::MAX {
+                return None;
+            }
+            if session.node != self.me.node && self.pair.as_ref() != Some(&session.node) {
+                self.pair = None;
+            }
         }
         Some(self.peers.entry(session.clone()).or_insert_with(|| Peer::new(now)))
     }

@@ -5,6 +5,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::codec;
+
 /// What is encoded; each has its own limit and its own way out when the limit is met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -69,23 +71,20 @@ impl Limits {
 #[non_exhaustive]
 pub enum EncodeError {
     /// It is longer than its limit.
-    #[error("{} of {len} bytes exceed {limit}: {}", what.noun(), what.advice())]
+    #[error("{} exceed the limit of {limit} bytes: {}", what.noun(), what.advice())]
     TooLarge {
         /// What it is.
         what: Value,
-        /// Its encoded length in bytes.
-        len: usize,
         /// The limit in bytes.
         limit: usize,
     },
-    /// Its `Serialize` refused.
-    #[error("{} cannot be encoded: look at its Serialize implementation", what.noun())]
+    /// Its `Serialize` refused, or it is nested too deeply to be read again.
+    #[error("{} cannot be encoded: {why}; look at its Serialize implementation", what.noun())]
     Refused {
         /// What it is.
         what: Value,
         /// Why.
-        #[source]
-        source: rmp_serde::encode::Error,
+        why: String,
     },
 }
 
@@ -105,7 +104,7 @@ pub enum DecodeError {
     },
     /// They do not fit the type.
     #[error(
-        "{} of {len} bytes does not fit the type of this build: give new fields a default, or raise the state's version",
+        "{} of {len} bytes does not fit the type of this build ({why}): give new fields a default, or raise the state's version",
         what.noun()
     )]
     Mismatch {
@@ -114,8 +113,7 @@ pub enum DecodeError {
         /// Their length.
         len: usize,
         /// Where they differ.
-        #[source]
-        source: rmp_serde::decode::Error,
+        why: String,
     },
 }
 
@@ -126,13 +124,10 @@ pub(crate) fn encode<T: Serialize>(
     limits: &Limits,
 ) -> Result<Bytes, EncodeError> {
     let limit = limits.of(what);
-    let mut out = Bounded { bytes: Vec::new(), len: 0, limit };
-    rmp_serde::encode::write_named(&mut out, value)
-        .map_err(|source| EncodeError::Refused { what, source })?;
-    if out.len > limit {
-        return Err(EncodeError::TooLarge { what, len: out.len, limit });
-    }
-    Ok(out.bytes.into())
+    codec::encode(value, limit).map_err(|error| match error {
+        codec::EncodeError::TooLarge { limit } => EncodeError::TooLarge { what, limit },
+        codec::EncodeError::Unencodable(why) => EncodeError::Refused { what, why },
+    })
 }
 
 /// Decodes a value; bytes over the limit are refused unread.
@@ -145,30 +140,11 @@ pub(crate) fn decode<T: DeserializeOwned>(
     if len > limit {
         return Err(DecodeError::TooLarge { what, len, limit });
     }
-    rmp_serde::from_slice(bytes).map_err(|source| DecodeError::Mismatch { what, len, source })
-}
-
-/// Keeps what fits and counts the rest, so that the error can say how long the value is.
-struct Bounded {
-    bytes: Vec<u8>,
-    len: usize,
-    limit: usize,
-}
-
-impl std::io::Write for Bounded {
-    fn write(&mut self, part: &[u8]) -> std::io::Result<usize> {
-        self.len = self.len.saturating_add(part.len());
-        if self.len <= self.limit {
-            self.bytes.extend_from_slice(part);
-        } else {
-            self.bytes = Vec::new();
-        }
-        Ok(part.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
+    codec::decode(bytes).map_err(|error| DecodeError::Mismatch {
+        what,
+        len,
+        why: error.to_string(),
+    })
 }
 
 #[cfg(test)]
@@ -209,7 +185,7 @@ mod tests {
         let error = encode(&format!("{fits}x"), Value::Args, &limits).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "args of 4097 bytes exceed 4096: put the data where every node can read it and pass its address"
+            "args exceed the limit of 4096 bytes: put the data where every node can read it and pass its address"
         );
     }
 

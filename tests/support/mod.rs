@@ -26,7 +26,7 @@ use self::process::Process;
 use self::protocol::{Command, Event};
 
 /// Generous: the machine may be busy with other tests.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(30);
 
 /// Runs a test with a limit on its time.
 pub async fn bounded(test: impl Future<Output = ()>) {

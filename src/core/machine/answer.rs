@@ -31,14 +31,7 @@ impl Machine {
         if !self.has_room(&name) {
             return Answer { name, epoch, verdict, askers: Vec::new(), known: Vec::new() };
         }
-        // Whoever asked here, and whoever is known here to hold a claim: it may be visible to me and
-        // not to the asker, which must then ask it too.
-        let holders = self.view.claims(&name).filter(|c| c.phase.is_held() && !self.is_void(c));
-        let holders: BTreeSet<SessionId> = holders.map(|claim| claim.session.clone()).collect();
-        let mut askers = self.remember_asker(&claim);
-        askers.extend(holders);
-        askers.retain(|other| *other != asker && *other != self.config.me);
-        let askers = askers.into_iter().collect();
+        let askers = self.remember_asker(&claim);
         // What must be stepped over, or has ended; live claims of third sessions are theirs to tell.
         let known = self
             .view
@@ -59,11 +52,22 @@ impl Machine {
         Answer { name, epoch, verdict, askers, known }
     }
 
-    /// Remembers who asked about a name, and names all who have.
-    fn remember_asker(&mut self, claim: &Claim) -> BTreeSet<SessionId> {
-        let askers = self.askers.entry(claim.name.clone()).or_default();
-        askers.insert(claim.session.clone());
-        askers.clone()
+    /// Remembers who asked about a name, and names the others who have.
+    fn remember_asker(&mut self, claim: &Claim) -> Vec<SessionId> {
+        if self.askers.len() >= self.config.max_names && !self.askers.contains_key(&claim.name) {
+            return Vec::new();
+        }
+        // Whoever is known here to hold a claim, too: it may be visible to me and not to the asker.
+        let holders = self.view.claims(&claim.name);
+        let mut named: BTreeSet<SessionId> = holders
+            .filter(|known| known.phase.is_held() && !self.is_void(known))
+            .map(|known| known.session.clone())
+            .collect();
+        let others = self.askers.entry(claim.name.clone()).or_default();
+        others.insert(claim.session.clone());
+        named.extend(others.iter().cloned());
+        named.retain(|other| *other != claim.session && *other != self.config.me);
+        named.into_iter().collect()
     }
 
     /// The answer proper, and the claim to step back for if it is a yielding one.

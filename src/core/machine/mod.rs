@@ -260,10 +260,9 @@ impl Machine {
             }
             Event::Record { of, record } => self.on_record(&of, record),
             Event::Load { of, load } => {
-                let Some(peer) = self.members.entry(&of, self.now.at) else { return };
-                let room = peer.load.full && !load.full;
-                peer.load = load;
-                if room {
+                if let Some(peer) = self.members.entry(&of, self.now.at)
+                    && std::mem::replace(&mut peer.load, load).full != load.full
+                {
                     self.touch_kept();
                 }
             }
@@ -298,6 +297,7 @@ impl Machine {
                 self.on_stored_end(&name, run, from, error);
             }
             Event::Loaded { header, state } => self.on_loaded(header, state),
+            Event::FellBack { damaged, to } => self.on_fell_back(&damaged, to),
             Event::Tick => {}
         }
     }
@@ -566,6 +566,14 @@ impl Machine {
         }
     }
 
+    /// Whether a name is known, or one more can be: checked before anything of it is kept.
+    fn has_room(&self, name: &Name) -> bool {
+        let limit = self.config.max_names;
+        self.view.top(name).is_some()
+            || self.tasks.contains_key(name)
+            || (self.view.len() < limit && self.held.len() < limit && self.ends.len() < limit)
+    }
+
     fn forget_asker(&mut self, name: &Name, session: &SessionId) {
         if let Some(askers) = self.askers.get_mut(name) {
             askers.remove(session);
@@ -573,14 +581,6 @@ impl Machine {
                 self.askers.remove(name);
             }
         }
-    }
-
-    /// Whether a name is known, or one more can be: checked before anything of it is kept.
-    fn has_room(&self, name: &Name) -> bool {
-        let limit = self.config.max_names;
-        self.view.top(name).is_some()
-            || self.tasks.contains_key(name)
-            || (self.view.len() < limit && self.held.len() < limit && self.ends.len() < limit)
     }
 
     fn learn(&mut self, spec: Spec) {

@@ -102,13 +102,13 @@ impl Machine {
         if !finding.waiting.is_empty() && now < finding.until {
             return self.alarm(name, finding.until);
         }
-        let (floor, run) = (task.prior.floor, task.claim.run);
+        let (floor, run) = (task.prior.floor.clone(), task.claim.run);
         let mut branches =
             self.held.get(name).and_then(|runs| runs.get(&run)).cloned().unwrap_or_default();
         for (_, header) in &finding.found {
             branches.admit(header.clone());
         }
-        if let Some(best) = branches.best_from(floor) {
+        if let Some(best) = branches.best_from(floor.as_ref()) {
             let best = best.clone();
             return self.fetch(name, best, Vec::new());
         }

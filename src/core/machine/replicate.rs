@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::Machine;
 use super::task::{Doing, Task};
-use crate::core::branch::{Admission, Header, Position};
+use crate::core::branch::{Admission, Ancestor, Header, Position, higher};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{Action, Notice};
@@ -153,7 +153,12 @@ impl Machine {
         {
             task.forced = None;
             if replicas > 0 || durable {
-                task.claim.floor = task.claim.floor.max(Some(forced));
+                let point = Ancestor {
+                    epoch: forced.epoch,
+                    writer: self.config.me.clone(),
+                    seq: forced.seq,
+                };
+                task.claim.floor = higher(task.claim.floor.take(), Some(point));
                 changed = true;
             }
         }
@@ -350,6 +355,14 @@ impl Machine {
             let result = error.map_or(Ok(()), |why| Err(Rejection::Unavailable(why)));
             self.send(&from, Message::CheckpointReply { name, run, position, result });
         }
+    }
+
+    /// The newest checkpoint of a branch cannot be read: the one before it stands for the branch.
+    pub(super) fn on_fell_back(&mut self, damaged: &Header, to: Header) {
+        let runs = self.held.entry(to.name.clone()).or_default();
+        let branches = runs.entry(to.run).or_default();
+        branches.drop_exact(damaged);
+        branches.admit(to);
     }
 
     /// Others hold what I hold, and more.

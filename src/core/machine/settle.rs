@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Machine;
 use super::task::{Caller, Doing, Prior, Purpose, Settling, Task};
+use crate::core::branch::higher;
 use crate::core::claim::{Claim, Phase, Spec, Want};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Cause, Notice};
@@ -60,7 +61,7 @@ impl Machine {
             phase: Phase::Claimed,
             terms: self.terms(),
             replicas: prior.replicas.clone(),
-            floor: prior.floor,
+            floor: prior.floor.clone(),
             checkpointed: prior.checkpointed,
             strikes,
             note: String::new(),
@@ -125,7 +126,7 @@ impl Machine {
         }
         Prior {
             replicas,
-            floor: same().filter_map(|claim| claim.floor).max(),
+            floor: same().map(|claim| claim.floor.clone()).fold(None, higher),
             checkpointed: same().any(|claim| claim.checkpointed),
             session: Some(top.session.clone()),
             epoch: Some(top.epoch),
@@ -360,7 +361,7 @@ impl Machine {
         if task.latest.is_none() {
             let runs = self.held.get(name);
             let branches = runs.and_then(|runs| runs.get(&task.claim.run));
-            task.latest = branches.and_then(|b| b.best_from(task.claim.floor)).cloned();
+            task.latest = branches.and_then(|b| b.best_from(task.claim.floor.as_ref())).cloned();
         }
         self.publish(name);
         match phase {

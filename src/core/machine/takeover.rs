@@ -59,6 +59,11 @@ impl Machine {
         {
             return None;
         }
+        // A run that stepped back for another one that lives does not ask again without end.
+        let other = |c: &&Claim| c.run != top.run && c.phase.is_held() && !self.is_void(c);
+        if top.phase.is_free() && claims().any(|claim| other(&claim)) {
+            return None;
+        }
         let mut since = None;
         let mut cause = Cause::Released;
         for claim in claims().filter(|claim| claim.run == top.run) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use crate::core::branch::{Header, Position};
+use crate::core::branch::{Ancestor, Header, Position};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::Cause;
@@ -138,7 +138,7 @@ pub(super) struct Finding {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Prior {
     pub replicas: Vec<NodeId>,
-    pub floor: Option<Position>,
+    pub floor: Option<Ancestor>,
     pub checkpointed: bool,
     pub session: Option<SessionId>,
     /// Under which epoch it ran last.

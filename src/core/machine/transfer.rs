@@ -450,7 +450,7 @@ impl Machine {
         };
         let prior = Prior {
             replicas: source.replicas.clone(),
-            floor: source.floor,
+            floor: source.floor.clone(),
             checkpointed: source.checkpointed,
             session: Some(from.clone()),
             epoch: None,

@@ -13,8 +13,7 @@ const MAX_DEPTH: usize = 128;
 
 /// Why a value could not be encoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum EncodeError {
+pub(crate) enum EncodeError {
     /// It is over the limit. Encoding stopped there.
     #[error(
         "the encoded value is over the limit of {limit} bytes: keep bulk data elsewhere and refer to it"
@@ -30,8 +29,7 @@ pub enum EncodeError {
 
 /// Why bytes could not be decoded as a value of the expected type.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DecodeError {
+pub(crate) enum DecodeError {
     /// They are no such value: a missing field without a default, an unknown variant, another type.
     #[error(
         "the bytes are no value of this type: {0}; give added fields a default, and read old variants under their old names"

@@ -1,0 +1,92 @@
+use super::*;
+use crate::observer::Life;
+
+const S: Nanos = 1_000_000_000;
+
+fn span(host: &str, start: Nanos, stop: Nanos) -> Span {
+    let life = Life { host: host.into(), number: 0 };
+    Span { task: "t".into(), epoch: 1, life, start, stop }
+}
+
+fn overlaps(spans: &[Span], windows: &[Window]) -> Verdict {
+    let (errands, told, running) = (BTreeMap::new(), Told::default(), BTreeSet::new());
+    let around = Circumstances {
+        windows,
+        after_heal: S,
+        losses: false,
+        errands: &errands,
+        told: &told,
+        running: &running,
+    };
+    let mut verdict = Verdict::default();
+    judge_overlaps(&mut verdict, "t", spans, &around);
+    verdict
+}
+
+#[test]
+fn two_copies_without_a_cut_are_a_violation() {
+    let spans = [span("a", 0, 3 * S), span("b", 2 * S, 5 * S)];
+    let verdict = overlaps(&spans, &[]);
+    assert_eq!(verdict.overlaps, [S]);
+    assert_eq!(verdict.violations.len(), 1);
+}
+
+#[test]
+fn one_copy_after_the_other_is_none() {
+    let verdict = overlaps(&[span("a", 0, 2 * S), span("b", 2 * S, 5 * S)], &[]);
+    assert!(verdict.overlaps.is_empty() && verdict.violations.is_empty());
+    assert_eq!(verdict.checks["one copy at a time"], 1);
+}
+
+#[test]
+fn a_cut_allows_two_copies_until_shortly_after_its_end() {
+    let cut = [Window { cut: S, healed: Some(10 * S) }];
+    let within = overlaps(&[span("a", 0, 11 * S), span("b", 2 * S, 20 * S)], &cut);
+    assert!(within.violations.is_empty(), "{:?}", within.violations);
+    assert_eq!(within.after_heal, [S]);
+    let beyond = overlaps(&[span("a", 0, 12 * S), span("b", 2 * S, 20 * S)], &cut);
+    assert_eq!(beyond.violations.len(), 1);
+    let before = overlaps(&[span("a", 0, 2 * S), span("b", S / 2, 20 * S)], &cut);
+    assert_eq!(before.violations.len(), 1);
+}
+
+#[test]
+fn a_gap_is_when_no_copy_runs() {
+    let spans = [span("a", 0, 2 * S), span("b", S, 4 * S), span("c", 5 * S, 6 * S)];
+    assert_eq!(gaps(&spans), [S]);
+}
+
+#[test]
+fn a_task_that_is_lost_or_wrong_is_a_violation() {
+    let errand = Errand { steps: 3, step_ms: 1 };
+    let errands = BTreeMap::from([("t".to_owned(), (0, errand))]);
+    let mut told = Told::default();
+    let running = BTreeSet::from(["a".to_owned()]);
+    let life = Life { host: "a".into(), number: 0 };
+    let mut record = Record::default();
+    let judged = |record: &Record, told: &Told| {
+        let around = Circumstances {
+            windows: &[],
+            after_heal: S,
+            losses: false,
+            errands: &errands,
+            told,
+            running: &running,
+        };
+        judge(record, &around).violations
+    };
+    assert_eq!(judged(&record, &told).len(), 4, "not taken on, not done, no result, not known");
+
+    told.taken_on.insert("t".into());
+    record.done.insert("t".into(), vec![(S, life.clone())]);
+    let states = BTreeMap::from([("t".to_owned(), TaskState::Finished)]);
+    told.known.insert(life.clone(), states);
+    told.outputs.insert("t".into(), Ok(2));
+    assert_eq!(judged(&record, &told).len(), 1, "a wrong result");
+
+    told.outputs.insert("t".into(), Ok(3));
+    assert!(judged(&record, &told).is_empty());
+
+    record.done.insert("t".into(), vec![(S, life.clone()), (S, life)]);
+    assert_eq!(judged(&record, &told).len(), 1, "twice");
+}

@@ -1,0 +1,509 @@
+//! One run: a scenario under a seed, from the first start to the verdict.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use handover::TaskState;
+use rand::rngs::SmallRng;
+use rand::seq::IteratorRandom;
+use rand::{Rng, SeedableRng};
+use turmoil::Sim;
+
+use crate::entropy;
+use crate::fabric::{Fabric, Nanos, Traffic, nanos};
+use crate::host::{Order, Site, process};
+use crate::observer::{Observer, Record};
+use crate::scenario::{ANY, Fault, FaultKind, Scenario};
+use crate::task::Errand;
+use crate::trace::Fingerprint;
+use crate::verdict::{self, Verdict, Window};
+
+/// How often the console looks after tasks that nobody has taken on, and whether all have ended.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Debug builds nest futures deeply.
+const STACK: usize = 8 << 20;
+
+/// What came of a run.
+pub(crate) struct Outcome {
+    pub(crate) seed: u64,
+    pub(crate) fingerprint: u64,
+    /// How many events the fingerprint is over.
+    pub(crate) events: u64,
+    pub(crate) simulated: Duration,
+    pub(crate) wall: Duration,
+    pub(crate) faults: BTreeMap<FaultKind, u64>,
+    pub(crate) node_events: BTreeMap<String, u64>,
+    pub(crate) refusals: BTreeMap<String, u32>,
+    pub(crate) traffic: Traffic,
+    pub(crate) steps: u64,
+    pub(crate) repeated: u64,
+    pub(crate) verdict: Verdict,
+}
+
+/// Runs a scenario on a thread of its own: what a thread has drawn at random once it keeps.
+pub(crate) fn run(scenario: &Scenario, seed: u64) -> Outcome {
+    let begun = Instant::now();
+    let ended = thread::scope(|scope| {
+        let work = || {
+            entropy::seed_this_thread(seed);
+            World::new(scenario, seed).run()
+        };
+        thread::Builder::new()
+            .name(format!("{}-{seed}", scenario.name))
+            .stack_size(STACK)
+            .spawn_scoped(scope, move || panic::catch_unwind(AssertUnwindSafe(work)))
+            .map(|thread| thread.join())
+    });
+    let mut outcome = match ended {
+        Ok(Ok(Ok(outcome))) => outcome,
+        Ok(Ok(Err(panic)) | Err(panic)) => broken(seed, &format!("panic: {}", said(&*panic))),
+        Err(error) => broken(seed, &format!("no thread: {error}")),
+    };
+    outcome.wall = begun.elapsed();
+    outcome
+}
+
+fn said(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no text".into())
+}
+
+fn broken(seed: u64, why: &str) -> Outcome {
+    Outcome {
+        seed,
+        fingerprint: 0,
+        events: 0,
+        simulated: Duration::ZERO,
+        wall: Duration::ZERO,
+        faults: BTreeMap::new(),
+        node_events: BTreeMap::new(),
+        refusals: BTreeMap::new(),
+        traffic: Traffic::default(),
+        steps: 0,
+        repeated: 0,
+        verdict: Verdict { violations: vec![why.to_owned()], ..Verdict::default() },
+    }
+}
+
+/// Something to be done at a time.
+enum Act {
+    Fault(Fault),
+    /// The end of a fault, with the nodes it happened to.
+    Restart(String),
+    Heal(Vec<(String, String)>),
+}
+
+struct World<'a> {
+    scenario: &'a Scenario,
+    seed: u64,
+    /// Draws what the scenario leaves open.
+    rng: SmallRng,
+    sim: Sim<'a>,
+    site: Arc<Site>,
+    fabric: Arc<Fabric>,
+    observer: Arc<Observer>,
+    fingerprint: Arc<Fingerprint>,
+    addresses: BTreeMap<String, Ipv4Addr>,
+    /// Hosts that turmoil knows, and whether a process runs there.
+    hosts: BTreeMap<String, bool>,
+    /// To be done, by time and then in order.
+    agenda: BTreeMap<(Nanos, u64), Act>,
+    errands: BTreeMap<String, (Nanos, Errand)>,
+    cuts: BTreeSet<(String, String)>,
+    windows: Vec<Window>,
+    faults: BTreeMap<FaultKind, u64>,
+}
+
+impl<'a> World<'a> {
+    fn new(scenario: &'a Scenario, seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let fingerprint = Arc::new(Fingerprint::default());
+        let fabric =
+            Arc::new(Fabric::new(rng.random(), scenario.network.clone(), fingerprint.clone()));
+        let observer = Arc::new(Observer::new(fabric.clone(), fingerprint.clone()));
+        let addresses: BTreeMap<String, Ipv4Addr> = scenario
+            .names()
+            .into_iter()
+            .zip(1u32..)
+            .map(|(name, number)| (name, Ipv4Addr::from_bits(0x0a00_0000 + number)))
+            .collect();
+        let seeds = (1..=scenario.nodes)
+            .filter_map(|number| addresses.get(&format!("n{number}")).copied())
+            .collect();
+        let site =
+            Arc::new(Site::new(fabric.clone(), observer.clone(), scenario.timing.timing(), seeds));
+        let sim = turmoil::Builder::new()
+            .rng_seed(rng.random())
+            .tick_duration(Duration::from_millis(scenario.network.tick_ms))
+            .simulation_duration(Duration::MAX)
+            .build();
+        Self {
+            scenario,
+            seed,
+            rng,
+            sim,
+            site,
+            fabric,
+            observer,
+            fingerprint,
+            addresses,
+            hosts: BTreeMap::new(),
+            agenda: BTreeMap::new(),
+            errands: BTreeMap::new(),
+            cuts: BTreeSet::new(),
+            windows: Vec::new(),
+            faults: BTreeMap::new(),
+        }
+    }
+
+    fn run(mut self) -> Outcome {
+        self.plan();
+        for number in 1..=self.scenario.nodes {
+            self.start(&format!("n{number}"));
+        }
+        let unsafe_until = self.scenario.unsafe_phase();
+        while self.sim.elapsed() < unsafe_until && self.step() {}
+        self.mend();
+        let until = unsafe_until + self.scenario.finish_phase();
+        while self.sim.elapsed() < until && !self.all_told() && self.step() {}
+        self.conclude()
+    }
+
+    /// Draws the tasks and the times of the faults.
+    fn plan(&mut self) {
+        let tasks = &self.scenario.tasks;
+        for number in 0..tasks.count {
+            let [least, most] = tasks.steps;
+            let errand =
+                Errand { steps: self.rng.random_range(least..=most), step_ms: tasks.step_ms };
+            let spread = tasks.arrive_s * 1_000_000_000;
+            let at = spread * u64::from(number) / u64::from(tasks.count.max(1));
+            self.errands.insert(format!("task-{number:03}"), (at, errand));
+        }
+        for fault in self.scenario.faults.clone() {
+            self.schedule(fault.at, Act::Fault(fault.clone()), fault.jitter);
+        }
+    }
+
+    fn schedule(&mut self, at: f64, act: Act, jitter: f64) {
+        let late = if jitter > 0.0 { self.rng.random_range(0.0..jitter) } else { 0.0 };
+        let mut key = (nanos(Duration::from_secs_f64(at + late)), 0);
+        while self.agenda.contains_key(&key) {
+            key.1 += 1;
+        }
+        self.agenda.insert(key, act);
+    }
+
+    fn now(&self) -> Nanos {
+        nanos(self.sim.elapsed())
+    }
+
+    /// Advances all hosts by a tick. False if the world cannot go on.
+    fn step(&mut self) -> bool {
+        let now = self.now();
+        self.fabric.set_now(now);
+        while let Some(next) = self.agenda.first_entry()
+            && next.key().0 <= now
+        {
+            let act = next.remove();
+            self.act(act);
+        }
+        let exited = std::mem::take(&mut self.site.told().exited);
+        for life in exited {
+            self.kill(&life.host);
+        }
+        if self.every(LOOK_EVERY) {
+            self.hand_out();
+        }
+        if let Err(error) = self.sim.step() {
+            self.site.told().failures.push(error.to_string());
+            return false;
+        }
+        true
+    }
+
+    /// Whether such a period has just begun.
+    fn every(&self, period: Duration) -> bool {
+        let tick = nanos(Duration::from_millis(self.scenario.network.tick_ms));
+        self.now() % nanos(period) < tick
+    }
+
+    /// Asks for every task that is due and has not been taken on.
+    fn hand_out(&mut self) {
+        let now = self.now();
+        let taken_on = self.site.told().taken_on.clone();
+        let waiting: Vec<(String, Errand)> = self
+            .errands
+            .iter()
+            .filter(|(task, (at, _))| *at <= now && !taken_on.contains(*task))
+            .map(|(task, (_, errand))| (task.clone(), errand.clone()))
+            .collect();
+        for (task, errand) in waiting {
+            if let Some(host) = self.running().into_iter().choose(&mut self.rng) {
+                self.site.order(&host, Order::Run { task, errand });
+            }
+        }
+    }
+
+    fn act(&mut self, act: Act) {
+        match act {
+            Act::Fault(fault) => self.fault(fault),
+            Act::Restart(host) => self.start(&host),
+            Act::Heal(pairs) => self.heal(&pairs),
+        }
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        let at = self.sim.elapsed().as_secs_f64();
+        if let Some(every) = fault.every {
+            let until = self.scenario.unsafe_phase().as_secs_f64();
+            if at + every < until {
+                self.schedule(at + every, Act::Fault(fault.clone()), 0.0);
+            }
+        }
+        let mut drawn = BTreeSet::new();
+        let host = fault.node.as_deref().and_then(|name| self.choose(name, &mut drawn));
+        match (fault.kind, host) {
+            (FaultKind::Crash, Some(host)) => {
+                tracing::info!(target: "simulations", host, "crash");
+                self.kill(&host);
+                self.undo(fault.lasts, Act::Restart(host));
+            }
+            (FaultKind::PowerOff, Some(host)) => {
+                tracing::info!(target: "simulations", host, "power off");
+                if let Some(address) = self.addresses.get(&host) {
+                    self.fabric.power_off(*address);
+                }
+                self.kill(&host);
+                self.undo(fault.lasts, Act::Restart(host));
+            }
+            (FaultKind::Restart | FaultKind::Start, Some(host)) => self.start(&host),
+            (FaultKind::Drain, Some(host)) => {
+                tracing::info!(target: "simulations", host, "drain");
+                self.site.order(&host, Order::Drain);
+                self.undo(fault.lasts, Act::Restart(host));
+            }
+            (FaultKind::Cut | FaultKind::CutOneWay, _) => {
+                let pairs = self.cut(&fault, &mut drawn);
+                if pairs.is_empty() {
+                    return;
+                }
+                self.undo(fault.lasts, Act::Heal(pairs));
+            }
+            (FaultKind::Heal, _) => {
+                let pairs: Vec<(String, String)> = self.cuts.iter().cloned().collect();
+                self.heal(&pairs);
+            }
+            // Nobody is left that it could happen to.
+            _ => return,
+        }
+        *self.faults.entry(fault.kind).or_default() += 1;
+    }
+
+    fn undo(&mut self, after: Option<f64>, act: Act) {
+        if let Some(after) = after {
+            self.schedule(self.sim.elapsed().as_secs_f64() + after, act, 0.0);
+        }
+    }
+
+    fn running(&self) -> Vec<String> {
+        self.hosts.iter().filter(|(_, up)| **up).map(|(host, _)| host.clone()).collect()
+    }
+
+    /// The node of that name, or one that has not been drawn yet.
+    fn choose(&mut self, name: &str, drawn: &mut BTreeSet<String>) -> Option<String> {
+        let chosen = if name == ANY {
+            let hosts = self.running();
+            hosts.into_iter().filter(|host| !drawn.contains(host)).choose(&mut self.rng)?
+        } else {
+            name.to_owned()
+        };
+        drawn.insert(chosen.clone());
+        Some(chosen)
+    }
+
+    fn cut(&mut self, fault: &Fault, drawn: &mut BTreeSet<String>) -> Vec<(String, String)> {
+        let mut side = |world: &mut Self, names: &[String]| -> Vec<String> {
+            names.iter().filter_map(|name| world.choose(name, drawn)).collect()
+        };
+        let a = side(self, &fault.a);
+        let mut b = side(self, &fault.b);
+        if fault.b.is_empty() {
+            b = self.addresses.keys().filter(|host| !a.contains(host)).cloned().collect();
+        }
+        tracing::info!(target: "simulations", ?a, ?b, kind = fault.kind.label(), "cut");
+        let mut pairs = Vec::new();
+        for (one, other) in a.iter().flat_map(|one| b.iter().map(move |other| (one, other))) {
+            pairs.push((one.clone(), other.clone()));
+            if fault.kind == FaultKind::Cut {
+                pairs.push((other.clone(), one.clone()));
+            }
+        }
+        for (from, to) in &pairs {
+            if let (Some(from), Some(to)) = (self.addresses.get(from), self.addresses.get(to)) {
+                self.fabric.cut(*from, *to);
+            }
+        }
+        if self.cuts.is_empty() && !pairs.is_empty() {
+            self.windows.push(Window { cut: self.now(), healed: None });
+        }
+        self.cuts.extend(pairs.iter().cloned());
+        pairs
+    }
+
+    fn heal(&mut self, pairs: &[(String, String)]) {
+        for pair in pairs {
+            if !self.cuts.remove(pair) {
+                continue;
+            }
+            if let (Some(from), Some(to)) =
+                (self.addresses.get(&pair.0), self.addresses.get(&pair.1))
+            {
+                self.fabric.heal(*from, *to);
+            }
+        }
+        let now = self.now();
+        if self.cuts.is_empty()
+            && let Some(window) = self.windows.last_mut()
+        {
+            tracing::info!(target: "simulations", "healed");
+            window.healed.get_or_insert(now);
+        }
+    }
+
+    /// Starts a process, if none runs there.
+    fn start(&mut self, host: &str) {
+        let Some(address) = self.addresses.get(host).copied() else { return };
+        if self.hosts.get(host) == Some(&true) {
+            return;
+        }
+        tracing::info!(target: "simulations", host, "start");
+        self.fabric.power_on(address);
+        match self.hosts.insert(host.to_owned(), true) {
+            Some(_) => self.sim.bounce(host),
+            None => {
+                let (site, name) = (self.site.clone(), host.to_owned());
+                self.sim.host(host, move || {
+                    let process = process(site.clone(), name.clone(), address);
+                    async move {
+                        process.await;
+                        Ok(())
+                    }
+                });
+            }
+        }
+    }
+
+    /// Ends a process at once.
+    fn kill(&mut self, host: &str) {
+        let Some(up) = self.hosts.get_mut(host).filter(|up| **up) else { return };
+        *up = false;
+        // First what others see of it, while it is known when it happened.
+        if let Some(life) = self.site.life(host) {
+            self.observer.died(&life);
+            let mut told = self.site.told();
+            told.known.remove(&life);
+            told.ready.remove(&life);
+        }
+        if let Some(address) = self.addresses.get(host) {
+            self.fabric.exit(*address);
+        }
+        self.sim.crash(host);
+    }
+
+    /// Everything is as it should be again.
+    fn mend(&mut self) {
+        self.fabric.set_now(self.now());
+        self.agenda.clear();
+        let pairs: Vec<(String, String)> = self.cuts.iter().cloned().collect();
+        self.heal(&pairs);
+        // Nodes that were replaced stay away.
+        for number in 1..=self.scenario.nodes {
+            let host = format!("n{number}");
+            let replaced = self.scenario.faults.iter().any(|fault| {
+                fault.kind == FaultKind::Drain
+                    && fault.lasts.is_none()
+                    && fault.node.as_deref() == Some(&host)
+            });
+            if !replaced {
+                self.start(&host);
+            }
+        }
+    }
+
+    /// Whether all running nodes know that all tasks have finished, and what they brought.
+    fn all_told(&mut self) -> bool {
+        if !self.every(LOOK_EVERY) {
+            return false;
+        }
+        let running = self.running();
+        let mut told = self.site.told();
+        let all_finished = running.iter().all(|host| {
+            self.site.life(host).and_then(|life| told.known.get(&life)).is_some_and(|known| {
+                self.errands.keys().all(|task| known.get(task) == Some(&TaskState::Finished))
+            })
+        });
+        if !all_finished {
+            return false;
+        }
+        let missing: Vec<String> = self
+            .errands
+            .keys()
+            .filter(|task| !matches!(told.outputs.get(*task), Some(Ok(_))))
+            .cloned()
+            .collect();
+        told.outputs.retain(|_, output| output.is_ok());
+        drop(told);
+        for task in &missing {
+            if let Some(host) = running.iter().choose(&mut self.rng) {
+                self.site.order(host, Order::Output { task: task.clone() });
+            }
+        }
+        missing.is_empty()
+    }
+
+    fn conclude(self) -> Outcome {
+        let simulated = self.sim.elapsed();
+        let record: Record = self.observer.take();
+        let (fingerprint, events) = self.fingerprint.value();
+        let running: BTreeSet<String> = self.running().into_iter().collect();
+        let mut told = self.site.told();
+        let timing = self.scenario.timing.timing();
+        let verdict = verdict::judge(
+            &record,
+            &verdict::Circumstances {
+                windows: &self.windows,
+                // Two rounds until every loser is told, then one step, and the ticks between.
+                after_heal: nanos(
+                    2 * timing.gossip_interval
+                        + Duration::from_millis(self.scenario.tasks.step_ms)
+                        + Duration::from_millis(10 * self.scenario.network.tick_ms),
+                ),
+                losses: [FaultKind::Crash, FaultKind::PowerOff]
+                    .iter()
+                    .any(|kind| self.faults.contains_key(kind)),
+                errands: &self.errands,
+                told: &told,
+                running: &running,
+            },
+        );
+        Outcome {
+            seed: self.seed,
+            fingerprint,
+            events,
+            simulated,
+            wall: Duration::ZERO,
+            faults: self.faults.clone(),
+            node_events: std::mem::take(&mut told.events),
+            refusals: std::mem::take(&mut told.refusals),
+            traffic: self.fabric.traffic(),
+            steps: record.completed(),
+            repeated: record.repeated(),
+            verdict,
+        }
+    }
+}
