@@ -18,11 +18,23 @@ pub struct View {
     epochs: BTreeMap<Name, Epoch>,
 }
 
-/// The names a session has claims of, and the number of each claim.
+/// The names a session has claims of, and which of them under each number: one, unless it errs.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Published {
     names: BTreeSet<Name>,
-    numbers: BTreeMap<u64, Name>,
+    numbers: BTreeMap<u64, BTreeSet<Name>>,
+}
+
+impl Published {
+    /// Takes a claim's number out of the index.
+    fn forget(&mut self, claim: &Claim) {
+        if let Some(names) = self.numbers.get_mut(&claim.number) {
+            names.remove(&claim.name);
+            if names.is_empty() {
+                self.numbers.remove(&claim.number);
+            }
+        }
+    }
 }
 
 /// The claims of a session that have stopped, by number (Rule 2).
@@ -61,10 +73,10 @@ impl View {
         }
         let published = self.by_session.entry(claim.session.clone()).or_default();
         if let Some(old) = claims.get(&claim.session) {
-            published.numbers.remove(&old.number);
+            published.forget(old);
         }
         published.names.insert(claim.name.clone());
-        published.numbers.insert(claim.number, claim.name.clone());
+        published.numbers.entry(claim.number).or_default().insert(claim.name.clone());
         claims.insert(claim.session.clone(), claim);
         true
     }
@@ -78,7 +90,7 @@ impl View {
         }
         if let (Some(published), Some(removed)) = (self.by_session.get_mut(session), &removed) {
             published.names.remove(name);
-            published.numbers.remove(&removed.number);
+            published.forget(removed);
             if published.names.is_empty() {
                 self.by_session.remove(session);
             }
@@ -125,7 +137,7 @@ impl View {
         let below = numbers.range((Bound::Excluded(risen.start), Bound::Included(risen.end)));
         let single = news.iter().filter_map(|number| numbers.get_key_value(number));
         let mut changed = Vec::new();
-        for (_, name) in below.chain(single) {
+        for name in below.chain(single).flat_map(|(_, names)| names) {
             let claim = self.names.get_mut(name).and_then(|claims| claims.get_mut(session));
             if let Some(claim) = claim
                 && claim.phase.is_held()
