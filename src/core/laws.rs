@@ -92,9 +92,8 @@ fn view<'a>(claims: impl IntoIterator<Item = &'a Claim>) -> View {
 
 pub(crate) fn desired() -> impl Strategy<Value = Desired> {
     let want = prop_oneof![Just(Want::Run), Just(Want::Pause), Just(Want::Cancel)];
-    (name(), run(), 0..3u64, session(), want).prop_map(|(name, run, version, writer, want)| {
-        Desired { name, run, version, writer, want }
-    })
+    (name(), run(), 0..3u64, session(), want)
+        .prop_map(|(name, run, version, writer, want)| Desired { name, run, version, writer, want })
 }
 
 fn join(a: &Desired, b: &Desired) -> Desired {

@@ -98,9 +98,10 @@ const POINTS: [(&str, Point); 8] = [
     ("sealed", |_, _, a| {
         matches!(a, Action::Send { message: Message::CheckpointReply { .. }, .. })
     }),
-    ("decide", |_, _, a| {
-        matches!(a, Action::Publish(claim) if matches!(claim.phase, Phase::Transferred { .. }))
-    }),
+    (
+        "decide",
+        |_, _, a| matches!(a, Action::Publish(claim) if matches!(claim.phase, Phase::Transferred { .. })),
+    ),
     ("tell", |_, _, a| matches!(a, Action::Send { message: Message::Transferred { .. }, .. })),
     ("run", |_, _, a| matches!(a, Action::Start { .. })),
 ];
@@ -343,9 +344,7 @@ fn a_target_that_drains_before_the_decision_lapses_and_the_next_one_gets_it() {
     let target = target_of(&world, &owner);
     world.record_messages = true;
     world.drain(&owner, S * 25);
-    world.run_until(S, "accepted", |w| {
-        w.sent.iter().any(|(_, _, _, m)| is_offer_reply(m))
-    });
+    world.run_until(S, "accepted", |w| w.sent.iter().any(|(_, _, _, m)| is_offer_reply(m)));
     world.drain(&target, S * 25);
     world.run_until(S * 10, "both drained", |w| {
         [&owner, &target].iter().all(|n| w.nodes[n].drained.is_some())
@@ -413,9 +412,10 @@ fn a_second_offer_settles_like_any_claim() {
     assert_moved(&world);
     let second = world.running("a")[0].clone();
     assert_ne!(second, target);
-    let asked = world.sent.iter().any(|(_, from, _, m)| {
-        *from == second && matches!(m, Message::Ask { .. })
-    });
+    let asked = world
+        .sent
+        .iter()
+        .any(|(_, from, _, m)| *from == second && matches!(m, Message::Ask { .. }));
     assert!(asked, "settling is waived for a first offer only");
     assert!(world.nodes[&owner].drained.is_some());
 }
@@ -484,9 +484,12 @@ fn a_draining_node_answers_asks_and_is_heard_until_its_last_task_is_gone() {
     world.record_messages = true;
     world.start(&others[0], "new");
     world.run_for(S);
-    assert!(world.sent.iter().any(|(_, from, _, m)| {
-        *from == owner && matches!(m, Message::Answers { .. })
-    }));
+    assert!(
+        world
+            .sent
+            .iter()
+            .any(|(_, from, _, m)| { *from == owner && matches!(m, Message::Answers { .. }) })
+    );
     assert_ne!(world.running("new"), [owner.clone()]);
     while world.running(&long) == [owner.clone()] {
         world.run_for(MS * 200);
@@ -511,9 +514,8 @@ fn after_a_visible_gap_no_step_starts_before_an_echo_sent_after_it() {
     let before = world.steps_done[&name("a")];
     let woken = world.now;
     world.run_for(S * 5);
-    let of_owner = |w: &World| {
-        w.stretches.iter().filter(|s| s.session == owner).map(|s| s.epoch).count()
-    };
+    let of_owner =
+        |w: &World| w.stretches.iter().filter(|s| s.session == owner).map(|s| s.epoch).count();
     assert_eq!(of_owner(&world), 1);
     let during = world.steps_done[&name("a")] - before;
     let taken = world.running("a").iter().any(|n| *n != owner);

@@ -22,8 +22,7 @@ fn epoch() -> impl Strategy<Value = Epoch> {
 }
 
 fn position() -> impl Strategy<Value = Position> {
-    (epoch(), prop_oneof![0..5u64, Just(u64::MAX)])
-        .prop_map(|(epoch, seq)| Position { epoch, seq })
+    (epoch(), prop_oneof![0..5u64, Just(u64::MAX)]).prop_map(|(epoch, seq)| Position { epoch, seq })
 }
 
 fn wild_claim() -> impl Strategy<Value = Claim> {
@@ -45,8 +44,11 @@ fn spec() -> impl Strategy<Value = Spec> {
 }
 
 fn header() -> impl Strategy<Value = Header> {
-    let ancestor = (epoch(), session(), 0..5u64)
-        .prop_map(|(epoch, writer, seq)| Ancestor { epoch, writer, seq });
+    let ancestor = (epoch(), session(), 0..5u64).prop_map(|(epoch, writer, seq)| Ancestor {
+        epoch,
+        writer,
+        seq,
+    });
     let lineage = prop::collection::vec(ancestor, 0..3);
     (name(), run(), position(), session(), lineage, 0..3u64).prop_map(
         |(name, run, position, writer, lineage, len)| Header {
@@ -189,8 +191,11 @@ fn plain() -> impl Strategy<Value = Message> {
 }
 
 fn message() -> impl Strategy<Value = Message> {
-    let relay = (session(), session(), plain())
-        .prop_map(|(from, to, message)| Message::Relay { from, to, message: Box::new(message) });
+    let relay = (session(), session(), plain()).prop_map(|(from, to, message)| Message::Relay {
+        from,
+        to,
+        message: Box::new(message),
+    });
     prop_oneof![8 => plain(), 1 => relay]
 }
 
