@@ -182,15 +182,20 @@ impl View {
         self.names.len()
     }
 
-    /// The highest claim of a name (Rule 9).
+    /// The highest claim of a name (Rule 9), of a run that stands if there is any.
     pub fn top(&self, name: &Name) -> Option<&Claim> {
-        self.claims(name).max_by(|a, b| a.order(b))
+        let stands = |claim: &Claim| claim.phase != Phase::Superseded;
+        self.claims(name).max_by(|a, b| stands(a).cmp(&stands(b)).then_with(|| a.order(b)))
     }
 
     /// Who owns a name: the highest claim that ended it or holds it, else the highest of all. A
     /// withdrawn claim above a running one hides nobody.
     pub fn owner(&self, name: &Name) -> Option<&Claim> {
-        let newest = self.claims(name).map(|claim| claim.run).max()?;
+        // A run that stepped back for another one hides nobody either.
+        let standing = self.claims(name).filter(|claim| claim.phase != Phase::Superseded);
+        let Some(newest) = standing.map(|claim| claim.run).max() else {
+            return self.top(name);
+        };
         self.claims(name)
             .filter(|claim| {
                 claim.run == newest && (claim.phase.is_held() || claim.phase.is_terminal())

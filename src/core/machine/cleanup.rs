@@ -290,6 +290,7 @@ impl Machine {
         if self.tasks.remove(name).is_some() {
             self.push(Action::Retract(name.clone()));
         }
+        self.other_specs.remove(name);
         if self.specs.remove(name).is_some() {
             self.push(Action::RetractSpec(name.clone()));
         }

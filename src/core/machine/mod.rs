@@ -94,6 +94,8 @@ pub struct Machine {
     members: Members,
     view: View,
     specs: BTreeMap<Name, Spec>,
+    /// Of other runs of a name than the one in `specs`: the newest is not always the one that stands.
+    other_specs: BTreeMap<Name, BTreeMap<RunId, Spec>>,
     desires: BTreeMap<Name, Desired>,
     tasks: BTreeMap<Name, Task>,
     /// Checkpoints held here, of my own tasks and as a replica.
@@ -143,6 +145,8 @@ pub struct Machine {
 const TICK: Duration = Duration::from_millis(100);
 /// Bound on the sessions remembered as buried.
 const MAX_BURIED: usize = 10_000;
+/// Bound on specs kept of runs of a name other than the newest.
+const MAX_OTHER_SPECS: usize = 4;
 /// Bound on the list of single releases in the header.
 const MAX_RELEASED: usize = 32;
 
@@ -163,6 +167,7 @@ impl Machine {
             members,
             view: View::default(),
             specs: BTreeMap::new(),
+            other_specs: BTreeMap::new(),
             desires: BTreeMap::new(),
             tasks: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -594,8 +599,34 @@ impl Machine {
         };
         if newer {
             self.dirty.insert(spec.name.clone());
-            self.specs.insert(spec.name.clone(), spec);
+            self.set_spec(spec);
+        } else if self.specs.get(&spec.name).is_some_and(|known| known.run != spec.run) {
+            self.set_aside(spec);
         }
+    }
+
+    /// Makes a spec the name's, and keeps the one of another run that it replaces.
+    fn set_spec(&mut self, spec: Spec) {
+        let run = spec.run;
+        if let Some(old) = self.specs.insert(spec.name.clone(), spec)
+            && old.run != run
+        {
+            self.set_aside(old);
+        }
+    }
+
+    fn set_aside(&mut self, spec: Spec) {
+        let others = self.other_specs.entry(spec.name.clone()).or_default();
+        others.insert(spec.run, spec);
+        if others.len() > MAX_OTHER_SPECS {
+            others.pop_first();
+        }
+    }
+
+    /// The spec of one run of a name.
+    fn spec_of(&self, name: &Name, run: RunId) -> Option<&Spec> {
+        let newest = self.specs.get(name).filter(|spec| spec.run == run);
+        newest.or_else(|| self.other_specs.get(name)?.get(&run))
     }
 
     fn push(&mut self, action: Action) {

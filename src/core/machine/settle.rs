@@ -81,7 +81,7 @@ impl Machine {
         let task =
             Task { cause, from, callers, prior, keep, ..Task::record(claim, spec.clone(), doing) };
         self.tasks.insert(name.clone(), task);
-        self.specs.insert(name.clone(), spec.clone());
+        self.set_spec(spec.clone());
         self.push(crate::core::io::Action::PublishSpec(spec));
         self.publish(&name);
         let mut ask: BTreeSet<SessionId> = self.members.live().cloned().collect();
@@ -255,6 +255,13 @@ impl Machine {
             self.learn_claim(holder);
         }
         self.release_claim(name);
+        // Another job has the name: this one has ended (Rule 8), and nobody takes it up again.
+        if let Some(task) = self.tasks.get_mut(name)
+            && task.claim.run != run
+        {
+            task.claim.phase = Phase::Superseded;
+            self.publish(name);
+        }
         self.answer_callers(name, Ok(run));
     }
 

@@ -63,7 +63,8 @@ impl Machine {
             return;
         }
         let last = self.view.last_run(&name).max(self.specs.get(&name).map(|spec| spec.run));
-        if let Some(run) = last {
+        let standing = self.view.owner(&name).filter(|claim| claim.phase != Phase::Superseded);
+        if let Some(run) = standing.map(|claim| claim.run).or(last) {
             let ended = self.view.ended(&name).filter(|claim| claim.run == run);
             let superseded = self.view.top(&name).is_some_and(|c| c.phase == Phase::Superseded);
             let forgotten = ended.is_some() && !self.is_retained(&name);

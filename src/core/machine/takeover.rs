@@ -43,7 +43,7 @@ impl Machine {
         if self.now.at < due {
             return self.alarm(name, due);
         }
-        let Some(spec) = self.specs.get(name).filter(|spec| spec.run == top.run).cloned() else {
+        let Some(spec) = self.spec_of(name, top.run).cloned() else {
             return;
         };
         self.claim(spec, cause, purpose, Vec::new());
@@ -51,8 +51,10 @@ impl Machine {
 
     /// The highest claim of a name nobody alive holds, since when, and why.
     fn vacant(&self, name: &Name) -> Option<(Claim, Time, Cause)> {
-        let claims =
-            || self.view.claims(name).filter(|claim| !self.buried.contains_key(&claim.session));
+        let claims = || {
+            let claims = self.view.claims(name);
+            claims.filter(|c| c.phase != Phase::Superseded && !self.buried.contains_key(&c.session))
+        };
         let top = claims().max_by(|a, b| a.order(b))?;
         if self.view.ended(name).is_some()
             || self.ends.get(name).is_some_and(|(end, _)| end.ends(top))
@@ -136,7 +138,7 @@ impl Machine {
     /// This node's place in the order of takers, and whether it would run the name or only keep it.
     /// Replicas first, as the claim names them, then the rendezvous order.
     fn takeover_rank(&self, name: &Name, top: &Claim) -> Option<(u32, Purpose)> {
-        let spec = self.specs.get(name)?;
+        let spec = self.spec_of(name, top.run)?;
         let version = self
             .held
             .get(name)

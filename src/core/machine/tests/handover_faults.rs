@@ -264,7 +264,7 @@ fn all_nodes_that_drain_at_once_release_all_and_a_newcomer_takes_it_with_its_sta
     world.assert_no_overlap();
     for i in 0..10 {
         let task = format!("t{i}");
-        assert_eq!(world.running(&task), [newcomer.clone()], "{task}");
+        assert_eq!(world.running(&task), std::slice::from_ref(&newcomer), "{task}");
         let last = world.stretches.iter().rfind(|s| s.name == name(&task)).unwrap();
         assert!(last.from_seq >= before[&name(&task)], "{last:?}");
     }
@@ -280,7 +280,7 @@ fn a_second_signal_waits_for_no_step_boundary() {
     let owner = world.running("a")[0].clone();
     world.drain(&owner, S * 60);
     world.run_for(S * 2);
-    assert_eq!(world.running("a"), [owner.clone()], "it waits for the step");
+    assert_eq!(world.running("a"), std::slice::from_ref(&owner), "it waits for the step");
     let signalled = world.now;
     world.give(&owner, Event::DrainNow);
     world.run_until(S, "drained", |w| w.nodes[&owner].drained.is_some());
@@ -327,7 +327,7 @@ fn an_unstoppable_task_is_never_released_and_goes_on_elsewhere_when_its_process_
     assert_eq!(world.told(&owner, |n| matches!(n, Notice::Unstoppable { .. })), 1);
     world.stuck.clear();
     world.run_for(S * 30);
-    assert_eq!(world.running("a"), [owner.clone()], "nobody takes it while it runs");
+    assert_eq!(world.running("a"), std::slice::from_ref(&owner), "nobody takes it while it runs");
     world.give(&owner, Event::Leave);
     world.run_for(S * 5);
     assert_eq!(world.nodes[&nodes[0]].owners[&name("a")].phase, Phase::Running);
@@ -457,7 +457,7 @@ fn long_steps_hold_no_transfer_slot() {
     world.run_for(S);
     world.assert_no_overlap();
     for i in 0..300 {
-        assert_eq!(world.running(&format!("t{i}")), [target.clone()], "t{i}");
+        assert_eq!(world.running(&format!("t{i}")), std::slice::from_ref(&target), "t{i}");
     }
     assert_eq!(world.told(&nodes[0], |n| matches!(n, Notice::Released { .. })), 0);
 }
@@ -472,7 +472,7 @@ fn a_draining_node_answers_asks_and_is_heard_until_its_last_task_is_gone() {
         world.steps.insert(name(&task), S * 10);
         world.start(&others[0], &task);
         world.run_for(S);
-        if world.running(&task) == [owner.clone()] {
+        if world.running(&task) == std::slice::from_ref(&owner) {
             long = task;
             break;
         }
@@ -480,7 +480,7 @@ fn a_draining_node_answers_asks_and_is_heard_until_its_last_task_is_gone() {
     assert!(!long.is_empty());
     world.drain(&owner, S * 20);
     world.run_for(S);
-    assert_eq!(world.running(&long), [owner.clone()]);
+    assert_eq!(world.running(&long), std::slice::from_ref(&owner));
     world.record_messages = true;
     world.start(&others[0], "new");
     world.run_for(S);
@@ -490,8 +490,8 @@ fn a_draining_node_answers_asks_and_is_heard_until_its_last_task_is_gone() {
             .iter()
             .any(|(_, from, _, m)| { *from == owner && matches!(m, Message::Answers { .. }) })
     );
-    assert_ne!(world.running("new"), [owner.clone()]);
-    while world.running(&long) == [owner.clone()] {
+    assert_ne!(world.running("new"), std::slice::from_ref(&owner));
+    while world.running(&long) == std::slice::from_ref(&owner) {
         world.run_for(MS * 200);
         for other in &others {
             let peer = world.nodes[other].machine.members().get(&owner).unwrap();
@@ -508,7 +508,7 @@ fn a_draining_node_answers_asks_and_is_heard_until_its_last_task_is_gone() {
 #[test]
 fn after_a_visible_gap_no_step_starts_before_an_echo_sent_after_it() {
     let (mut world, owner, others) = owned(18, 3, &Setup::default());
-    world.split(&[owner.clone()], &others);
+    world.split(std::slice::from_ref(&owner), &others);
     world.pause(&owner, S * 8);
     world.run_for(S * 8 + MS * 300);
     let before = world.steps_done[&name("a")];

@@ -218,7 +218,7 @@ fn machine() -> (Machine, Now, Vec<SessionId>) {
 proptest! {
     #![proptest_config(ProptestConfig {
         failure_persistence: None,
-        cases: 400,
+        cases: 200,
         max_shrink_iters: 2_000,
         ..ProptestConfig::default()
     })]

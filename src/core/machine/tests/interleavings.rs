@@ -61,8 +61,6 @@ struct Run {
     draining: BTreeMap<SessionId, Time>,
     dead: BTreeSet<SessionId>,
     calls: Vec<(SessionId, u64, Name)>,
-    /// Wants in the order they were given.
-    wants: BTreeMap<Name, Want>,
     losses: usize,
     born: usize,
     log: Vec<String>,
@@ -83,7 +81,6 @@ impl Run {
             draining: BTreeMap::new(),
             dead: BTreeSet::new(),
             calls: Vec::new(),
-            wants: BTreeMap::new(),
             losses: 0,
             born: nodes.len(),
             log: Vec::new(),
@@ -337,11 +334,7 @@ impl Run {
             }
             // Both need losses: three takeovers, or a checkpoint and its replica.
             Phase::Quarantined => running.is_empty() && self.losses >= 3,
-            Phase::Parked { until_resumed: true } => {
-                running.is_empty()
-                    && self.losses >= 1
-                    && self.setup.on_lost_state != OnLostState::Restart
-            }
+            Phase::Parked { until_resumed: true } => running.is_empty() && self.losses >= 1,
             _ => false,
         };
         (!right).then(what)

@@ -5,6 +5,7 @@
 mod handover_faults;
 mod hostile;
 mod interleavings;
+mod regressions;
 mod settling_exhaustive;
 mod spine;
 mod world;
