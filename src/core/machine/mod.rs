@@ -125,6 +125,8 @@ pub struct Machine {
     /// Numbers of my claims that hold a name.
     holding: BTreeSet<u64>,
     recently_released: VecDeque<u64>,
+    /// Vacant names that this node had no room for.
+    passed_over: BTreeSet<Name>,
     /// When a name that nobody holds was first seen free.
     free_since: BTreeMap<Name, Time>,
     header: Option<(NodeState, u64, Vec<u64>)>,
@@ -187,6 +189,7 @@ impl Machine {
             next_number: 1,
             holding: BTreeSet::new(),
             recently_released: VecDeque::new(),
+            passed_over: BTreeSet::new(),
             free_since: BTreeMap::new(),
             header: None,
             load: Load::default(),
@@ -675,10 +678,8 @@ impl Machine {
                     self.recently_released.pop_front();
                 }
             }
-            // There may be room for one more of its kind.
-            if self.config.kind_limits.contains_key(&task.spec.kind) {
-                self.dirty.extend(self.free_since.keys().cloned());
-            }
+            // There may be room for one more.
+            self.dirty.append(&mut self.passed_over);
         }
         self.view.merge(claim.clone());
         self.push(Action::Publish(claim));

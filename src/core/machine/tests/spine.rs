@@ -130,7 +130,7 @@ fn a_silent_node_keeps_its_tasks_for_the_silence_floor() {
     let victim = world.running("t0")[0].clone();
     let others: Vec<_> = nodes.iter().filter(|n| **n != victim).cloned().collect();
     let cut = world.now;
-    world.split(&[victim.clone()], &others);
+    world.split(std::slice::from_ref(&victim), &others);
     world.run_for(S * 30);
     for stretch in world.stretches.iter().filter(|s| s.start > cut) {
         assert!(stretch.start.since(cut) >= Duration::from_millis(9_500), "{stretch:?}");
