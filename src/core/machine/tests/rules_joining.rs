@@ -108,12 +108,12 @@ fn a_whole_cluster_resumes_from_its_directories() {
             world.run_for(S);
         }
         world.run_for(S * 25);
-        for i in 0..9usize {
+        for (i, before) in at_stop.iter().enumerate() {
             let task = format!("t{i}");
             assert_eq!(world.running(&task).len(), 1, "{task}, order {order:?}");
             let again = world.since(&task, stopped);
             assert_eq!(again.len(), 1, "once: {again:?}");
-            let behind = at_stop[i].saturating_sub(again[0].from_seq);
+            let behind = before.saturating_sub(again[0].from_seq);
             assert!(behind <= 1, "{task} lost {behind} commits, order {order:?}");
         }
         for i in 0..6 {
