@@ -8,9 +8,10 @@ use tracing_subscriber::fmt::time::FormatTime;
 
 /// Prints what nodes and observer say, filtered by `RUST_LOG`.
 pub(crate) fn to_stdout() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        EnvFilter::new("warn,handover=debug,simulations=debug,turmoil[node]=info")
-    });
+    let given = std::env::var("RUST_LOG");
+    let given = given.as_deref().unwrap_or("warn,handover=debug,simulations=debug");
+    // Its spans say which node speaks.
+    let filter = EnvFilter::new(format!("{given},turmoil=info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_timer(WorldTime)

@@ -71,7 +71,7 @@ impl Limits {
 #[non_exhaustive]
 pub enum EncodeError {
     /// It is longer than its limit.
-    #[error("{} exceed the limit of {limit} bytes: {}", what.noun(), what.advice())]
+    #[error("{} over the limit of {limit} bytes: {}", what.noun(), what.advice())]
     TooLarge {
         /// What it is.
         what: Value,
@@ -93,7 +93,7 @@ pub enum EncodeError {
 #[non_exhaustive]
 pub enum DecodeError {
     /// They are longer than the limit; nothing was decoded.
-    #[error("{} of {len} bytes exceed {limit}: {}", what.noun(), what.advice())]
+    #[error("{} of {len} bytes over the limit of {limit} bytes: {}", what.noun(), what.advice())]
     TooLarge {
         /// What they should be.
         what: Value,
@@ -185,7 +185,7 @@ mod tests {
         let error = encode(&format!("{fits}x"), Value::Args, &limits).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "args exceed the limit of 4096 bytes: put the data where every node can read it and pass its address"
+            "args over the limit of 4096 bytes: put the data where every node can read it and pass its address"
         );
     }
 

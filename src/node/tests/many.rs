@@ -48,6 +48,21 @@ fn spread(node: &Node) -> BTreeMap<String, usize> {
     spread
 }
 
+/// Every task has counted, and its first commit has had time to reach its replica: a crash before
+/// that begins anew, and rightly.
+async fn all_replicated(node: &Node) {
+    for i in 0..TASKS {
+        let handle = node.get::<Count>(&name(i));
+        let counted = async {
+            while handle.progress().await.is_none_or(|progress| progress.done == 0) {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(SOON, counted).await.unwrap();
+    }
+    sleep(Duration::from_millis(500)).await;
+}
+
 /// All finish, with their state; returns how many were counted on by more than one node.
 async fn all_finish(node: &Node, may_end: &AtomicBool) -> usize {
     may_end.store(true, Ordering::Relaxed);
@@ -82,6 +97,7 @@ async fn a_crash_moves_many_tasks_and_loses_none() {
     let spread_before = run_all(&c).await;
     let on_b = spread_before.get("b").copied().unwrap_or(0);
     assert!(on_b > 0, "placement spreads: {spread_before:?}");
+    all_replicated(&c).await;
     b.close().await;
     let crashed = Instant::now();
     until("all run again", || {

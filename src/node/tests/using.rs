@@ -3,7 +3,7 @@
 use futures_util::stream::BoxStream;
 
 use super::*;
-use crate::registry::TaskEvent;
+use crate::registry::{TaskEvent, Watch};
 use crate::signal::Signal;
 
 /// Registered nowhere but where a test says so.
@@ -90,6 +90,15 @@ async fn what_cannot_be_run_is_refused_with_the_reason() {
     assert!(matches!(error, RunError::Closed(_)), "{error}");
 }
 
+async fn next_but_progress(watch: &mut Watch) -> TaskEvent {
+    loop {
+        match next(watch).await {
+            TaskEvent::Progress { progress, .. } => assert!(progress.done > 0),
+            event => return event,
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_watch_tells_of_start_move_and_end() {
     let may_end = Arc::new(AtomicBool::new(false));
@@ -102,12 +111,12 @@ async fn a_watch_tells_of_start_move_and_end() {
     };
     let home = if node.as_str() == "a" { &a } else { &b };
     assert!(home.drain().await.is_clean());
-    match next(&mut watch).await {
+    match next_but_progress(&mut watch).await {
         TaskEvent::Moved { from, to, .. } => assert!(from == node && to != node),
         other => panic!("{other:?}"),
     }
     may_end.store(true, Ordering::Relaxed);
-    match next(&mut watch).await {
+    match next_but_progress(&mut watch).await {
         TaskEvent::Finished { name, state } => {
             assert_eq!((name.as_str(), state), ("w/1", TaskState::Finished));
         }

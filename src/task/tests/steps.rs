@@ -361,7 +361,7 @@ async fn a_state_over_its_limit_fails_the_task_with_advice() {
     let mut world = World::new(script);
     world.start("a");
     let text = failed(world.outcome().await);
-    assert!(text.contains("exceed 67108864: keep bulk data"), "{text}");
+    assert!(text.contains("over the limit of 67108864 bytes: keep bulk data"), "{text}");
 }
 
 struct Verbose;
@@ -382,7 +382,7 @@ async fn an_output_over_its_limit_fails_the_task_with_advice() {
     let mut world = World::new(Verbose);
     world.runner.start(spec("verbose", "a"), lease(1), From::Initial, vec![], 0);
     let text = failed(world.outcome().await);
-    assert!(text.contains("exceed 65536: store the result"), "{text}");
+    assert!(text.contains("over the limit of 65536 bytes: store the result"), "{text}");
 }
 
 #[tokio::test(start_paused = true)]
