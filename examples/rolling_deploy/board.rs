@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::control::TaskStatus;
 use super::corpus::mebibytes;
 
 /// Between two lines of text where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(2);
+
+/// Status comes in four times a second.
+const REDRAWS_PER_SECOND: u8 = 4;
 
 /// What a node process is doing, for people.
 #[derive(Clone, Debug)]
@@ -92,6 +95,8 @@ impl Board {
     pub fn close(&self) {
         if let Some(bars) = &self.bars {
             let _ = bars.all.clear();
+            // Bars draw themselves once more when they are dropped.
+            bars.all.set_draw_target(ProgressDrawTarget::hidden());
         }
     }
 }
@@ -111,7 +116,8 @@ impl NodeLine {
 
 impl Bars {
     fn new(tasks: &[(String, u64)]) -> Self {
-        let all = MultiProgress::new();
+        let target = ProgressDrawTarget::stdout_with_hz(REDRAWS_PER_SECOND);
+        let all = MultiProgress::with_draw_target(target);
         let plain = ProgressStyle::with_template("{msg}");
         let style =
             ProgressStyle::with_template("{prefix:16} {bar:32} {percent:>3} %  {bytes:>10}  {msg}");

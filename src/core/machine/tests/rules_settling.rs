@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use uuid::Uuid;
+
 use super::world::{Disk, MS, Setup, World, name};
-use crate::core::claim::Phase;
-use crate::core::ids::{NodeId, SessionId};
+use crate::core::claim::{Phase, Spec};
+use crate::core::ids::{Kind, NodeId, RunId, SessionId};
 use crate::core::io::Event;
 use crate::core::lease::Epoch;
 use crate::core::message::{Message, Refusal, Verdict};
@@ -184,4 +187,29 @@ fn a_joining_node_is_not_waited_for() {
     assert_eq!(world.running("a").len(), 1, "at once: {:?}", world.now.since(began));
     let asked = |m: &Message| matches!(m, Message::Ask { .. });
     assert!(!world.sent.iter().any(|(_, _, to, m)| *to == joining && asked(m)));
+}
+
+/// Rules 8 and 13: a run that stepped back for another one is over: it is not born when that ends.
+#[test]
+fn a_run_that_stepped_back_never_starts() {
+    for apart in 0..25 {
+        let (mut world, nodes) = World::cluster(apart, 3);
+        world.goal = 10;
+        world.start(&nodes[0], "a");
+        world.run_for(MS / 5 * apart as u32);
+        // Its clock is behind: of the two, the later run is the older one.
+        let spec = Spec {
+            name: name("a"),
+            run: RunId { number: 0, uuid: Uuid::from_u128(1) },
+            kind: Kind::new("count").unwrap(),
+            args: Bytes::new(),
+        };
+        world.give(&nodes[1], Event::Run { call: 1_000, spec, again: false });
+        world.run_for(S * 20);
+        assert_eq!(world.finished[&name("a")].len(), 1, "{apart}");
+        assert!(world.running("a").is_empty());
+        for node in &nodes {
+            assert_eq!(world.owner(node, "a").unwrap().phase, Phase::Finished, "{apart}");
+        }
+    }
 }
