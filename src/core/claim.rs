@@ -67,6 +67,11 @@ impl Phase {
         !self.is_terminal() && !self.is_free() && !matches!(self, Self::Transferred { .. })
     }
 
+    /// The claimant has the name, and is not only about to.
+    pub const fn has_begun(&self) -> bool {
+        self.is_held() && !matches!(self, Self::Claimed | Self::Incoming { .. })
+    }
+
     /// Only an order of the user ends it, whoever holds the name (Rules 20 and 26).
     pub const fn waits_for_resume(&self) -> bool {
         matches!(self, Self::Quarantined | Self::Parked { until_resumed: true })

@@ -79,6 +79,8 @@ impl Machine {
             match &claim.phase {
                 Phase::Superseded => continue,
                 Phase::Released => continue,
+                // It has arrived: the source has nothing more to do with it.
+                Phase::Transferred { .. } if claim.epoch < top.epoch && top.phase.has_begun() => {}
                 // The target has it, or its source will find another.
                 Phase::Transferred { to } => {
                     let source_lives = gone.is_none() && claim.session != self.config.me;

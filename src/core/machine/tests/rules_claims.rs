@@ -477,3 +477,21 @@ fn a_run_that_no_node_takes_leaves_no_trace() {
     world.run_for(S);
     assert!(world.nodes[&nodes[0]].replies[&call].is_ok());
 }
+
+/// Rule 18: a source waits for its target until that runs. Where the source is afterwards, perhaps
+/// gone before this node came, keeps no taker waiting.
+#[test]
+fn a_transfer_that_has_arrived_keeps_nobody_waiting_for_its_source() {
+    let (mut world, nodes) = World::cluster(20, 3);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 3);
+    let runner = world.runner("a");
+    let others: Vec<_> = nodes.into_iter().filter(|node| *node != runner).collect();
+    let owner = world.owner(&others[0], "a").unwrap().clone();
+    let phase = Phase::Transferred { to: runner.clone() };
+    let source = claim("a", owner.run, owner.epoch.0 - 1, "source", phase);
+    publish(&mut world, &others, &source);
+    world.crash(&runner);
+    world.run_until(MS * 200, "it is taken over", |world| !world.running("a").is_empty());
+}
