@@ -34,6 +34,10 @@ use super::{GossipConfig, GossipEvent};
 /// Changes within this time travel together.
 const COALESCE: Duration = Duration::from_millis(1);
 
+/// Pushes are at least this far apart: a first change travels at once, a flood of them in bulk, since
+/// each push costs an exchange of digests with every peer.
+const PUSH_EVERY: Duration = Duration::from_millis(20);
+
 /// How many peers a change is pushed to; rounds bring it to the others.
 const PUSH_TO: usize = 8;
 
@@ -253,6 +257,7 @@ impl Runner {
         let mut tick = tokio::time::interval(self.config.timing.gossip_interval / 2);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut push_at: Option<Instant> = None;
+        let mut pushed = Instant::now();
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return End::Told,
@@ -267,12 +272,13 @@ impl Runner {
                 }),
                 () = shared.renew.notified() => handle.abort(),
                 () = shared.changed.notified(), if push_at.is_none() => {
-                    push_at = Some(Instant::now() + COALESCE);
+                    push_at = Some((Instant::now() + COALESCE).max(pushed + PUSH_EVERY));
                 }
                 () = tokio::time::sleep_until(push_at.unwrap_or_else(Instant::now)),
                     if push_at.is_some() =>
                 {
                     push_at = None;
+                    pushed = Instant::now();
                     self.write(handle).await;
                     self.push(handle);
                 }

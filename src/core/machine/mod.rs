@@ -133,6 +133,8 @@ pub struct Machine {
     load: Load,
     permit: Time,
     ticked: Time,
+    /// When what this node holds is looked at because of who is there.
+    review: Option<Time>,
     /// Names to look at before `handle` returns.
     dirty: BTreeSet<Name>,
     alarms: BTreeSet<(Time, Name)>,
@@ -195,6 +197,7 @@ impl Machine {
             load: Load::default(),
             permit: Time::ZERO,
             ticked: now.at,
+            review: None,
             dirty: BTreeSet::new(),
             alarms: BTreeSet::new(),
             alarm_of: BTreeMap::new(),
@@ -228,7 +231,8 @@ impl Machine {
     /// When `handle` must be called with [`Event::Tick`] at the latest.
     pub fn next_timeout(&self) -> Time {
         let tick = self.ticked + TICK;
-        self.alarms.first().map_or(tick, |(at, _)| tick.min(*at))
+        let alarm = self.alarms.first().map(|(at, _)| *at);
+        [alarm, self.review].into_iter().flatten().fold(tick, Time::min)
     }
 
     /// My state.
@@ -275,7 +279,7 @@ impl Machine {
                 if let Some(peer) = self.members.entry(&of, self.now.at)
                     && std::mem::replace(&mut peer.load, load).full != load.full
                 {
-                    self.touch_kept();
+                    self.review_later();
                 }
             }
             Event::Claims { of, changes } => self.on_claims(&of, changes),
@@ -436,7 +440,7 @@ impl Machine {
     /// A session's state has changed: what it held is looked at, and what waits for a node.
     fn on_state(&mut self, of: &SessionId) {
         self.touch_all_of(of);
-        self.touch_kept();
+        self.review_later();
     }
 
     fn on_record(&mut self, of: &SessionId, record: NodeRecord) {
@@ -454,7 +458,7 @@ impl Machine {
         if let Some(peer) = self.members.entry(of, self.now.at) {
             peer.record = Some(record);
         }
-        self.touch_kept();
+        self.review_later();
     }
 
     fn on_claims(&mut self, of: &SessionId, changes: Vec<(Name, Option<Claim>)>) {
@@ -533,7 +537,7 @@ impl Machine {
         self.replicas_gone(session);
         self.hands_gone(session);
         self.starts_lost(session);
-        self.touch_kept();
+        self.review_later();
     }
 
     fn on_back(&mut self, session: &SessionId) {
@@ -710,7 +714,17 @@ impl Machine {
         self.alarm(name, self.now.at + after);
     }
 
+    /// Who is there has changed. What runs or is kept here is not in a hurry, and there is much of it:
+    /// names that nobody holds any more come first.
+    fn review_later(&mut self) {
+        self.review.get_or_insert(self.now.at + TICK);
+    }
+
     fn ring(&mut self) {
+        if self.review.is_some_and(|at| at <= self.now.at) {
+            self.review = None;
+            self.touch_kept();
+        }
         while let Some((at, name)) = self.alarms.first().cloned() {
             if at > self.now.at {
                 break;
