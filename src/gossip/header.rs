@@ -39,7 +39,7 @@ pub(super) struct Echo {
 /// What follows the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Payload<'a> {
-    /// "Are you there?"
+    /// "Are you there?" Whatever follows is padding.
     Probe,
     /// To a probe; it is not answered.
     Answer,
@@ -72,6 +72,9 @@ pub(super) const FRAGMENT_FIELDS: usize = 1 + 8 + 2 + 2 + 4;
 pub(super) const fn max_len(node: usize, released: usize) -> usize {
     2 + 1 + node + 16 + 8 + 1 + 24 + 1 + 8 + 1 + released * 8
 }
+
+/// Probes are at least that long, as the longest answer without released numbers is.
+pub(super) const PROBE_LEN: usize = max_len(NodeId::MAX_LEN, 0) + 1;
 
 const PROBE: u8 = 0;
 const ANSWER: u8 = 1;

@@ -12,6 +12,7 @@ mod header;
 mod kept;
 mod pages;
 mod peers;
+mod places;
 mod pump;
 mod reader;
 mod rejected;
@@ -31,6 +32,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ipnet::IpNet;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -41,7 +43,7 @@ use crate::core::record::{Load, NodeRecord, NodeState};
 use crate::core::time::Time;
 use crate::core::timing::Timing;
 use crate::key::Keyring;
-use crate::net::Network;
+use crate::net::{Network, NetworkLimits};
 
 use self::pages::Pages;
 use self::shared::Shared;
@@ -68,6 +70,10 @@ pub(crate) struct GossipConfig {
     pub(crate) timing: Timing,
     /// Bounds on everything that peers can make this node keep.
     pub(crate) limits: GossipLimits,
+    /// What strangers and silent peers may cost.
+    pub(crate) network_limits: NetworkLimits,
+    /// Networks that peers may advertise addresses of; empty for any.
+    pub(crate) advertised_within: Vec<IpNet>,
     /// Time.
     pub(crate) clock: SharedClock,
     /// Sockets.
@@ -186,6 +192,13 @@ pub(crate) enum GossipEvent {
         /// When the newest of my datagrams was sent that this one is the first to echo; never
         /// later than it really was.
         echoed: Option<Time>,
+    },
+    /// An echo has come from the address that a session advertises: it is reached there.
+    Located {
+        /// Which.
+        of: SessionId,
+        /// Where.
+        address: SocketAddr,
     },
     /// A newer heartbeat of a session, by whatever path.
     Heartbeat {

@@ -285,6 +285,8 @@ async fn open_sockets(
                 seeds: seeds.to_vec(),
                 timing: settings.timing.clone(),
                 limits: GossipLimits::default(),
+                network_limits: settings.network_limits.clone(),
+                advertised_within: config.advertised_within.clone(),
                 clock: settings.clock.clone(),
                 network: settings.network.clone(),
                 known: disk.members.clone(),

@@ -25,6 +25,10 @@ impl Control {
                 self.feed(Event::Heard { from: from.clone(), state, watermark, released, echoed });
                 self.want(&from);
             }
+            GossipEvent::Located { of, address } => {
+                self.peers.located(&of, address);
+                self.want(&of);
+            }
             GossipEvent::Heartbeat { of } => self.feed(Event::Heartbeat { of }),
             GossipEvent::Suspicion { of, suspected } => {
                 self.feed(Event::Suspicion { of, suspected });

@@ -14,7 +14,9 @@ pub(super) struct Peer {
     record: Option<NodeRecord>,
     load: Load,
     state: NodeState,
-    /// Where it was heard or linked; good until its record comes.
+    /// Where an echo has come from that it advertises: what is dialled.
+    located: Option<SocketAddr>,
+    /// Where it was heard or linked; good for showing until its record comes.
     heard_at: Option<SocketAddr>,
     linked: bool,
     /// The address a link is kept to.
@@ -24,9 +26,10 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    /// Where its links are accepted.
+    /// Where it is, for all that is known.
     fn address(&self) -> Option<SocketAddr> {
-        self.record.as_ref().map(|record| record.address).or(self.heard_at)
+        let said = || self.record.as_ref().map(|record| record.address);
+        self.located.or_else(said).or(self.heard_at)
     }
 }
 
@@ -58,6 +61,13 @@ impl Peers {
         peer.state = state;
         peer.heard_at = Some(at);
         self.dirty |= changed;
+    }
+
+    pub(super) fn located(&mut self, session: &SessionId, at: SocketAddr) {
+        if let Some(peer) = self.entry(session) {
+            peer.located = Some(at);
+            self.dirty = true;
+        }
     }
 
     pub(super) fn record(&mut self, session: &SessionId, record: NodeRecord) {
@@ -106,10 +116,11 @@ impl Peers {
         }
     }
 
-    /// The address to keep a link to, if that is not kept already.
+    /// The address to keep a link to, if that is not kept already. Neither the source of a datagram,
+    /// which behind NAT is nobody's listener, nor an address that is only said to be the peer's.
     pub(super) fn wants(&mut self, session: &SessionId) -> Option<SocketAddr> {
         let peer = self.all.get_mut(session)?;
-        let address = peer.address()?;
+        let address = peer.located?;
         if peer.left || peer.wanted == Some(address) {
             return None;
         }

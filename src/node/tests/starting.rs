@@ -3,6 +3,7 @@
 use super::*;
 use crate::checkpoint::directory::DirectoryError;
 use crate::key::Key;
+use crate::net::NetworkLimits;
 
 fn plain() -> NodeBuilder {
     builder("a", Seeds::None, Arc::default())
@@ -40,6 +41,13 @@ async fn settings_that_cannot_hold_are_refused_with_the_reason() {
     ));
     let hasty = Timing { silence_floor: Duration::from_millis(1), ..timing() };
     assert!(matches!(refused(plain().timing(hasty)).await, StartError::Timing(_)));
+    let deaf = NetworkLimits { stranger_datagrams: 0, ..NetworkLimits::default() };
+    assert!(matches!(refused(plain().network_limits(deaf)).await, StartError::Limit(_)));
+    let nowhere = plain().advertised_within(["10.0.0.0/8", "10.0.0.1", "10.0.0.0/99"]);
+    assert!(matches!(
+        refused(nowhere).await,
+        StartError::InvalidNetwork { text, .. } if text == "10.0.0.0/99"
+    ));
     let twice = plain().task(Count { may_end: Arc::default() });
     assert!(matches!(refused(twice).await, StartError::Task(_)));
     let lost = plain().seeds(Seeds::Dns("no such host:1".into()));
