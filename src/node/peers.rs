@@ -84,10 +84,10 @@ impl Peers {
         }
     }
 
-    pub(super) fn link_up(&mut self, session: &SessionId, address: SocketAddr) {
+    pub(super) fn link_up(&mut self, session: &SessionId, address: Option<SocketAddr>) {
         if let Some(peer) = self.entry(session) {
             peer.linked = true;
-            peer.heard_at.get_or_insert(address);
+            peer.heard_at = peer.heard_at.or(address);
             self.dirty = true;
         }
     }
