@@ -246,3 +246,31 @@ async fn an_address_outside_of_the_networks_allowed_gets_nothing_at_all() {
     })
     .await;
 }
+
+/// X6. Every later heartbeat would be below it: the healthy would look dead to everybody.
+#[tokio::test]
+async fn a_forged_heartbeat_or_incarnation_makes_nobody_look_dead() {
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    b.until_caught_up(&a).await;
+    a.until_caught_up(&b).await;
+    let mut liar = Stranger::inside().await;
+    liar.probe(&a).await;
+    let (_, answer, _) = liar.hear(PATIENCE).await.unwrap();
+    let echo = Echo { nonce: a.session.nonce, counter: answer.counter };
+    let generation = b.generations.lock().unwrap()[0];
+    let id = |generation| engine_id(&b.session, generation, b.gossip.local_addr());
+    let two_days = 48 * 3600 * 1000;
+    let forged = [(id(generation), u64::MAX, 0), (id(generation + two_days), 7, 0)];
+    for _ in 0..5 {
+        liar.syn(&a, Some(echo), &syn_in("test", &forged)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    a.drain();
+    tokio::time::sleep(Duration::from_millis(1000)).await;
+    let suspected = |event: &GossipEvent| matches!(event, GossipEvent::Suspicion { of, .. } if *of == b.session);
+    assert_eq!(a.count(suspected), 0);
+    assert!(a.count(beats_of(&b.session)) > 5);
+    b.put(&name(1), Some("still read"));
+    a.until_record(&b, &name(1), Some("still read")).await;
+}
