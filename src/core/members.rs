@@ -13,8 +13,16 @@ use super::timing::Timing;
 /// What is known of one session other than mine.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// From the last sealed header.
+    /// From its newest header that is known, its own or passed on.
     pub state: NodeState,
+    /// That header's version; 0 before the first one.
+    pub version: u64,
+    /// When a header of it was news here last.
+    pub said: Time,
+    /// Who has a link to it and passed on last what it says, and when: relays go there.
+    pub via: Option<(SessionId, Time)>,
+    /// Told of as being there.
+    pub announced: bool,
     /// Its static record, once read.
     pub record: Option<NodeRecord>,
     /// Its load, and what has been placed there since it was read.
@@ -45,6 +53,10 @@ impl Peer {
     fn new(now: Time) -> Self {
         Self {
             state: NodeState::Joining,
+            version: 0,
+            said: now,
+            via: None,
+            announced: false,
             record: None,
             load: Load::default(),
             news: now,
@@ -213,12 +225,13 @@ impl Members {
         })
     }
 
-    /// A sealed datagram arrived. Returns whether the session came back from being gone.
+    /// A sealed datagram arrived, with its sender's state as of a version of its header. Returns
+    /// whether the session came back from being gone.
     pub fn heard(
         &mut self,
         now: Time,
         from: &SessionId,
-        state: NodeState,
+        (state, version): (NodeState, u64),
         echoed: Option<Time>,
     ) -> bool {
         let connected = self.is_connected(now);
@@ -226,13 +239,14 @@ impl Members {
         let Some(peer) = self.entry(from, now) else {
             return false;
         };
-        peer.state = state;
+        peer.says(now, state, version);
         peer.direct = now;
+        peer.said = now;
         peer.met = true;
         // Even a fenced process is not a dead one, and may still be stopping (Rule 5).
         let mut back = peer.is_known_dead() && peer.revive();
         peer.dead_to.clear();
-        if !state.is_fenced() {
+        if !peer.state.is_fenced() {
             peer.news = now;
             back |= peer.revive();
         }
@@ -249,6 +263,34 @@ impl Members {
             }
         }
         back
+    }
+
+    /// A session's header was passed on by `by`, which is `linked` to it or not. No news of its life (Rule 4): that is what heartbeats
+    /// and its own datagrams are for. Returns whether its state has changed.
+    pub fn hearsay(
+        &mut self,
+        now: Time,
+        of: &SessionId,
+        (state, version): (NodeState, u64),
+        by: &SessionId,
+        linked: bool,
+    ) -> bool {
+        let Some(peer) = self.peers.get_mut(of) else {
+            return false;
+        };
+        if linked {
+            peer.via = Some((by.clone(), now));
+        } else {
+            peer.via.take_if(|(via, _)| via == by);
+        }
+        peer.says(now, state, version)
+    }
+
+    /// Sessions whose headers do not come here: they are asked for.
+    pub fn unheard(&self, now: Time) -> impl Iterator<Item = &SessionId> {
+        let patience = self.timing.unheard_after();
+        let unheard = move |peer: &Peer| peer.gone.is_none() && now.since(peer.direct) > patience;
+        self.peers.iter().filter(move |(_, peer)| unheard(peer)).map(|(session, _)| session)
     }
 
     /// A newer heartbeat came by any path. Returns whether the session came back from silence.
@@ -389,6 +431,24 @@ impl Members {
 }
 
 impl Peer {
+    /// Takes a header's state in, unless it is older than what is known: datagrams overtake each other,
+    /// and what is passed on is late. Returns whether the state has changed.
+    fn says(&mut self, now: Time, state: NodeState, version: u64) -> bool {
+        if version < self.version {
+            return false;
+        }
+        if version > self.version {
+            self.said = now;
+        }
+        self.version = version;
+        std::mem::replace(&mut self.state, state) != state
+    }
+
+    /// A message on a link says its state; version 0 from a build that does not number headers.
+    pub fn states(&mut self, now: Time, state: NodeState, version: u64) {
+        self.says(now, state, if version == 0 { self.version } else { version });
+    }
+
     /// Gone for a reason that needs no silence.
     const fn is_surely_gone(&self) -> bool {
         matches!(self.gone, Some((Gone::Left | Gone::Superseded | Gone::Dead, _)))

@@ -185,6 +185,8 @@ pub(crate) enum GossipEvent {
         address: SocketAddr,
         /// The sender's state.
         state: NodeState,
+        /// Ascends with every change of what the header says.
+        version: u64,
         /// Claims numbered at most this have stopped.
         watermark: u64,
         /// Later ones that have stopped too, as many as the datagram had room for.
@@ -382,10 +384,16 @@ impl Gossip {
         Ok(())
     }
 
-    /// What every datagram says from now on (Rule 2). In a fenced state nothing but probes goes
+    /// What every datagram says from now on (Rule 2), under an ascending version. In a fenced state nothing but probes goes
     /// out, so that the heartbeat stops.
-    pub(crate) fn set_header(&self, state: NodeState, watermark: u64, released: Vec<u64>) {
-        self.shared.set_header(state, watermark, released);
+    pub(crate) fn set_header(
+        &self,
+        state: NodeState,
+        version: u64,
+        watermark: u64,
+        released: Vec<u64>,
+    ) {
+        self.shared.set_header(state, version, watermark, released);
     }
 
     /// Probes an address now, and for a minute while it is silent.

@@ -12,7 +12,6 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::core::ids::SessionId;
-use crate::core::record::NodeState;
 use crate::core::time::Time;
 use crate::core::timing::Timing;
 use crate::net::NetworkLimits;
@@ -65,7 +64,8 @@ struct Peer {
     echoed: u64,
     /// It had been silent (or unknown), and no echo has come since.
     returning: bool,
-    told: Option<(Time, NodeState, u64, Vec<u64>)>,
+    /// When its header was told last, of which version, with how many released numbers listed.
+    told: Option<(Time, u64, usize)>,
 }
 
 #[derive(Clone, Copy)]
@@ -345,8 +345,7 @@ impl Peers {
         let trusted = verified || now.since(peer.first) <= self.trust;
         accepted.news = trusted && (accepted.echoed.is_some() || peer.tells(header, now));
         if accepted.news {
-            let released = header.released.clone();
-            peer.told = Some((now, header.state, header.watermark, released));
+            peer.told = Some((now, header.version, header.released.len()));
         }
         if verified {
             self.place(session, from, now);
@@ -413,11 +412,10 @@ impl Peer {
     }
 
     fn tells(&self, header: &Header, now: Time) -> bool {
-        self.told.as_ref().is_none_or(|(at, state, watermark, released)| {
-            now.since(*at) >= HEARD_EVERY
-                || *state != header.state
-                || *watermark != header.watermark
-                || *released != header.released
+        self.told.is_none_or(|(at, version, released)| {
+            now.since(at) >= HEARD_EVERY
+                || version != header.version
+                || released < header.released.len()
         })
     }
 }

@@ -168,6 +168,7 @@ impl Pump {
                 from: session.clone(),
                 address: from,
                 state: header.state,
+                version: header.version,
                 watermark: header.watermark,
                 released: header.released,
                 echoed: accepted.echoed.and_then(|counter| self.sent.time_of(counter)),
@@ -279,6 +280,7 @@ impl Pump {
             counter,
             echo,
             state: own.state,
+            version: own.version,
             watermark: own.watermark,
             released: own.released,
         };

@@ -14,6 +14,8 @@ pub(super) struct Peer {
     record: Option<NodeRecord>,
     load: Load,
     state: NodeState,
+    /// Of the header that says so.
+    version: u64,
     /// Where an echo has come from that it advertises: what is dialled.
     located: Option<SocketAddr>,
     /// Where it was heard or linked; good for showing until its record comes.
@@ -53,12 +55,21 @@ impl Peers {
         found.into_iter().map(|(session, _)| session).collect()
     }
 
-    pub(super) fn heard(&mut self, session: &SessionId, state: NodeState, at: SocketAddr) {
+    pub(super) fn heard(
+        &mut self,
+        session: &SessionId,
+        (state, version): (NodeState, u64),
+        at: SocketAddr,
+    ) {
         let Some(peer) = self.entry(session) else {
             return;
         };
-        let changed = peer.state != state;
-        peer.state = state;
+        // One datagram can overtake another.
+        let changed = peer.state != state && version >= peer.version;
+        if changed {
+            peer.state = state;
+        }
+        peer.version = peer.version.max(version);
         peer.heard_at = Some(at);
         self.dirty |= changed;
     }

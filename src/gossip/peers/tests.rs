@@ -5,6 +5,7 @@
 use uuid::Uuid;
 
 use crate::core::ids::NodeId;
+use crate::core::record::NodeState;
 
 use super::*;
 
@@ -43,6 +44,7 @@ fn header(from: u128, counter: u64, echo: Option<u64>) -> Header {
         counter,
         echo: echo.map(|counter| Echo { nonce: Uuid::from_u128(1), counter }),
         state: NodeState::Up,
+        version: 1,
         watermark: 0,
         released: Vec::new(),
     }

@@ -6,10 +6,15 @@ use super::*;
 async fn state_and_watermark_reach_a_peer() {
     let a = Node::start(1, &[]).await;
     let b = Node::start(2, &[&a]).await;
-    a.gossip.set_header(NodeState::Draining, 17, vec![21, 19, 3]);
+    a.gossip.set_header(NodeState::Draining, 2, 17, vec![21, 19, 3]);
     b.until_event("the header arrives", |event| match event {
         GossipEvent::Heard {
-            from, state: NodeState::Draining, watermark: 17, released, ..
+            from,
+            state: NodeState::Draining,
+            version: 2,
+            watermark: 17,
+            released,
+            ..
         } => *from == a.session && *released == [19, 21],
         _ => false,
     })
@@ -23,7 +28,7 @@ async fn a_fenced_node_is_heard_but_its_heartbeat_stops() {
     let c = Node::start(3, &[&a]).await;
     b.until_caught_up(&a).await;
     c.until_caught_up(&a).await;
-    a.gossip.set_header(NodeState::Fenced, 0, Vec::new());
+    a.gossip.set_header(NodeState::Fenced, 2, 0, Vec::new());
     // What was under way, also from b to c, arrives.
     tokio::time::sleep(Duration::from_millis(500)).await;
     b.drain();

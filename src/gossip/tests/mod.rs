@@ -165,7 +165,7 @@ impl Node {
         let used = Arc::clone(&generations);
         config.on_generation = Box::new(move |generation| used.lock().unwrap().push(generation));
         let gossip = Gossip::start(config, sender).await.unwrap();
-        gossip.set_header(NodeState::Up, 0, Vec::new());
+        gossip.set_header(NodeState::Up, 1, 0, Vec::new());
         let told = Arc::new(Mutex::new(Told::default()));
         let news = Arc::new(Notify::new());
         let (teller, notify) = (Arc::clone(&told), Arc::clone(&news));

@@ -40,6 +40,7 @@ impl Stranger {
             counter: self.counter,
             echo,
             state: NodeState::Up,
+            version: 1,
             watermark: 0,
             released: Vec::new(),
         };
@@ -134,7 +135,7 @@ async fn who_has_not_proved_to_be_there_draws_no_more_bytes_than_it_sends() {
     for number in 0..200 {
         a.put(&name(number), Some(&noise(300)));
     }
-    a.gossip.set_header(NodeState::Up, 0, (1..=100).map(|number| number * 2).collect());
+    a.gossip.set_header(NodeState::Up, 2, 0, (1..=100).map(|number| number * 2).collect());
     let mut spoof = Stranger::inside().await;
     let empty = syn_in("test", &[]);
     let mut answers = 0;
