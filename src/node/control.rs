@@ -34,7 +34,7 @@ use crate::link::{LinkEvent, Links};
 use crate::task::Runner;
 
 /// Events taken from one source before the others have their turn.
-const BATCH: usize = 256;
+const BATCH: usize = 1024;
 /// The clock is looked at that often, whatever the timers say: they may stand still in suspend.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a node that leaves waits for its disk.
