@@ -171,17 +171,15 @@ impl Branches {
         if self.0.iter().any(|kept| kept.descends_from(&header)) {
             return Admission::Known;
         }
-        let (superseded, mut kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.0).into_iter().partition(|kept| header.descends_from(kept));
-        let full = kept.len() >= Self::MAX;
-        if !full {
-            let at = kept.partition_point(|kept| kept.key() < header.key());
-            kept.insert(at, header);
-        }
-        self.0 = kept;
-        if full {
+        let superseded: Vec<Header> =
+            self.0.extract_if(.., |kept| header.descends_from(kept)).collect();
+        if self.0.len() >= Self::MAX {
             return Admission::Full;
         }
+        let at = self.0.partition_point(|kept| kept.key() < header.key());
+        // There is one nearly always, and there are many of these.
+        self.0.reserve_exact(1);
+        self.0.insert(at, header);
         Admission::Kept { superseded }
     }
 

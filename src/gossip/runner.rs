@@ -34,9 +34,14 @@ use super::{GossipConfig, GossipEvent};
 /// Changes within this time travel together.
 const COALESCE: Duration = Duration::from_millis(1);
 
-/// Pushes are at least this far apart: a first change travels at once, a flood of them in bulk, since
-/// each push costs an exchange of digests with every peer.
+/// Pushes are at least this far apart: each costs an exchange with every peer.
 const PUSH_EVERY: Duration = Duration::from_millis(20);
+
+/// A flood of changes travels in bulk: just then the node has more urgent things to do.
+const COALESCE_FLOOD: Duration = Duration::from_millis(100);
+
+/// So many changes at once are a flood.
+const FLOOD: usize = 64;
 
 /// How many peers a change is pushed to; rounds bring it to the others.
 const PUSH_TO: usize = 8;
@@ -279,7 +284,9 @@ impl Runner {
                 }),
                 () = shared.renew.notified() => handle.abort(),
                 () = shared.changed.notified(), if push_at.is_none() => {
-                    push_at = Some((Instant::now() + COALESCE).max(pushed + PUSH_EVERY));
+                    let flood = shared.pending_records() >= FLOOD;
+                    let wait = if flood { COALESCE_FLOOD } else { COALESCE };
+                    push_at = Some((Instant::now() + wait).max(pushed + PUSH_EVERY));
                 }
                 () = tokio::time::sleep_until(push_at.unwrap_or_else(Instant::now)),
                     if push_at.is_some() =>

@@ -100,7 +100,7 @@ impl TaskLoop {
         line: Line,
         wires: Wires,
         manners: Manners,
-    ) -> Self {
+    ) -> Box<Self> {
         let meters = Meters {
             step: metrics::histogram!("handover_step_seconds", "kind" => spec.kind.to_string()),
             age: metrics::histogram!(
@@ -108,7 +108,8 @@ impl TaskLoop {
             ),
         };
         let failures = Failures { retry: kind.retry, in_a_row: 0, at: line.seq(), careful: false };
-        Self {
+        // What it is moved through is one future inside another, and each would hold all of it.
+        Box::new(Self {
             spec,
             kind: kind.erased,
             cx,
@@ -122,11 +123,11 @@ impl TaskLoop {
             commits: 0,
             last_step: Duration::ZERO,
             warned: false,
-        }
+        })
     }
 
     /// Runs the task. The event returned is the last: when it is there, nothing of the task runs.
-    pub(crate) async fn run(mut self) -> Event {
+    pub(crate) async fn run(mut self: Box<Self>) -> Event {
         let mut resume_at = None;
         loop {
             // A step that never waits must not keep its worker from the other tasks.
@@ -382,7 +383,7 @@ impl TaskLoop {
     }
 
     /// The task has ended by itself.
-    async fn ended(mut self, outcome: Outcome) -> Event {
+    async fn ended(mut self: Box<Self>, outcome: Outcome) -> Event {
         self.instance = None;
         self.cx.abandon();
         self.cx.join().await;
@@ -397,7 +398,7 @@ impl TaskLoop {
 
     /// The task was told to stop: returns when nothing of it runs any more (Rule 15). What it seals
     /// is its newest state, or if a step was cut the one kept before.
-    async fn stop(mut self, cut: bool) -> Event {
+    async fn stop(mut self: Box<Self>, cut: bool) -> Event {
         let mut dropped = cut;
         if !cut {
             match self.keep() {

@@ -137,8 +137,8 @@ pub struct Machine {
     load: Load,
     permit: Time,
     ticked: Time,
-    /// When what this node holds is looked at because of who is there.
-    review: Option<Time>,
+    /// When what this node holds is looked at because of who is there, and when at the latest.
+    review: Option<(Time, Time)>,
     /// Names to look at before `handle` returns.
     dirty: BTreeSet<Name>,
     alarms: BTreeSet<(Time, Name)>,
@@ -238,7 +238,7 @@ impl Machine {
     pub fn next_timeout(&self) -> Time {
         let tick = self.ticked + TICK;
         let alarm = self.alarms.first().map(|(at, _)| *at);
-        [alarm, self.review].into_iter().flatten().fold(tick, Time::min)
+        [alarm, self.review.map(|(at, _)| at)].into_iter().flatten().fold(tick, Time::min)
     }
 
     /// My state.
@@ -741,15 +741,27 @@ impl Machine {
     }
 
     /// Who is there has changed. What runs or is kept here is not in a hurry, and there is much of it:
-    /// names that nobody holds any more come first.
+    /// names that nobody runs now come first.
     fn review_later(&mut self) {
-        self.review.get_or_insert(self.now.at + TICK);
+        let now = self.now.at;
+        self.review.get_or_insert((now + TICK, now + self.config.timing.convergence()));
+    }
+
+    fn review(&mut self, at: Time, latest: Time) {
+        let now = self.now.at;
+        if now < at {
+            return;
+        }
+        let starting = self.tasks.values().any(|task| task.is_starting());
+        self.review = (starting && now < latest).then(|| (now + TICK, latest));
+        if self.review.is_none() {
+            self.touch_kept();
+        }
     }
 
     fn ring(&mut self) {
-        if self.review.is_some_and(|at| at <= self.now.at) {
-            self.review = None;
-            self.touch_kept();
+        if let Some((at, latest)) = self.review {
+            self.review(at, latest);
         }
         while let Some((at, name)) = self.alarms.first().cloned() {
             if at > self.now.at {

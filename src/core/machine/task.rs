@@ -193,4 +193,15 @@ impl Task {
     pub fn runs(&self) -> bool {
         matches!(self.doing, Doing::Running | Doing::Stopping(_))
     }
+
+    /// On its way to running here.
+    pub const fn is_starting(&self) -> bool {
+        matches!(
+            self.doing,
+            Doing::Settling(_)
+                | Doing::Finding(_)
+                | Doing::Fetching { .. }
+                | Doing::Incoming { .. }
+        )
+    }
 }
