@@ -43,6 +43,8 @@ pub struct Peer {
     pub linked: bool,
     /// Why it counts as gone, if it does, and since when.
     pub gone: Option<(Gone, Time)>,
+    /// That it is gone is only the word of others.
+    rumoured: bool,
     /// The failure detector holds it for dead.
     suspected: bool,
     /// Observers that saw its link break and its address refuse (Rule 5).
@@ -67,6 +69,7 @@ impl Peer {
             caught_up: false,
             linked: false,
             gone: None,
+            rumoured: false,
             suspected: false,
             dead_to: BTreeSet::new(),
         }
@@ -245,6 +248,8 @@ impl Members {
         peer.met = true;
         // Even a fenced process is not a dead one, and may still be stopping (Rule 5).
         let mut back = peer.is_known_dead() && peer.revive();
+        // The word of others does not outweigh its own; an echo shows that this is no recording.
+        back |= echoed.is_some() && peer.state != NodeState::Leaving && peer.refute();
         peer.dead_to.clear();
         if !peer.state.is_fenced() {
             peer.news = now;
@@ -329,10 +334,52 @@ impl Members {
         };
         let news = !peer.is_surely_gone();
         if news {
+            peer.rumoured = false;
             peer.gone = Some((why, now));
             peer.linked = false;
         }
         news
+    }
+
+    /// Others say that a session is gone for good. It is not if it is heard here, and an echo of its own
+    /// undoes it. Returns whether it counts as gone now and did not before.
+    pub fn told_gone(&mut self, now: Time, session: &SessionId, why: Gone) -> bool {
+        let lately = self.timing.unheard_after();
+        let heard = self.peers.get(session).is_some_and(|peer| {
+            let closing = peer.state == NodeState::Leaving;
+            !closing && (peer.linked || (peer.met && now.since(peer.direct) <= lately))
+        });
+        let news = !heard && self.mark_gone(now, session, why);
+        if news && let Some(peer) = self.peers.get_mut(session) {
+            peer.rumoured = true;
+        }
+        news
+    }
+
+    /// A link to a session came up. Returns whether it had counted as gone by the word of others.
+    pub fn link_up(&mut self, now: Time, with: &SessionId) -> bool {
+        let Some(peer) = self.entry(with, now) else {
+            return false;
+        };
+        // Its handshake is as fresh as an echoed datagram.
+        let back = peer.refute();
+        peer.linked = true;
+        back
+    }
+
+    /// Whether others may say of a session that it is dead and buried: it is unknown, gone, or was
+    /// heard of lately for the first time, and only by gossip, which speaks of the dead too.
+    pub fn may_be_buried(&self, now: Time, session: &SessionId) -> bool {
+        self.peers.get(session).is_none_or(|peer| {
+            let hardly_known = now.since(peer.direct) <= self.timing.silence_floor;
+            peer.gone.is_some() || (!peer.met && !peer.linked && hardly_known)
+        })
+    }
+
+    /// Whether I saw a session die myself (Rule 5).
+    pub fn saw_die(&self, session: &SessionId) -> bool {
+        let dead = |peer: &Peer| peer.is_known_dead() && peer.dead_to.contains(&self.me);
+        self.peers.get(session).is_some_and(dead)
     }
 
     /// An observer saw a session's link break and its address refuse. Returns whether that makes it
@@ -456,6 +503,16 @@ impl Peer {
 
     const fn is_known_dead(&self) -> bool {
         matches!(self.gone, Some((Gone::Dead, _)))
+    }
+
+    /// The session itself shows that those are wrong who say that it is gone.
+    fn refute(&mut self) -> bool {
+        let wrong = std::mem::take(&mut self.rumoured) && self.gone.is_some();
+        if wrong {
+            self.gone = None;
+            self.dead_to.clear();
+        }
+        wrong
     }
 
     /// A sealed datagram of the session itself undoes a verdict that was only an inference.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::branch::{Header, Position};
 use super::claim::{Claim, Desired, Spec};
 use super::ids::{Name, RunId, SessionId};
+use super::io::Gone;
 use super::lease::Epoch;
 use super::record::NodeState;
 
@@ -49,6 +50,11 @@ pub enum Message {
     Dead {
         /// The suspect.
         session: SessionId,
+    },
+    /// "These have said goodbye, or were superseded", to a node that may not have heard it.
+    Gone {
+        /// Who, and why.
+        sessions: Vec<(SessionId, Gone)>,
     },
     /// "These sessions are dead and buried here" (Rule 24), to a node that joins.
     Buried {

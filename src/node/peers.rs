@@ -25,6 +25,9 @@ pub(super) struct Peer {
     wanted: Option<SocketAddr>,
     /// It said goodbye.
     left: bool,
+    /// It has been told of as being there, and not as having left: gossip goes on telling of sessions
+    /// that ended before this node began.
+    listed: bool,
 }
 
 impl Peer {
@@ -117,14 +120,22 @@ impl Peers {
     pub(super) fn left(&mut self, session: &SessionId) {
         if let Some(peer) = self.all.get_mut(session) {
             peer.left = true;
+            self.dirty |= std::mem::take(&mut peer.listed);
         }
     }
 
-    /// It is back after all.
-    pub(super) fn returned(&mut self, session: &SessionId) {
+    /// It is there, perhaps after all.
+    pub(super) fn is_there(&mut self, session: &SessionId) {
         if let Some(peer) = self.entry(session) {
             peer.left = false;
+            peer.listed = true;
+            self.dirty = true;
         }
+    }
+
+    /// Whether it has been told of as being there.
+    pub(super) fn is_listed(&self, session: &SessionId) -> bool {
+        self.all.get(session).is_some_and(|peer| peer.listed)
     }
 
     /// The address to keep a link to, if that is not kept already. Neither the source of a datagram,
@@ -187,7 +198,7 @@ impl Peers {
             linked: peer.linked,
             kinds: peer.record.iter().flat_map(|record| record.kinds.keys().cloned()).collect(),
         };
-        self.all.iter().map(show).collect()
+        self.all.iter().filter(|(_, peer)| peer.listed).map(show).collect()
     }
 
     fn entry(&mut self, session: &SessionId) -> Option<&mut Peer> {

@@ -73,6 +73,10 @@ impl Machine {
         let known = |peer: &&Peer| peer.version > 0 && peer.gone.is_none() && peer.said >= lately;
         let mut said = Vec::new();
         for session in sessions.iter().take(MAX_SESSIONS) {
+            if let Some(end) = self.end_of(session) {
+                self.send(from, end);
+                continue;
+            }
             let Some(peer) = self.members.get(session).filter(known) else {
                 continue;
             };

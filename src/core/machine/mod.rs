@@ -11,6 +11,7 @@ mod conflict;
 mod desire;
 mod drain;
 mod end;
+mod goodbyes;
 mod hearsay;
 mod recover;
 mod replicate;
@@ -379,6 +380,7 @@ impl Machine {
                     self.on_gone(&session, Gone::Dead);
                 }
             }
+            Message::Gone { sessions } => self.on_told_gone(sessions),
             Message::Buried { sessions } => self.on_buried(sessions),
             Message::Start { call, spec } => self.on_start(from, call, spec),
             Message::StartReply { call, result } => self.on_start_reply(from, call, result),
@@ -490,8 +492,8 @@ impl Machine {
         if self.buried.remove(with).is_some() {
             self.touch_all_of(with);
         }
-        if let Some(peer) = self.members.entry(with, self.now.at) {
-            peer.linked = true;
+        if self.members.link_up(self.now.at, with) {
+            self.on_back(with);
         }
         if self.state != NodeState::Joining {
             let (state, version) = (self.state, self.version);
@@ -500,10 +502,7 @@ impl Machine {
                 message: Message::State { state, version },
             });
         }
-        if !self.buried.is_empty() {
-            let sessions = self.buried.keys().cloned().collect();
-            self.push(Action::Send { to: with.clone(), message: Message::Buried { sessions } });
-        }
+        self.tell_gone(with);
         self.found_to(with);
         self.resend_to(with);
     }
@@ -564,15 +563,6 @@ impl Machine {
             && !std::mem::replace(&mut peer.announced, true)
         {
             self.tell(Notice::PeerUp(session.clone()));
-        }
-    }
-
-    fn on_buried(&mut self, sessions: Vec<SessionId>) {
-        for session in sessions {
-            let fresh = self.members.get(&session).is_some_and(|peer| peer.gone.is_none());
-            if session != self.config.me && !fresh && self.buried.len() < MAX_BURIED {
-                self.bury(&session);
-            }
         }
     }
 

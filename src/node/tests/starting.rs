@@ -1,5 +1,7 @@
 //! Starting, and what keeps a node from it.
 
+use futures_util::FutureExt;
+
 use super::*;
 use crate::checkpoint::directory::DirectoryError;
 use crate::key::Key;
@@ -157,4 +159,35 @@ async fn a_node_that_was_killed_resumes_from_its_data_directory() {
     assert_eq!(node.whereis("disk/1").unwrap().state, TaskState::Finished);
     timeout(SOON, node.get::<Count>("disk/1").output()).await.unwrap().unwrap();
     node.leave().await.unwrap();
+}
+
+/// Gossip tells a newcomer of sessions that are no more: it is neither shown nor told of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_is_not_told_of_those_who_left_before_it_came() {
+    let a = start("a", None).await;
+    let b = start("b", Some(&a)).await;
+    let left = b.session().clone();
+    until("they know each other", || a.peers().iter().any(|peer| peer.linked)).await;
+    b.leave().await.unwrap();
+    until("it has left", || a.peers().is_empty()).await;
+
+    let c = builder("c", a.address().into(), Arc::default()).start().await.unwrap();
+    let mut told = c.events();
+    timeout(SOON, c.wait_ready()).await.unwrap().unwrap();
+    // Longer than it takes to find that somebody is silent.
+    let end = Instant::now() + timing().silence_floor + Duration::from_secs(2);
+    while Instant::now() < end {
+        assert!(c.peers().iter().all(|peer| peer.session != left), "it is shown");
+        while let Some(event) = told.next().now_or_never().flatten() {
+            let of_it = match event {
+                NodeEvent::PeerUp { peer } | NodeEvent::PeerGone { peer, .. } => peer == left,
+                _ => false,
+            };
+            assert!(!of_it, "it is told of");
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(c.peers().len(), 1);
+    a.leave().await.unwrap();
+    c.leave().await.unwrap();
 }

@@ -10,7 +10,7 @@ use super::world::World;
 use crate::core::branch::{Ancestor, Header, Position};
 use crate::core::claim::{Claim, Spec};
 use crate::core::ids::{Kind, Name, RunId, SessionId};
-use crate::core::io::{Event, Now};
+use crate::core::io::{Event, Gone, Now};
 use crate::core::laws::{claim, desired, name, phase, run, session};
 use crate::core::lease::Epoch;
 use crate::core::machine::Machine;
@@ -100,6 +100,7 @@ fn plain() -> impl Strategy<Value = Message> {
     ];
     let ran = prop_oneof![run().prop_map(Ok), refusal().prop_map(Err)];
     let sessions = prop::collection::vec(session(), 0..4);
+    let gone = prop::sample::select(vec![Gone::Left, Gone::Superseded, Gone::Dead, Gone::Silent]);
     let said = (session(), node_state.clone(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
         |(session, state, version, watermark, linked)| Said {
             session,
@@ -131,6 +132,9 @@ fn plain() -> impl Strategy<Value = Message> {
         Just(Message::Leave).boxed(),
         Just(Message::LeaveHeard).boxed(),
         session().prop_map(|session| Message::Dead { session }).boxed(),
+        prop::collection::vec((session(), gone), 0..4)
+            .prop_map(|sessions| Message::Gone { sessions })
+            .boxed(),
         sessions.prop_map(|sessions| Message::Buried { sessions }).boxed(),
         header().prop_map(|header| Message::Obsolete { header }).boxed(),
         (0..3u64, spec()).prop_map(|(call, spec)| Message::Start { call, spec }).boxed(),
