@@ -5,11 +5,13 @@
 //! engine, writes this node's pages into it and reads everybody else's out of it; both tell the
 //! node what they learn as [`GossipEvent`]s.
 
+mod catchup;
 mod digest;
 mod exchange;
 mod fragments;
 mod header;
 mod kept;
+mod pace;
 mod pages;
 mod peers;
 mod places;

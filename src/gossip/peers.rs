@@ -18,6 +18,7 @@ use crate::net::NetworkLimits;
 use crate::rate::{Rate, Sources};
 
 use super::header::{Echo, Header};
+use super::pace::Pace;
 use super::places::Places;
 use super::rejected::Rejected;
 use super::replay::Window;
@@ -116,7 +117,7 @@ impl Peers {
         Self {
             own,
             sessions: BTreeMap::new(),
-            places: Places::new(limit * 3, silent_after, peer),
+            places: Places::new(limit * 3, silent_after, Pace::new(network.probes, now), peer),
             strangers: Sources::new(stranger, strangers, now),
             adverts: BTreeMap::new(),
             within,
@@ -349,6 +350,9 @@ impl Peers {
         }
         if verified {
             self.place(session, from, now);
+        }
+        if accepted.returned {
+            self.places.sweep(now);
         }
         Ok(accepted)
     }

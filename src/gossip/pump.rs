@@ -180,6 +180,8 @@ impl Pump {
         if accepted.returned {
             lock(&self.shared.exchanges).forget(from);
             let _ = self.notes.try_send(Note::Returned(from));
+            // Others that were lost may be back too.
+            self.probe_silent().await;
         }
         // Who may be a spoof draws no more bytes than it sent (X7).
         let room = if accepted.verified { self.room } else { received.min(self.room) };

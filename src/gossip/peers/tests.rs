@@ -246,19 +246,61 @@ fn a_session_at_a_new_address_has_to_prove_itself_again() {
     assert_eq!(peers.reachable(at(3)), [address(3)]);
 }
 
+/// How many probes go out, looked for every 50 ms.
+fn probes(peers: &mut Peers, from: u64, to: u64) -> Vec<SocketAddr> {
+    (from..to).step_by(50).flat_map(|ms| peers.due(at(ms))).collect()
+}
+
+fn crowd(size: u16) -> Peers {
+    let limits = NetworkLimits::default();
+    let mut peers = Peers::new(session(1), &Timing::default(), 1000, &limits, Vec::new(), at(0));
+    for number in 0..size {
+        peers.remember(&session(2 + u128::from(number)), address(1000 + number), at(0));
+    }
+    peers
+}
+
 #[test]
-fn silent_peers_are_probed_often_at_first_and_more_rarely_later() {
+fn a_few_silent_peers_are_probed_every_100_ms_however_long_they_are_silent() {
     let mut peers = peers();
     meet(&mut peers, 2, 2, 1, at(0));
-    let count = |peers: &mut Peers, from: u64, to: u64| {
-        (from..to).step_by(10).filter(|ms| !peers.due(at(*ms)).is_empty()).count()
-    };
-    assert_eq!(count(&mut peers, 0, 1000), 0);
-    let early = count(&mut peers, 1010, 2010);
-    assert!((7..=8).contains(&early), "{early}");
-    count(&mut peers, 2010, 100_000);
-    let late = count(&mut peers, 100_000, 200_000);
-    assert!((19..=20).contains(&late), "{late}");
+    assert_eq!(probes(&mut peers, 0, 1000), []);
+    assert_eq!(probes(&mut peers, 1050, 2050).len(), 10);
+    let hour = 3600 * 1000;
+    assert_eq!(probes(&mut peers, hour, hour + 10_000).len(), 100);
+}
+
+#[test]
+fn many_silent_peers_are_probed_in_turn_within_the_budget() {
+    let mut peers = crowd(200);
+    probes(&mut peers, 0, 100_000);
+    let probed = probes(&mut peers, 100_000, 140_000);
+    assert!((1_900..=2_000).contains(&probed.len()), "{} in 40 s", probed.len());
+    for number in 0..200 {
+        let times = probed.iter().filter(|probed| **probed == address(1000 + number)).count();
+        assert!((9..=11).contains(&times), "{number}: {times}");
+    }
+}
+
+#[test]
+fn the_first_who_answers_makes_all_others_looked_for_at_once() {
+    let mut peers = crowd(200);
+    probes(&mut peers, 0, 100_000);
+    peers.sending(address(1000), 7);
+    let back = peers.accept(&header(2, 1, Some(7)), address(1000), 7, at(100_000)).unwrap();
+    assert!(back.returned);
+    let mut swept = peers.due(at(100_000));
+    swept.sort();
+    assert_eq!(swept, (1001..1200).map(address).collect::<Vec<_>>());
+    // The next one to answer brings nothing new: it was looked for because of the first.
+    peers.sending(address(1001), 8);
+    assert!(peers.accept(&header(3, 1, Some(8)), address(1001), 8, at(100_001)).unwrap().returned);
+    assert!(peers.due(at(100_001)).len() <= 50);
+    // A recording does not make a node look for anybody.
+    let mut peers = crowd(200);
+    probes(&mut peers, 0, 100_000);
+    peers.accept(&header(2, 1, None), address(1000), 7, at(100_000)).unwrap();
+    assert!(peers.due(at(100_000)).len() <= 50);
 }
 
 #[test]
