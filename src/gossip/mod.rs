@@ -196,6 +196,8 @@ pub(crate) enum GossipEvent {
         /// When the newest of my datagrams was sent that this one is the first to echo; never
         /// later than it really was.
         echoed: Option<Time>,
+        /// It is the first echo after silence.
+        returned: bool,
     },
     /// An echo has come from the address that a session advertises: it is reached there.
     Located {

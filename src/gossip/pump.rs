@@ -172,6 +172,7 @@ impl Pump {
                 watermark: header.watermark,
                 released: header.released,
                 echoed: accepted.echoed.and_then(|counter| self.sent.time_of(counter)),
+                returned: accepted.returned,
             };
             if self.events.try_send(heard).is_err() {
                 metrics::counter!("handover_gossip_dropped_total", "what" => "event").increment(1);
