@@ -275,8 +275,9 @@ impl Pump {
     }
 
     async fn send(&mut self, to: SocketAddr, payload: Payload<'_>, size: Size) {
-        let counter = self.sent.next(self.shared.clock.boot());
-        let echo = lock(&self.shared.peers).sending(to, counter);
+        let now = self.shared.clock.boot();
+        let counter = self.sent.next(now);
+        let echo = lock(&self.shared.peers).sending(to, counter, now);
         let own = self.shared.own(size.released.min(header::MAX_RELEASED));
         let header = Header {
             session: self.session.clone(),

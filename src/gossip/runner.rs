@@ -430,6 +430,10 @@ impl Runner {
             chitchat.node_states().keys().cloned().collect()
         };
         let now = self.shared.clock.boot();
+        let one_way = lock(&self.shared.peers).one_way(now);
+        for (direction, count) in [("unechoed", one_way.unechoed), ("unheard", one_way.unheard)] {
+            metrics::gauge!("handover_gossip_one_way", "direction" => direction).set(count as f64);
+        }
         let lately = now.back(self.config.timing.silence_floor);
         lock(&self.shared.screen).retain(&known, lately);
         self.catch_up.retry();
