@@ -59,14 +59,14 @@ impl Claims {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Published {
     names: BTreeSet<Name>,
-    numbers: BTreeMap<u64, BTreeSet<Name>>,
+    numbers: BTreeMap<u64, Vec<Name>>,
 }
 
 impl Published {
     /// Takes a claim's number out of the index.
     fn forget(&mut self, claim: &Claim) {
         if let Some(names) = self.numbers.get_mut(&claim.number) {
-            names.remove(&claim.name);
+            names.retain(|name| *name != claim.name);
             if names.is_empty() {
                 self.numbers.remove(&claim.number);
             }
@@ -113,7 +113,9 @@ impl View {
             published.forget(old);
         }
         published.names.insert(claim.name.clone());
-        published.numbers.entry(claim.number).or_default().insert(claim.name.clone());
+        let numbered = published.numbers.entry(claim.number).or_default();
+        numbered.reserve_exact(1);
+        numbered.push(claim.name.clone());
         claims.insert(claim);
         true
     }

@@ -133,12 +133,12 @@ impl TaskLoop {
             // A step that never waits must not keep its worker from the other tasks.
             tokio::task::yield_now().await;
             let attempt = match self.boundary(resume_at.take()).await {
-                Ok(Next::Stop) => return self.stop(false).await,
+                Ok(Next::Stop) => return Box::pin(self.stop(false)).await,
                 Ok(Next::Step) => self.attempt().await,
                 Err(error) => Attempt::Failed(error),
             };
             let settled = match attempt {
-                Attempt::Cut => return self.stop(true).await,
+                Attempt::Cut => return Box::pin(self.stop(true)).await,
                 Attempt::Unreadable(why) => {
                     return Event::Unreadable {
                         name: self.spec.name.clone(),
@@ -147,7 +147,7 @@ impl TaskLoop {
                     };
                 }
                 Attempt::Stepped(Step::Done(output)) => {
-                    return self.ended(Outcome::Done(output)).await;
+                    return Box::pin(self.ended(Outcome::Done(output))).await;
                 }
                 Attempt::Stepped(Step::More) => self.settle().await,
                 Attempt::Stepped(Step::Wait(wait)) => {
@@ -159,7 +159,7 @@ impl TaskLoop {
             if let Err(error) = settled {
                 match self.failed(&error) {
                     Ok(delay) => resume_at = Some(self.wires.now() + delay),
-                    Err(text) => return self.ended(Outcome::Failed(text)).await,
+                    Err(text) => return Box::pin(self.ended(Outcome::Failed(text))).await,
                 }
             }
         }

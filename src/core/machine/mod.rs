@@ -23,7 +23,10 @@ mod transfer;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
+
+use litemap::LiteMap;
 
 pub use boot::StoredOffer;
 use task::{Doing, Task};
@@ -99,7 +102,7 @@ pub struct Machine {
     desires: BTreeMap<Name, Desired>,
     tasks: BTreeMap<Name, Task>,
     /// Checkpoints held here, of my own tasks and as a replica.
-    held: BTreeMap<Name, BTreeMap<RunId, Branches>>,
+    held: BTreeMap<Name, LiteMap<RunId, Branches>>,
     /// Terminal records held here, with when they came.
     ends: BTreeMap<Name, (Claim, Time)>,
     /// Ends whose output has been dropped.
@@ -141,8 +144,30 @@ pub struct Machine {
     alarm_of: BTreeMap<Name, Time>,
     /// Asks and answers gathered in one `handle`, sent as one message per peer.
     asks: BTreeMap<SessionId, Vec<(Claim, Spec)>>,
-    shown: BTreeMap<Name, Claim>,
+    /// What lookups were last told of each name.
+    shown: BTreeMap<Name, Shown>,
     actions: VecDeque<Action>,
+}
+
+/// Tells a claim from any other: whoever writes one counts its changes, and a release can be counted
+/// here before it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shown {
+    session: SessionId,
+    number: u64,
+    version: u32,
+    phase: Discriminant<Phase>,
+}
+
+impl Shown {
+    fn of(claim: &Claim) -> Self {
+        Self {
+            session: claim.session.clone(),
+            number: claim.number,
+            version: claim.version,
+            phase: discriminant(&claim.phase),
+        }
+    }
 }
 
 /// Between looks at the clock.
@@ -817,12 +842,13 @@ impl Machine {
     /// Keeps what lookups answer from.
     fn show(&mut self, name: &Name) {
         let owner = self.view.owner(name);
-        if self.shown.get(name) == owner {
+        let show = owner.map(Shown::of);
+        if self.shown.get(name) == show.as_ref() {
             return;
         }
         let owner = owner.cloned();
-        match &owner {
-            Some(claim) => self.shown.insert(name.clone(), claim.clone()),
+        match show {
+            Some(show) => self.shown.insert(name.clone(), show),
             None => self.shown.remove(name),
         };
         self.push(Action::Owner { name: name.clone(), claim: owner });
