@@ -323,15 +323,20 @@ impl TaskLoop {
     /// leaves behind carries the state instead.
     async fn commit(&mut self, forced: bool) -> Result<()> {
         self.keep()?;
-        if !self.permitted().await {
-            return Ok(());
-        }
-        let event = committed(&mut self.line, &self.meters, self.wires.now(), forced);
-        if let Some(event) = event {
-            if forced {
-                self.awaited = self.line.committed();
+        while self.permitted().await {
+            // Room comes first: what waits for it would be part of every task's future.
+            let room = room(&self.wires.events, Duration::ZERO).await;
+            if !self.wires.is_permitted() {
+                continue;
             }
-            self.wires.send(event).await;
+            let event = committed(&mut self.line, &self.meters, self.wires.now(), forced);
+            if let Some(event) = event {
+                room.send(event);
+                if forced {
+                    self.awaited = self.line.committed();
+                }
+            }
+            break;
         }
         Ok(())
     }
@@ -423,7 +428,7 @@ impl TaskLoop {
             );
             let unstoppable =
                 Event::Unstoppable { name: self.spec.name.clone(), epoch: self.line.lease().epoch };
-            self.wires.send(unstoppable).await;
+            Box::pin(self.wires.send(unstoppable)).await;
             self.cx.join().await;
         }
         self.obey();
@@ -480,7 +485,10 @@ async fn guarded(instance: &mut dyn Instance, cx: &mut Cx) -> Result<Step<Bytes>
 
 /// Waits, then for room among the events.
 async fn room(events: &mpsc::Sender<Event>, wait: Duration) -> mpsc::Permit<'_, Event> {
-    sleep(wait).await;
+    // A timer that is due already still waits for the next tick of the wheel.
+    if !wait.is_zero() {
+        sleep(wait).await;
+    }
     match events.reserve().await {
         Ok(room) => room,
         Err(_) => std::future::pending().await,
