@@ -30,6 +30,8 @@ pub enum Event {
         from: SessionId,
         /// The state in its header.
         state: NodeState,
+        /// Ascends with every change of what its header says.
+        version: u64,
         /// Claims numbered at most this have stopped.
         watermark: u64,
         /// Later ones that have stopped too.
@@ -281,6 +283,8 @@ pub enum Action {
     Header {
         /// My state.
         state: NodeState,
+        /// Ascends with every change of the others.
+        version: u64,
         /// All claims numbered at most this have stopped.
         watermark: u64,
         /// Later ones that have stopped too.
@@ -537,7 +541,7 @@ pub enum Notice {
 }
 
 /// Why a session is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Gone {

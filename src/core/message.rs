@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::branch::{Header, Position};
 use super::claim::{Claim, Desired, Spec};
 use super::ids::{Name, RunId, SessionId};
+use super::io::Gone;
 use super::lease::Epoch;
 use super::record::NodeState;
 
@@ -26,6 +27,20 @@ pub enum Message {
     State {
         /// The sender's state.
         state: NodeState,
+        /// That of the header which says so: an earlier datagram may still be under way. 0 from
+        /// builds that do not number their headers.
+        #[serde(default)]
+        version: u64,
+    },
+    /// "I do not hear these: what do they say?" (Rule 2)
+    Unheard {
+        /// Whom.
+        sessions: Vec<SessionId>,
+    },
+    /// To a [`Message::Unheard`].
+    Hearsay {
+        /// What those say that the sender has heard lately, itself or by others.
+        said: Vec<Said>,
     },
     /// Goodbye: everything here has stopped.
     Leave,
@@ -35,6 +50,11 @@ pub enum Message {
     Dead {
         /// The suspect.
         session: SessionId,
+    },
+    /// "These have said goodbye, or were superseded", to a node that may not have heard it.
+    Gone {
+        /// Who, and why.
+        sessions: Vec<(SessionId, Gone)>,
     },
     /// "These sessions are dead and buried here" (Rule 24), to a node that joins.
     Buried {
@@ -199,6 +219,23 @@ pub enum Message {
         /// Name, run, the best branch's position and number of commits.
         offers: Vec<(Name, RunId, Option<Position>)>,
     },
+}
+
+/// What a session's header says, passed on by another (Rule 2).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Said {
+    /// Whose.
+    pub session: SessionId,
+    /// Of two, the higher is the later one.
+    pub version: u64,
+    /// Its state.
+    pub state: NodeState,
+    /// Claims numbered at most this have stopped.
+    pub watermark: u64,
+    /// Later ones that have stopped too.
+    pub released: Vec<u64>,
+    /// Who passes it on has a link to the session, and can relay.
+    pub linked: bool,
 }
 
 /// What a peer says of a claim it was asked about (Rule 13).

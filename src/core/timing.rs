@@ -87,6 +87,12 @@ impl Timing {
         self.gossip_interval * 4
     }
 
+    /// After how long others are asked about a session whose datagrams do not come (Rule 2). Silent
+    /// peers are probed after two gossip intervals.
+    pub fn unheard_after(&self) -> Duration {
+        self.gossip_interval * 3
+    }
+
     /// A jump of one's own clock that long means the process did not run (Rules 4 and 17).
     pub fn visible_gap(&self) -> Duration {
         self.silence_floor / 2

@@ -183,6 +183,13 @@ impl View {
         changed
     }
 
+    /// What a session's header has said to have stopped: all up to a number, and single later ones.
+    pub fn released(&self, session: &SessionId) -> (u64, Vec<u64>) {
+        self.released.get(session).map_or((0, Vec::new()), |known| {
+            (known.watermark, known.listed.iter().copied().collect())
+        })
+    }
+
     /// Forgets what a session's header said.
     pub fn forget_session(&mut self, session: &SessionId) {
         self.released.remove(session);

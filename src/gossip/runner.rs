@@ -70,7 +70,14 @@ pub(super) fn start(
         advertise.set_port(local.port());
     }
     let limits = &config.limits;
-    let mut peers = Peers::new(config.session.clone(), &config.timing, limits.max_peers);
+    let mut peers = Peers::new(
+        config.session.clone(),
+        &config.timing,
+        limits.max_peers,
+        &config.network_limits,
+        config.advertised_within.clone(),
+        now,
+    );
     peers.add_own_address(local);
     peers.add_own_address(advertise);
     for seed in &config.seeds {
@@ -394,9 +401,6 @@ impl Runner {
             }
             next = self.notes.try_recv().ok();
         }
-        if processed.is_empty() {
-            return;
-        }
         self.poll(handle).await;
         let now = self.shared.clock.boot();
         for message in processed {
@@ -455,11 +459,20 @@ impl Runner {
             let chitchat = chitchat.lock().await;
             self.view.poll(&chitchat, now)
         };
-        {
+        let located = {
             let mut peers = lock(&self.shared.peers);
             for (session, address) in &found.alive {
-                peers.remember(session, *address, now);
+                peers.advertised(session, *address, now);
             }
+            for event in &found.events {
+                if let GossipEvent::Forgotten { of } = event {
+                    peers.mislay(of);
+                }
+            }
+            peers.take_located()
+        };
+        for (of, address) in located {
+            self.tell(GossipEvent::Located { of, address }).await;
         }
         for event in found.events {
             self.tell(event).await;

@@ -181,7 +181,12 @@ impl Keeper {
             let broken = self.verdict.as_ref().and(self.advertised);
             let Some(address) = wanted.or(broken) else {
                 self.outbox.close();
-                return self.arrived();
+                let arrived = self.arrived();
+                if arrived.is_none() {
+                    // Where to ask is not known.
+                    self.report_down(false);
+                }
+                return arrived;
             };
             let error = match self.dial(address).await {
                 Turn::Done(Ok(connection)) => return Some(connection),
@@ -237,7 +242,7 @@ impl Keeper {
             Turn::Candidate(candidate) => return Turn::Candidate(candidate),
             Turn::Address => return Turn::Address,
         };
-        let mut confirm = pin!(timeout(limit, dialled.confirm(number)));
+        let mut confirm = pin!(timeout(limit, dialled.confirm(number, address)));
         loop {
             match self.turn(confirm.as_mut()).await {
                 Turn::Done(result) => {
@@ -276,8 +281,8 @@ impl Keeper {
         let address = connection.address;
         self.report_down(false);
         self.reports.push(LinkEvent::Up { session: self.session.clone(), address });
-        tracing::debug!(target: "handover::link", peer = %self.session, %address, "link up");
-        self.advertised = Some(address);
+        tracing::debug!(target: "handover::link", peer = %self.session, ?address, "link up");
+        self.advertised = address;
         self.failures = self.failures.min(1);
         self.outbox.open();
         self.outbox.rewind();

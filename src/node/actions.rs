@@ -45,8 +45,8 @@ impl Control {
                 self.put(Table::Desires, &desired.name, Some(&desired));
             }
             Action::RetractDesired(name) => self.put(Table::Desires, &name, None::<&()>),
-            Action::Header { state, watermark, released } => {
-                self.gossip.set_header(state, watermark, released);
+            Action::Header { state, version, watermark, released } => {
+                self.gossip.set_header(state, version, watermark, released);
                 self.show_state(state);
             }
             Action::PublishLoad(load) => self.gossip.set_load(load),

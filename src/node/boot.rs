@@ -259,8 +259,12 @@ async fn open_sockets(
                 advertise,
                 limits: LinkLimits {
                     dead_after: settings.timing.silence_floor / 2,
+                    unauthenticated: settings.network_limits.handshakes,
+                    unauthenticated_of_source: settings.network_limits.source_handshakes,
+                    connections_of_source: settings.network_limits.source_connections,
                     ..LinkLimits::default()
                 },
+                advertised_within: config.advertised_within.clone(),
                 clock: settings.clock.clone(),
                 network: settings.network.clone(),
             },
@@ -285,6 +289,8 @@ async fn open_sockets(
                 seeds: seeds.to_vec(),
                 timing: settings.timing.clone(),
                 limits: GossipLimits::default(),
+                network_limits: settings.network_limits.clone(),
+                advertised_within: config.advertised_within.clone(),
                 clock: settings.clock.clone(),
                 network: settings.network.clone(),
                 known: disk.members.clone(),

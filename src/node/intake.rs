@@ -20,10 +20,22 @@ impl Control {
 
     pub(super) fn on_gossip(&mut self, event: GossipEvent) {
         match event {
-            GossipEvent::Heard { from, address, state, watermark, released, echoed } => {
-                self.peers.heard(&from, state, address);
-                self.feed(Event::Heard { from: from.clone(), state, watermark, released, echoed });
+            GossipEvent::Heard { from, address, state, version, watermark, released, echoed } => {
+                self.peers.heard(&from, (state, version), address);
+                let heard = Event::Heard {
+                    from: from.clone(),
+                    state,
+                    version,
+                    watermark,
+                    released,
+                    echoed,
+                };
+                self.feed(heard);
                 self.want(&from);
+            }
+            GossipEvent::Located { of, address } => {
+                self.peers.located(&of, address);
+                self.want(&of);
             }
             GossipEvent::Heartbeat { of } => self.feed(Event::Heartbeat { of }),
             GossipEvent::Suspicion { of, suspected } => {

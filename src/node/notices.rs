@@ -16,7 +16,10 @@ impl Control {
         let event = match notice {
             Notice::State(state) => self.on_state(state),
             Notice::PeerUp(peer) => self.on_peer_up(peer),
-            Notice::PeerGone(peer, why) => self.on_peer_gone(peer, why),
+            Notice::PeerGone(peer, why) => match self.on_peer_gone(peer, why) {
+                Some(event) => event,
+                None => return,
+            },
             Notice::Started { name, epoch, cause, from } => {
                 self.on_started(name, epoch, cause, from)
             }
@@ -80,13 +83,17 @@ impl Control {
 
     fn on_peer_up(&mut self, peer: SessionId) -> NodeEvent {
         tracing::info!(target: "handover::node", %peer, "peer up");
-        self.peers.returned(&peer);
+        self.peers.is_there(&peer);
         self.want(&peer);
         NodeEvent::PeerUp { peer }
     }
 
-    fn on_peer_gone(&mut self, peer: SessionId, why: Gone) -> NodeEvent {
-        tracing::info!(target: "handover::node", %peer, ?why, "peer gone");
+    /// Nothing to tell of one that was gone before this node ever met it.
+    fn on_peer_gone(&mut self, peer: SessionId, why: Gone) -> Option<NodeEvent> {
+        let listed = self.peers.is_listed(&peer);
+        if listed {
+            tracing::info!(target: "handover::node", %peer, ?why, "peer gone");
+        }
         match why {
             // Its own end of the link closes it; cutting it now would cut off our answer.
             Gone::Left => {
@@ -104,7 +111,7 @@ impl Control {
             // Perhaps only cut off: its address goes on being tried until gossip forgets it.
             _ => {}
         }
-        NodeEvent::PeerGone { peer, why }
+        listed.then_some(NodeEvent::PeerGone { peer, why })
     }
 
     fn on_started(

@@ -107,7 +107,7 @@ mod tests {
     fn every_frame_comes_back_as_it_was_sent() {
         let name = Name::new("t").unwrap();
         for wire in [
-            Wire::Core(Box::new(Message::State { state: NodeState::Draining })),
+            Wire::Core(Box::new(Message::State { state: NodeState::Draining, version: 2 })),
             Wire::Query { id: 7, query: Query::Progress { name } },
             Wire::Answer { id: 7, answer: Some(Answer::Output(Bytes::from_static(b"x"))) },
             Wire::Answer { id: 8, answer: None },

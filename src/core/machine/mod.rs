@@ -11,6 +11,8 @@ mod conflict;
 mod desire;
 mod drain;
 mod end;
+mod goodbyes;
+mod hearsay;
 mod recover;
 mod replicate;
 mod settle;
@@ -133,6 +135,9 @@ pub struct Machine {
     /// When a name that nobody holds was first seen free.
     free_since: BTreeMap<Name, Time>,
     header: Option<(NodeState, u64, Vec<u64>)>,
+    /// Of the header; ascends with its every change.
+    version: u64,
+    inquiry: hearsay::Inquiry,
     load: Load,
     permit: Time,
     ticked: Time,
@@ -219,6 +224,8 @@ impl Machine {
             passed_over: BTreeSet::new(),
             free_since: BTreeMap::new(),
             header: None,
+            version: 0,
+            inquiry: hearsay::Inquiry::default(),
             load: Load::default(),
             permit: Time::ZERO,
             ticked: now.at,
@@ -287,8 +294,8 @@ impl Machine {
             return;
         }
         match event {
-            Event::Heard { from, state, watermark, released, echoed } => {
-                self.on_heard(&from, state, watermark, &released, echoed);
+            Event::Heard { from, state, version, watermark, released, echoed } => {
+                self.on_heard(&from, (state, version), watermark, &released, echoed);
             }
             Event::Heartbeat { of } => {
                 if self.members.heartbeat(self.now.at, &of) {
@@ -367,6 +374,10 @@ impl Machine {
                 if to == self.config.me {
                     // One hop only: a relayed relay is dropped.
                     if !matches!(*message, Message::Relay { .. }) {
+                        // The answer goes back by the way that is known to be open.
+                        if let Some(peer) = self.members.entry(&writer, self.now.at) {
+                            peer.via = Some((from.clone(), self.now.at));
+                        }
                         self.on_message(&writer, *message);
                     }
                 } else if self.members.get(&to).is_some_and(|peer| peer.linked) && writer == *from {
@@ -376,12 +387,14 @@ impl Machine {
                     });
                 }
             }
-            Message::State { state } => {
+            Message::State { state, version } => {
                 if let Some(peer) = self.members.entry(from, self.now.at) {
-                    peer.state = state;
+                    peer.states(self.now.at, state, version);
                 }
                 self.on_state(from);
             }
+            Message::Unheard { sessions } => self.on_unheard(from, &sessions),
+            Message::Hearsay { said } => self.on_hearsay(from, said),
             Message::Leave => {
                 self.send(from, Message::LeaveHeard);
                 self.gone(from, Gone::Left);
@@ -392,6 +405,7 @@ impl Machine {
                     self.on_gone(&session, Gone::Dead);
                 }
             }
+            Message::Gone { sessions } => self.on_told_gone(sessions),
             Message::Buried { sessions } => self.on_buried(sessions),
             Message::Start { call, spec } => self.on_start(from, call, spec),
             Message::StartReply { call, result } => self.on_start_reply(from, call, result),
@@ -437,7 +451,7 @@ impl Machine {
     fn on_heard(
         &mut self,
         from: &SessionId,
-        state: NodeState,
+        said: (NodeState, u64),
         watermark: u64,
         released: &[u64],
         echoed: Option<Time>,
@@ -445,18 +459,15 @@ impl Machine {
         if self.buried.remove(from).is_some() {
             self.touch_all_of(from);
         }
-        // Gossip may have told of it before: it is there once it has been heard itself.
         let before = self.members.get(from).filter(|peer| peer.met).map(|peer| peer.state);
-        let back = self.members.heard(self.now.at, from, state, echoed);
-        if before.is_none() {
-            self.tell(Notice::PeerUp(from.clone()));
-        }
+        let back = self.members.heard(self.now.at, from, said, echoed);
         if back {
             self.on_back(from);
         }
+        self.announce(from);
         let freed = self.view.release(from, watermark, released);
         self.dirty.extend(freed);
-        if before != Some(state) {
+        if self.members.get(from).map(|peer| peer.state) != before {
             self.on_state(from);
         }
         self.conflict_evidence(from);
@@ -506,19 +517,17 @@ impl Machine {
         if self.buried.remove(with).is_some() {
             self.touch_all_of(with);
         }
-        if let Some(peer) = self.members.entry(with, self.now.at) {
-            peer.linked = true;
+        if self.members.link_up(self.now.at, with) {
+            self.on_back(with);
         }
         if self.state != NodeState::Joining {
+            let (state, version) = (self.state, self.version);
             self.push(Action::Send {
                 to: with.clone(),
-                message: Message::State { state: self.state },
+                message: Message::State { state, version },
             });
         }
-        if !self.buried.is_empty() {
-            let sessions = self.buried.keys().cloned().collect();
-            self.push(Action::Send { to: with.clone(), message: Message::Buried { sessions } });
-        }
+        self.tell_gone(with);
         self.found_to(with);
         self.resend_to(with);
     }
@@ -566,16 +575,19 @@ impl Machine {
     }
 
     fn on_back(&mut self, session: &SessionId) {
-        self.tell(Notice::PeerUp(session.clone()));
+        if let Some(peer) = self.members.entry(session, self.now.at) {
+            peer.announced = false;
+        }
+        self.announce(session);
         self.touch_all_of(session);
     }
 
-    fn on_buried(&mut self, sessions: Vec<SessionId>) {
-        for session in sessions {
-            let fresh = self.members.get(&session).is_some_and(|peer| peer.gone.is_none());
-            if session != self.config.me && !fresh && self.buried.len() < MAX_BURIED {
-                self.bury(&session);
-            }
+    /// Says that a session is there, once.
+    fn announce(&mut self, session: &SessionId) {
+        if let Some(peer) = self.members.entry(session, self.now.at)
+            && !std::mem::replace(&mut peer.announced, true)
+        {
+            self.tell(Notice::PeerUp(session.clone()));
         }
     }
 
@@ -671,10 +683,14 @@ impl Machine {
 
     /// Sends over the link, or by one hop where the link is cut (Rule 13).
     fn send(&mut self, to: &SessionId, message: Message) {
-        let linked = |session: &SessionId| self.members.get(session).is_some_and(|p| p.linked);
-        let via = match linked(to) {
+        let via = match self.is_linked(to) {
             true => None,
-            false => self.members.live().find(|via| *via != to && linked(via)).cloned(),
+            // Who is known to have a link to it, or else anybody.
+            false => {
+                let known = self.members.get(to).and_then(|peer| Some(&peer.via.as_ref()?.0));
+                let anybody = || self.members.live().find(|v| *v != to && self.is_linked(v));
+                known.filter(|via| self.is_linked(via)).or_else(anybody).cloned()
+            }
         };
         if let Some(via) = via {
             let relay = Message::Relay {
@@ -862,7 +878,9 @@ impl Machine {
             (self.state, watermark, self.recently_released.iter().copied().collect::<Vec<_>>());
         if self.header.as_ref() != Some(&header) {
             let (state, watermark, released) = header.clone();
-            self.push(Action::Header { state, watermark, released });
+            self.version += 1;
+            let version = self.version;
+            self.push(Action::Header { state, version, watermark, released });
             self.header = Some(header);
         }
         let running = u32::try_from(self.holding.len()).unwrap_or(u32::MAX);
@@ -879,10 +897,12 @@ impl Machine {
         }
         self.state = state;
         self.tell(Notice::State(state));
+        self.publish_header();
+        let version = self.version;
         let peers: Vec<SessionId> =
             self.members.iter().filter(|(_, p)| p.linked).map(|(s, _)| s.clone()).collect();
         for peer in peers {
-            self.push(Action::Send { to: peer, message: Message::State { state } });
+            self.push(Action::Send { to: peer, message: Message::State { state, version } });
         }
         self.dirty.extend(self.view.names().cloned());
     }
@@ -913,6 +933,7 @@ impl Machine {
         self.tick_boot();
         self.tick_drain();
         self.tick_burials();
+        self.tick_inquiry();
         self.starts_tick();
         let permit = self.now.at + self.config.timing.permit();
         if !self.state.is_fenced()

@@ -177,7 +177,7 @@ async fn a_connection_that_was_given_up_does_not_displace_a_later_one() {
     let dial = async |number: u64| {
         let stream = tokio::net::TcpStream::connect(a.links.local_addr()).await.unwrap();
         let dialled = handshake::dial(Box::new(stream), &local(&b), &a.session).await.ok().unwrap();
-        dialled.confirm(number).await
+        dialled.confirm(number, ([127, 0, 0, 1], 1).into()).await
     };
     let second = dial(2).await.ok().unwrap();
     let late = dial(1).await.err().unwrap();
@@ -204,7 +204,7 @@ async fn a_dial_that_began_before_the_peer_accepted_ours_is_void() {
         .await
         .ok()
         .unwrap();
-    let late = dialled.confirm(5).await.err().unwrap();
+    let late = dialled.confirm(5, ([127, 0, 0, 1], 1).into()).await.err().unwrap();
     assert!(matches!(late, DialError::Rejected), "{late}");
     a.expect_nothing_for(Duration::from_millis(20)).await;
     drop(connection);

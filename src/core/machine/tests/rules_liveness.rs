@@ -28,7 +28,7 @@ fn members(peers: &[&str], known_dead: bool, persisted: &[&str]) -> Members {
     let persisted: Vec<SessionId> = persisted.iter().map(|node| session(node)).collect();
     let mut members = Members::new(START, session("me"), Timing::default(), known_dead, &persisted);
     for peer in peers {
-        members.heard(START, &session(peer), NodeState::Up, Some(START));
+        members.heard(START, &session(peer), (NodeState::Up, 1), Some(START));
         members.suspicion(START, &session(peer), true);
     }
     members
@@ -206,7 +206,7 @@ fn a_session_heard_of_second_hand_is_silent_from_then_on() {
     let mut now = START;
     for second in 0..30 {
         now = now + S;
-        members.heard(now, &session("b"), NodeState::Up, Some(now));
+        members.heard(now, &session("b"), (NodeState::Up, 1), Some(now));
         if second == 14 {
             members.entry(&session("c"), now);
             members.suspicion(now, &session("c"), true);
@@ -249,7 +249,7 @@ fn a_standing_link_outweighs_reports_of_death() {
 fn known_dead_is_void_for_who_drains_or_leaves() {
     for state in [NodeState::Draining, NodeState::Leaving] {
         let mut members = members(&["b"], true, &[]);
-        members.heard(START, &session("b"), state, None);
+        members.heard(START, &session("b"), (state, 1), None);
         assert!(!members.observed_dead(START, &session("b"), &session("me")));
     }
 }
@@ -260,10 +260,10 @@ fn a_later_datagram_voids_known_death() {
     for state in [NodeState::Up, NodeState::Fencing] {
         let mut members = members(&["b", "c"], true, &[]);
         members.observed_dead(START, &session("b"), &session("me"));
-        members.heard(START, &session("b"), state, None);
+        members.heard(START, &session("b"), (state, 1), None);
         assert!(!members.observed_dead(START, &session("b"), &session("c")), "counted anew");
         assert!(members.observed_dead(START, &session("b"), &session("me")));
-        assert!(members.heard(START, &session("b"), state, None), "it is back");
+        assert!(members.heard(START, &session("b"), (state, 1), None), "it is back");
         assert!(!members.is_gone(&session("b")));
     }
 }
@@ -381,7 +381,7 @@ fn a_proven_pair_waits_for_the_floor_only() {
 #[test]
 fn a_stranger_in_the_place_of_the_second_node_is_no_pair() {
     let mut members = Members::new(START, session("me"), Timing::default(), true, &[session("b")]);
-    members.heard(START, &session("c"), NodeState::Up, Some(START));
+    members.heard(START, &session("c"), (NodeState::Up, 1), Some(START));
     ticks(&mut members, START, 50);
     assert!(!members.is_gone(&session("c")));
 }
@@ -400,7 +400,7 @@ fn many_silent_at_once_look_like_a_fault_of_ones_own() {
         for _ in 0..12 {
             now = now + S;
             for peer in &names[silent..silent + lively] {
-                members.heard(now, &session(peer), NodeState::Up, Some(now));
+                members.heard(now, &session(peer), (NodeState::Up, 1), Some(now));
             }
             brake |= members.tick(now).braked.is_some();
         }

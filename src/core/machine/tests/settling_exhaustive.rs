@@ -114,6 +114,7 @@ fn machine(me: usize, knows: &[Knows; NODES]) -> Machine {
             let heard = Event::Heard {
                 from: of.clone(),
                 state: NodeState::Up,
+                version: 1,
                 watermark: 0,
                 released: Vec::new(),
                 echoed: Some(start.at),

@@ -137,6 +137,9 @@ struct Loop {
     committed: Option<(Header, Bytes)>,
 }
 
+/// What a datagram says: state, version, watermark, released.
+type Says = (NodeState, u64, u64, Vec<u64>);
+
 /// What one session publishes, as gossip carries it.
 #[derive(Clone, Debug, Default)]
 struct Published {
@@ -158,7 +161,7 @@ pub(super) struct Node {
     pub disk: Disk,
     loops: BTreeMap<Name, Loop>,
     gossip: BTreeMap<SessionId, Rc<Published>>,
-    header: (NodeState, u64, Vec<u64>),
+    header: Says,
     /// Send time of the newest datagram of each peer that arrived here.
     seen: BTreeMap<SessionId, Time>,
     beaten: BTreeMap<SessionId, Time>,
@@ -201,7 +204,7 @@ enum Due {
         to: SessionId,
         sent: Time,
         echo: Option<Time>,
-        header: (NodeState, u64, Vec<u64>),
+        header: Says,
     },
     Gossip {
         from: SessionId,
@@ -392,7 +395,7 @@ impl World {
             disk,
             loops: BTreeMap::new(),
             gossip: BTreeMap::from([(session.clone(), Rc::new(published))]),
-            header: (NodeState::Joining, 0, Vec::new()),
+            header: (NodeState::Joining, 0, 0, Vec::new()),
             seen: BTreeMap::new(),
             beaten: BTreeMap::new(),
             suspected: BTreeSet::new(),
@@ -648,8 +651,9 @@ impl World {
                     let seen = node.seen.entry(from.clone()).or_insert(sent);
                     *seen = (*seen).max(sent);
                 }
-                let (state, watermark, released) = header;
-                let event = Event::Heard { from, state, watermark, released, echoed: echo };
+                let (state, version, watermark, released) = header;
+                let event =
+                    Event::Heard { from, state, version, watermark, released, echoed: echo };
                 self.give(&to, event);
             }
             Due::Gossip { from, to } => {
@@ -1027,8 +1031,8 @@ impl World {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(session) else { return };
         match action {
-            Action::Header { state, watermark, released } => {
-                node.header = (state, watermark, released);
+            Action::Header { state, version, watermark, released } => {
+                node.header = (state, version, watermark, released);
             }
             Action::Reepoch { name, lease } => {
                 node.changed.insert(name.clone());
