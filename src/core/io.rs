@@ -205,6 +205,15 @@ pub enum Event {
         /// The state; none if it is gone or unreadable.
         state: Option<Bytes>,
     },
+    /// The answer to [`Action::LoadEnd`].
+    LoadedEnd {
+        /// The task.
+        name: Name,
+        /// Its run.
+        run: RunId,
+        /// The output; none if there is none or it is unreadable.
+        output: Option<Bytes>,
+    },
     /// The store found a checkpoint damaged; it holds this older one of the same branch (C2).
     FellBack {
         /// What is damaged.
@@ -361,6 +370,13 @@ pub enum Action {
     Load {
         /// Which.
         header: Header,
+    },
+    /// Read the output of an end; answered by `LoadedEnd`.
+    LoadEnd {
+        /// The task.
+        name: Name,
+        /// Its run.
+        run: RunId,
     },
     /// Delete checkpoints of a run.
     Discard {

@@ -87,6 +87,10 @@ impl Control {
                 };
                 self.ask_store(Pending::Load(header), request);
             }
+            Action::LoadEnd { name, run } => {
+                let pending = Pending::End { name: name.clone(), run };
+                self.ask_store(pending, Request::Output { name, run });
+            }
             Action::Discard { name, run, headers } => {
                 let headers =
                     headers.into_iter().map(|header| (header.position, header.writer)).collect();

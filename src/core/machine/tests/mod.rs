@@ -10,6 +10,7 @@ mod rules_checkpoints;
 mod rules_claims;
 mod rules_custody;
 mod rules_desired;
+mod rules_ends;
 mod rules_joining;
 mod rules_liveness;
 mod rules_meeting;

@@ -1084,6 +1084,13 @@ impl World {
                 let event = Event::Loaded { header, state };
                 self.at(MS / 10, Due::Deliver { to: session.clone(), event });
             }
+            Action::LoadEnd { name, run } => {
+                let stored = node.disk.runs.get(&(name.clone(), run));
+                let end = stored.and_then(|stored| stored.end.as_ref());
+                let output = end.and_then(|(_, output)| output.clone());
+                let event = Event::LoadedEnd { name, run, output };
+                self.at(MS / 10, Due::Deliver { to: session.clone(), event });
+            }
             Action::Discard { name, run, headers } => {
                 if headers.is_empty() {
                     node.disk.runs.remove(&(name, run));
