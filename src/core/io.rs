@@ -274,6 +274,8 @@ pub enum Action {
         /// What.
         message: Message,
     },
+    /// Send a session a datagram that it answers at once.
+    Probe(SessionId),
     /// Publish a claim of mine.
     Publish(Claim),
     /// Publish no claim of mine of this name any more.

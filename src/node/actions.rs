@@ -34,6 +34,11 @@ impl Control {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Send { to, message } => self.send_core(&to, message),
+            Action::Probe(session) => {
+                if let Some(address) = self.peers.address(&session) {
+                    self.gossip.probe(address);
+                }
+            }
             Action::Publish(claim) => self.publish(claim),
             Action::Retract(name) => {
                 self.own.remove(&name);

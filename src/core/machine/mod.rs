@@ -108,8 +108,8 @@ pub struct Machine {
     copies: copies::Copies,
     /// Runs kept here that another run of the name has replaced, and since when (Rule 8).
     outdated: BTreeMap<(Name, RunId), Time>,
-    /// Names over which a task here is in conflict with a session; those settled since may linger.
-    rivalries: BTreeMap<SessionId, BTreeSet<Name>>,
+    /// The sessions with which a task here is in conflict.
+    rivalries: BTreeMap<SessionId, conflict::Rivalry>,
     owed: BTreeMap<Name, conflict::Owed>,
     /// Names of which nothing but their past is known, and since when.
     idle: BTreeMap<Name, Time>,

@@ -164,6 +164,8 @@ pub(super) struct Node {
     beaten: BTreeMap<SessionId, Time>,
     suspected: BTreeSet<SessionId>,
     permit: Time,
+    /// When its machine is woken next.
+    wakes: Time,
     pub notices: Vec<(Time, Notice)>,
     pub replies: BTreeMap<u64, Result<RunId, CallError>>,
     pub owners: BTreeMap<Name, Claim>,
@@ -202,6 +204,8 @@ enum Due {
         sent: Time,
         echo: Option<Time>,
         header: (NodeState, u64, Vec<u64>),
+        /// It is to be answered at once.
+        probe: bool,
     },
     Gossip {
         from: SessionId,
@@ -397,6 +401,7 @@ impl World {
             beaten: BTreeMap::new(),
             suspected: BTreeSet::new(),
             permit: Time::ZERO,
+            wakes: self.now,
             notices: Vec::new(),
             replies: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -526,6 +531,7 @@ impl World {
         let until = self.now + for_how_long;
         if let Some(node) = self.nodes.get_mut(session) {
             node.paused = Some(until);
+            node.wakes = until;
         }
         self.at(for_how_long, Due::Wake { node: session.clone() });
     }
@@ -593,6 +599,7 @@ impl World {
         {
             node.machine.handle(clock, event);
             self.perform(to);
+            self.wake_in_time(to);
         }
     }
 
@@ -640,7 +647,7 @@ impl World {
                     self.give(&to, Event::Message { from, message });
                 }
             }
-            Due::Datagram { from, to, sent, echo, header } => {
+            Due::Datagram { from, to, sent, echo, header, probe } => {
                 if self.is_cut(&from, &to) || !self.is_alive(&to) || self.is_paused(&to) {
                     return;
                 }
@@ -649,8 +656,12 @@ impl World {
                     *seen = (*seen).max(sent);
                 }
                 let (state, watermark, released) = header;
+                let sender = from.clone();
                 let event = Event::Heard { from, state, watermark, released, echoed: echo };
                 self.give(&to, event);
+                if probe {
+                    self.datagram(&to, &sender, false);
+                }
             }
             Due::Gossip { from, to } => {
                 self.exchange(&from, &to);
@@ -664,21 +675,30 @@ impl World {
         }
     }
 
+    /// Whatever happens to a machine can make it want to be woken earlier than before.
+    fn wake_in_time(&mut self, session: &SessionId) {
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(session).filter(|node| node.alive) else { return };
+        let next = node.machine.next_timeout().max(now + MS);
+        if next < node.wakes {
+            node.wakes = next;
+            self.at(next.since(now), Due::Wake { node: session.clone() });
+        }
+    }
+
     fn wake(&mut self, session: &SessionId) {
-        if !self.is_alive(session) {
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(session) else { return };
+        // An earlier one has come before it.
+        if !node.alive || now < node.wakes {
             return;
         }
-        if self.is_paused(session) {
-            return self.at(MS * 50, Due::Wake { node: session.clone() });
-        }
+        node.wakes = Time::from_micros(u64::MAX);
         self.give(session, Event::Tick);
         while let Some(event) = self.nodes.get_mut(session).and_then(|node| node.inbox.pop_front())
         {
             self.give(session, event);
         }
-        let Some(node) = self.nodes.get(session) else { return };
-        let next = node.machine.next_timeout().since(self.now).max(MS);
-        self.at(next, Due::Wake { node: session.clone() });
     }
 
     /// Datagrams to everybody, and a gossip exchange with everybody.
@@ -699,19 +719,27 @@ impl World {
         let peers: Vec<SessionId> =
             self.nodes.keys().filter(|peer| *peer != session).cloned().collect();
         for peer in peers {
-            let delay = MS * self.rng.random_range(1..3);
-            let node = &self.nodes[session];
-            let due = Due::Datagram {
-                from: session.clone(),
-                to: peer.clone(),
-                sent: self.now,
-                echo: node.seen.get(&peer).copied(),
-                header: node.header.clone(),
-            };
-            self.at(delay, due);
+            let delay = self.datagram(session, &peer, false);
             self.at(delay, Due::Gossip { from: session.clone(), to: peer });
         }
         self.suspect(session);
+    }
+
+    /// Sends a datagram; how long it takes.
+    fn datagram(&mut self, from: &SessionId, to: &SessionId, probe: bool) -> Duration {
+        let delay = MS * self.rng.random_range(1..3);
+        if let Some(node) = self.nodes.get(from).filter(|node| node.alive) {
+            let due = Due::Datagram {
+                from: from.clone(),
+                to: to.clone(),
+                sent: self.now,
+                echo: node.seen.get(to).copied(),
+                header: node.header.clone(),
+                probe,
+            };
+            self.at(delay, due);
+        }
+        delay
     }
 
     fn suspect(&mut self, session: &SessionId) {
@@ -936,6 +964,9 @@ impl World {
                     self.sent.push((now, session.clone(), to.clone(), message.clone()));
                 }
                 self.transmit(session, to, message);
+            }
+            Action::Probe(of) => {
+                self.datagram(session, &of, true);
             }
             Action::Publish(claim) => {
                 self.changed(session, &claim.name);
