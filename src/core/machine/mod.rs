@@ -779,6 +779,7 @@ impl Machine {
         self.look_owed(name);
         self.look_cleanup(name);
         self.look_idle(name);
+        self.look_following(name);
         self.show(name);
     }
 
