@@ -180,6 +180,8 @@ impl Machine {
                 }
             }
             (true, Some(at)) if now.since(at) < patience => self.alarm(name, at + patience),
+            // Its output is to be where the end is published.
+            (true, Some(_)) if self.unaware(name).is_some() => self.alarm_in(name, patience),
             (true, Some(_)) => {
                 self.tasks.remove(name);
                 self.drop_copies(name);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Machine;
-use super::task::{Doing, Why};
+use super::task::{Doing, Task, Why};
 use crate::core::branch::Header;
 use crate::core::claim::{Claim, Phase, Spec, Want};
 use crate::core::ids::{Name, RunId, SessionId};
@@ -265,12 +265,11 @@ impl Machine {
     }
 
     pub(super) fn on_ended_reply(&mut self, from: &SessionId, name: &Name, run: RunId) {
-        let Some(task) = self.tasks.get_mut(name).filter(|task| task.claim.run == run) else {
-            return;
+        let ending =
+            |task: &&mut Task| matches!(task.doing, Doing::Ending { .. }) && task.claim.run == run;
+        let Some(task) = self.tasks.get_mut(name).filter(ending) else {
+            return self.copied(from, name, run);
         };
-        if let Doing::Over { .. } = &task.doing {
-            return self.copied(from, name);
-        }
         if let Doing::Ending { waiting, acked, widened, .. } = &mut task.doing
             && waiting.remove(from)
         {
@@ -302,7 +301,12 @@ impl Machine {
         self.view.raise(&name, claim.epoch);
         self.learn(spec.clone());
         let known = self.ends.get(&name).is_some_and(|(end, _)| !claim.beats(end));
-        if known && !(output.is_some() && self.bare.contains(&name)) {
+        let held = known && !(output.is_some() && self.bare.contains(&name));
+        if output.is_some() || claim.phase != Phase::Finished {
+            // It holds what it has sent.
+            self.copied(from, &name, claim.run);
+        }
+        if held {
             return self.send(from, Message::EndedReply { name, run: claim.run });
         }
         if output.is_none() && claim.phase == Phase::Finished {

@@ -139,3 +139,28 @@ fn the_output_of_a_second_run_is_kept_and_dropped_in_its_turn() {
     world.run_for(S * 70);
     assert!(holders(&world, "t0").is_empty(), "the second is dropped");
 }
+
+/// A side of a cut that only heard of an end publishes it on, without its output. When both meet, the
+/// publisher is given the output, whoever wins: there is where it is looked for.
+#[test]
+fn whoever_publishes_an_end_after_a_cut_has_its_output() {
+    let mut passed_on = 0;
+    for seed in 0..6 {
+        let (mut world, nodes) = finished(seed, 5, &Setup::default(), 10);
+        let published: Vec<SessionId> = (0..10)
+            .map(|i| world.owner(&nodes[0], &format!("t{i}")).unwrap().session.clone())
+            .collect();
+        let (some, others) = nodes.split_at(2 + seed as usize % 2);
+        world.split(some, others);
+        world.run_for(S * 50);
+        world.heal();
+        world.run_for(S * 8);
+        for (i, before) in published.iter().enumerate() {
+            let task = format!("t{i}");
+            let publisher = world.owner(&nodes[0], &task).unwrap().session.clone();
+            passed_on += usize::from(publisher != *before);
+            assert!(holders(&world, &task).contains(&publisher), "seed {seed}: {task}");
+        }
+    }
+    assert!(passed_on > 0, "no end was ever published by another node");
+}
