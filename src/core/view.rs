@@ -245,6 +245,12 @@ impl View {
             .or_else(|| self.top(name))
     }
 
+    /// The claim that a name stands for by now: the highest that holds it or has ended, and does not
+    /// merely ask for it.
+    pub fn standing(&self, name: &Name) -> Option<&Claim> {
+        self.claims(name).filter(|claim| claim.has_won()).max_by(|a, b| a.order(b))
+    }
+
     /// The run that ended under the highest claim, if the newest run has ended.
     pub fn ended(&self, name: &Name) -> Option<&Claim> {
         self.owner(name).filter(|claim| claim.phase.is_terminal())

@@ -79,7 +79,7 @@ pub(super) enum Doing {
         output: Option<Bytes>,
         stored: bool,
         waiting: BTreeSet<SessionId>,
-        acked: usize,
+        acked: BTreeSet<SessionId>,
         /// Others than the replicas have been asked to keep it.
         widened: bool,
         until: Time,
