@@ -125,8 +125,9 @@ impl Catalog {
     }
 
     pub(super) fn stored(&self) -> Vec<StoredRun> {
-        self.runs
-            .values()
+        let mut runs: Vec<&Run> = self.runs.values().collect();
+        runs.sort_by_key(|run| (run.spec.name.as_str(), run.spec.run));
+        runs.into_iter()
             .map(|run| StoredRun {
                 spec: run.spec.clone(),
                 checkpoints: run.heads.iter().cloned().collect(),

@@ -207,6 +207,15 @@ pub enum Event {
         /// The state; none if it is gone or unreadable.
         state: Option<Bytes>,
     },
+    /// The answer to [`Action::LoadEnd`].
+    LoadedEnd {
+        /// The task.
+        name: Name,
+        /// Its run.
+        run: RunId,
+        /// The output; none if there is none or it is unreadable.
+        output: Option<Bytes>,
+    },
     /// The store found a checkpoint damaged; it holds this older one of the same branch (C2).
     FellBack {
         /// What is damaged.
@@ -267,6 +276,8 @@ pub enum Action {
         /// What.
         message: Message,
     },
+    /// Send a session a datagram that it answers at once.
+    Probe(SessionId),
     /// Publish a claim of mine.
     Publish(Claim),
     /// Publish no claim of mine of this name any more.
@@ -365,6 +376,13 @@ pub enum Action {
     Load {
         /// Which.
         header: Header,
+    },
+    /// Read the output of an end; answered by `LoadedEnd`.
+    LoadEnd {
+        /// The task.
+        name: Name,
+        /// Its run.
+        run: RunId,
     },
     /// Delete checkpoints of a run.
     Discard {

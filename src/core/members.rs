@@ -75,10 +75,18 @@ impl Peer {
         }
     }
 
-    /// Takes part in settling: up, cordoned or draining, and not gone.
+    /// Holds names: up, cordoned or draining, and not gone.
     pub fn is_live(&self) -> bool {
         self.gone.is_none()
             && matches!(self.state, NodeState::Up | NodeState::Cordoned | NodeState::Draining)
+    }
+
+    /// Is asked when a name is settled (Rule 13): live, or joining, since it may be up by now and
+    /// claim names itself. One that was never met, perhaps a corpse that gossip tells of, is not:
+    /// if it is up it has caught up with this node, and so has been met (Rule 14).
+    pub fn is_asked(&self) -> bool {
+        let joins = self.state == NodeState::Joining && (self.met || self.linked);
+        self.is_live() || (self.gone.is_none() && joins)
     }
 
     /// May be given tasks and replicas.
@@ -179,6 +187,11 @@ impl Members {
     }
 
     /// Sessions that are asked when a name is settled (Rule 13).
+    pub fn asked(&self) -> impl Iterator<Item = &SessionId> {
+        self.peers.iter().filter(|(_, peer)| peer.is_asked()).map(|(session, _)| session)
+    }
+
+    /// Sessions that hold names.
     pub fn live(&self) -> impl Iterator<Item = &SessionId> {
         self.peers.iter().filter(|(_, peer)| peer.is_live()).map(|(session, _)| session)
     }

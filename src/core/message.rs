@@ -1,5 +1,7 @@
 //! What nodes say to each other over links.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -201,6 +203,9 @@ pub enum Message {
         spec: Spec,
         /// The output, if it finished.
         output: Option<Bytes>,
+        /// How long ago it ended, as far as the sender knows: a copy is no younger.
+        #[serde(default)]
+        age: Duration,
     },
     /// To a [`Message::Ended`].
     EndedReply {

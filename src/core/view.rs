@@ -59,14 +59,14 @@ impl Claims {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Published {
     names: BTreeSet<Name>,
-    numbers: BTreeMap<u64, BTreeSet<Name>>,
+    numbers: BTreeMap<u64, Vec<Name>>,
 }
 
 impl Published {
     /// Takes a claim's number out of the index.
     fn forget(&mut self, claim: &Claim) {
         if let Some(names) = self.numbers.get_mut(&claim.number) {
-            names.remove(&claim.name);
+            names.retain(|name| *name != claim.name);
             if names.is_empty() {
                 self.numbers.remove(&claim.number);
             }
@@ -113,7 +113,9 @@ impl View {
             published.forget(old);
         }
         published.names.insert(claim.name.clone());
-        published.numbers.entry(claim.number).or_default().insert(claim.name.clone());
+        let numbered = published.numbers.entry(claim.number).or_default();
+        numbered.reserve_exact(1);
+        numbered.push(claim.name.clone());
         claims.insert(claim);
         true
     }
@@ -241,6 +243,12 @@ impl View {
             })
             .max_by(|a, b| a.order(b))
             .or_else(|| self.top(name))
+    }
+
+    /// The claim that a name stands for by now: the highest that holds it or has ended, and does not
+    /// merely ask for it.
+    pub fn standing(&self, name: &Name) -> Option<&Claim> {
+        self.claims(name).filter(|claim| claim.has_won()).max_by(|a, b| a.order(b))
     }
 
     /// The run that ended under the highest claim, if the newest run has ended.

@@ -13,6 +13,7 @@ use std::fmt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::Bytes;
+use litemap::LiteMap;
 
 use crate::core::ids::Name;
 
@@ -148,7 +149,7 @@ pub(super) fn decode(value: &str) -> Result<Page, Rejected> {
     Ok(Page::Records(records.into_iter().collect()))
 }
 
-fn encode(records: &BTreeMap<Name, Bytes>) -> String {
+fn encode(records: &LiteMap<Name, Bytes>) -> String {
     if records.is_empty() {
         return String::new();
     }
@@ -167,7 +168,7 @@ pub(super) struct Pages {
 
 #[derive(Debug, Default)]
 struct Own {
-    records: BTreeMap<Name, Bytes>,
+    records: LiteMap<Name, Bytes>,
     size: usize,
     split: bool,
 }

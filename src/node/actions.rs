@@ -34,6 +34,11 @@ impl Control {
     fn carry_out(&mut self, action: Action) {
         match action {
             Action::Send { to, message } => self.send_core(&to, message),
+            Action::Probe(session) => {
+                if let Some(address) = self.peers.address(&session) {
+                    self.gossip.probe(address);
+                }
+            }
             Action::Publish(claim) => self.publish(claim),
             Action::Retract(name) => {
                 self.own.remove(&name);
@@ -86,6 +91,10 @@ impl Control {
                     writer: header.writer.clone(),
                 };
                 self.ask_store(Pending::Load(header), request);
+            }
+            Action::LoadEnd { name, run } => {
+                let pending = Pending::End { name: name.clone(), run };
+                self.ask_store(pending, Request::Output { name, run });
             }
             Action::Discard { name, run, headers } => {
                 let headers =

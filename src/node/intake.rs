@@ -202,6 +202,9 @@ impl Control {
             match pending {
                 Pending::Write(written) => self.on_written(written, Some(why)),
                 Pending::Load(header) => self.on_loaded(header, Err(why)),
+                Pending::End { .. } => {
+                    tracing::debug!(target: "handover::task", why, "an end is copied later");
+                }
                 Pending::Output(whom) => self.reply(whom, None),
             }
         }
@@ -224,17 +227,25 @@ impl Control {
                 self.on_loaded(header, state);
             }
             (Pending::Output(whom), Reply::Output(result)) => {
-                let output = result.unwrap_or_else(|error| {
-                    self.warn(format!("an output cannot be read: {error}"));
-                    None
-                });
+                let output = self.read_output(result);
                 self.reply(whom, output.map(Answer::Output));
+            }
+            (Pending::End { name, run }, Reply::Output(result)) => {
+                let output = self.read_output(result);
+                self.feed(Event::LoadedEnd { name, run, output });
             }
             (pending, reply) => {
                 tracing::error!(target: "handover::task", ?pending, ?reply, "the store's answer does not fit the question");
             }
         }
         self.report_damage(answer.damage);
+    }
+
+    fn read_output(&self, result: Result<Option<Bytes>, StoreError>) -> Option<Bytes> {
+        result.unwrap_or_else(|error| {
+            self.warn(format!("an output cannot be read: {error}"));
+            None
+        })
     }
 
     /// Says what the store has found damaged.

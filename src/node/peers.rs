@@ -50,6 +50,11 @@ impl Peers {
     /// A hostile peer with the key could make up sessions without end.
     const MAX: usize = 4096;
 
+    /// Where a session is reached.
+    pub(super) fn address(&self, session: &SessionId) -> Option<SocketAddr> {
+        self.all.get(session)?.address()
+    }
+
     /// The sessions of a node, linked ones first: a restarted node has two for a while.
     pub(super) fn of_node(&self, node: &NodeId) -> Vec<&SessionId> {
         let mut found: Vec<(&SessionId, &Peer)> =

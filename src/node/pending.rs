@@ -11,6 +11,8 @@ pub(super) enum Pending {
     Write(Written),
     /// A checkpoint for the machine.
     Load(Header),
+    /// What an end brought, for the machine.
+    End { name: Name, run: RunId },
     /// An output for somebody who asked.
     Output(Whom),
 }

@@ -133,12 +133,12 @@ impl TaskLoop {
             // A step that never waits must not keep its worker from the other tasks.
             tokio::task::yield_now().await;
             let attempt = match self.boundary(resume_at.take()).await {
-                Ok(Next::Stop) => return self.stop(false).await,
+                Ok(Next::Stop) => return Box::pin(self.stop(false)).await,
                 Ok(Next::Step) => self.attempt().await,
                 Err(error) => Attempt::Failed(error),
             };
             let settled = match attempt {
-                Attempt::Cut => return self.stop(true).await,
+                Attempt::Cut => return Box::pin(self.stop(true)).await,
                 Attempt::Unreadable(why) => {
                     return Event::Unreadable {
                         name: self.spec.name.clone(),
@@ -147,7 +147,7 @@ impl TaskLoop {
                     };
                 }
                 Attempt::Stepped(Step::Done(output)) => {
-                    return self.ended(Outcome::Done(output)).await;
+                    return Box::pin(self.ended(Outcome::Done(output))).await;
                 }
                 Attempt::Stepped(Step::More) => self.settle().await,
                 Attempt::Stepped(Step::Wait(wait)) => {
@@ -159,7 +159,7 @@ impl TaskLoop {
             if let Err(error) = settled {
                 match self.failed(&error) {
                     Ok(delay) => resume_at = Some(self.wires.now() + delay),
-                    Err(text) => return self.ended(Outcome::Failed(text)).await,
+                    Err(text) => return Box::pin(self.ended(Outcome::Failed(text))).await,
                 }
             }
         }
@@ -323,15 +323,20 @@ impl TaskLoop {
     /// leaves behind carries the state instead.
     async fn commit(&mut self, forced: bool) -> Result<()> {
         self.keep()?;
-        if !self.permitted().await {
-            return Ok(());
-        }
-        let event = committed(&mut self.line, &self.meters, self.wires.now(), forced);
-        if let Some(event) = event {
-            if forced {
-                self.awaited = self.line.committed();
+        while self.permitted().await {
+            // Room comes first: what waits for it would be part of every task's future.
+            let room = room(&self.wires.events, Duration::ZERO).await;
+            if !self.wires.is_permitted() {
+                continue;
             }
-            self.wires.send(event).await;
+            let event = committed(&mut self.line, &self.meters, self.wires.now(), forced);
+            if let Some(event) = event {
+                room.send(event);
+                if forced {
+                    self.awaited = self.line.committed();
+                }
+            }
+            break;
         }
         Ok(())
     }
@@ -423,7 +428,7 @@ impl TaskLoop {
             );
             let unstoppable =
                 Event::Unstoppable { name: self.spec.name.clone(), epoch: self.line.lease().epoch };
-            self.wires.send(unstoppable).await;
+            Box::pin(self.wires.send(unstoppable)).await;
             self.cx.join().await;
         }
         self.obey();
@@ -480,7 +485,10 @@ async fn guarded(instance: &mut dyn Instance, cx: &mut Cx) -> Result<Step<Bytes>
 
 /// Waits, then for room among the events.
 async fn room(events: &mpsc::Sender<Event>, wait: Duration) -> mpsc::Permit<'_, Event> {
-    sleep(wait).await;
+    // A timer that is due already still waits for the next tick of the wheel.
+    if !wait.is_zero() {
+        sleep(wait).await;
+    }
     match events.reserve().await {
         Ok(room) => room,
         Err(_) => std::future::pending().await,

@@ -1,5 +1,7 @@
 //! Records that have served their time, and ends that outlive their writers (Rules 8 and 12).
 
+use std::collections::BTreeSet;
+
 use super::Machine;
 use super::task::{Doing, Task};
 use crate::core::claim::{Claim, Phase, Spec};
@@ -75,6 +77,7 @@ impl Machine {
         let claim = Claim { session: self.config.me.clone(), number, version: 0, ..end };
         let doing = Doing::Over { dominated: None };
         self.tasks.insert(name.clone(), Task::record(claim, spec.clone(), doing));
+        self.answer_for_end(&name, BTreeSet::new());
         self.push(Action::PublishSpec(spec));
         self.publish(&name);
     }
@@ -82,6 +85,7 @@ impl Machine {
     /// Keeps an end that gossip told of, in the place of the run's checkpoints.
     fn keep_end(&mut self, end: &Claim, spec: &Spec) {
         self.ends.insert(end.name.clone(), (end.clone(), self.now.at));
+        self.bare.insert(end.name.clone());
         self.forget_runs(&end.name, end.run);
         let (claim, spec) = (end.clone(), spec.clone());
         self.push(Action::StoreEnd { claim, spec, output: None, from: None });
@@ -104,6 +108,8 @@ impl Machine {
         if revoked && !ending {
             let (name, run) = (claim.name.clone(), claim.run);
             self.ends.remove(&name);
+            self.bare.remove(&name);
+            self.drop_copies(&name);
             self.push(Action::Discard { name, run, headers: Vec::new() });
         }
     }
@@ -114,13 +120,12 @@ impl Machine {
         let Some(runs) = self.held.get_mut(name) else {
             return;
         };
-        let newer = runs.split_off(&ended);
-        let older = std::mem::replace(runs, newer);
-        runs.remove(&ended);
+        let older: Vec<RunId> = runs.keys().copied().filter(|run| *run < ended).collect();
+        runs.retain(|run, _| *run > ended);
         if runs.is_empty() {
             self.held.remove(name);
         }
-        for run in older.into_keys() {
+        for run in older {
             self.push(Action::Discard { name: name.clone(), run, headers: Vec::new() });
         }
     }
@@ -174,8 +179,11 @@ impl Machine {
                 }
             }
             (true, Some(at)) if now.since(at) < patience => self.alarm(name, at + patience),
+            // Its output is to be where the end is published.
+            (true, Some(_)) if self.unaware(name).is_some() => self.alarm_in(name, patience),
             (true, Some(_)) => {
                 self.tasks.remove(name);
+                self.drop_copies(name);
                 self.view.remove(name, &self.config.me.clone());
                 self.push(Action::Retract(name.clone()));
                 self.push(Action::RetractSpec(name.clone()));
@@ -205,6 +213,7 @@ impl Machine {
         }
         self.ends.remove(name);
         self.bare.remove(name);
+        self.drop_copies(name);
         self.push(Action::Discard { name: name.clone(), run, headers: Vec::new() });
         if self.view.last_run(name).is_some_and(|newest| newest > run) {
             return;

@@ -1,5 +1,8 @@
 //! Two live claims meet: who stops, and when (Rules 9 and 21).
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use bytes::Bytes;
 
 use super::Machine;
@@ -8,6 +11,7 @@ use crate::core::branch::{Header, Position};
 use crate::core::claim::{Claim, Phase};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Action, Notice};
+use crate::core::time::Time;
 
 /// What another session's claim means for a task that runs here.
 enum Verdict {
@@ -30,6 +34,19 @@ pub(super) struct Owed {
     to: SessionId,
     acked: bool,
 }
+
+/// The conflicts with one session.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Rivalry {
+    /// Over which names; those settled since may linger.
+    names: BTreeSet<Name>,
+    /// When it was last asked for proof of life.
+    asked: Option<Time>,
+}
+
+/// From when a claim is seen until its session is asked for proof of life: when a datagram was sent
+/// is known to the millisecond, and what it proves has to come after the claim.
+const PROOF_AFTER: Duration = Duration::from_millis(2);
 
 impl Machine {
     /// Compares the claim under which a task runs here with all others of the name.
@@ -69,7 +86,7 @@ impl Machine {
         task.rivals.retain(|session, _| rivals.contains(session));
         for rival in &rivals {
             task.rivals.entry(rival.clone()).or_insert(now);
-            self.rivalries.entry(rival.clone()).or_default().insert(name.clone());
+            self.rivalries.entry(rival.clone()).or_default().names.insert(name.clone());
         }
         if step_over && rivals.is_empty() {
             self.remint(name);
@@ -132,20 +149,18 @@ impl Machine {
 
     /// Something was heard of a session: does it prove that a rival lives?
     pub(super) fn conflict_evidence(&mut self, session: &SessionId) {
-        let Some(names) = self.rivalries.get(session) else {
+        let Some(rivalry) = self.rivalries.get(session) else {
             return;
         };
         let is_rival = |name: &Name| {
             self.tasks.get(name).is_some_and(|task| task.rivals.contains_key(session))
         };
         let (standing, settled): (Vec<Name>, Vec<Name>) =
-            names.iter().cloned().partition(|name| is_rival(name));
+            rivalry.names.iter().cloned().partition(|name| is_rival(name));
         if standing.is_empty() {
             self.rivalries.remove(session);
-        } else if let Some(names) = self.rivalries.get_mut(session) {
-            settled.iter().for_each(|name| {
-                names.remove(name);
-            });
+        } else if let Some(rivalry) = self.rivalries.get_mut(session) {
+            rivalry.names.retain(|name| !settled.contains(name));
         }
         for name in standing {
             self.conflict_with(&name, session);
@@ -168,7 +183,7 @@ impl Machine {
         let direct = peer.echoed.is_some_and(|sent| sent > seen);
         let relayed = peer.heartbeat > seen + self.config.timing.convergence();
         if !(direct || relayed) {
-            return;
+            return self.ask_for_life(name, rival, seen);
         }
         let kept_only = matches!(task.doing, Doing::Kept);
         let me = self.config.me.clone();
@@ -181,6 +196,23 @@ impl Machine {
             task.rivals.clear();
         }
         self.stop_for(name, Why::Yield { to: rival.clone() }, grace);
+    }
+
+    /// Asks a rival whose claim was seen at `seen` for proof of life, again until there is some: gossip
+    /// would bring it by chance.
+    fn ask_for_life(&mut self, name: &Name, rival: &SessionId, seen: Time) {
+        let now = self.now.at;
+        let due = seen + PROOF_AFTER;
+        if now < due {
+            return self.alarm(name, due);
+        }
+        let patience = self.config.timing.gossip_interval / 4;
+        let rivalry = self.rivalries.entry(rival.clone()).or_default();
+        if rivalry.asked.is_none_or(|asked| asked < due || now.since(asked) >= patience) {
+            rivalry.asked = Some(now);
+            self.push(Action::Probe(rival.clone()));
+        }
+        self.alarm_in(name, patience);
     }
 
     /// The loser has stopped: its branch is kept here and at the winner.

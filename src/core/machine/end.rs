@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Machine;
-use super::task::{Doing, Why};
+use super::task::{Doing, Task, Why};
 use crate::core::branch::Header;
 use crate::core::claim::{Claim, Phase, Spec, Want};
 use crate::core::ids::{Name, RunId, SessionId};
@@ -150,13 +150,14 @@ impl Machine {
             output: output.clone(),
             stored: false,
             waiting: waiting.clone(),
-            acked: 0,
+            acked: BTreeSet::new(),
             widened: false,
             until,
         };
         task.claim.note.clone_from(&claim.note);
         let spec = task.spec.clone();
         self.ends.insert(name.clone(), (claim.clone(), self.now.at));
+        self.bare.remove(name);
         self.forget_runs(name, claim.run);
         self.push(Action::StoreEnd {
             claim: claim.clone(),
@@ -165,9 +166,8 @@ impl Machine {
             from: None,
         });
         for to in waiting {
-            let message =
-                Message::Ended { claim: claim.clone(), spec: spec.clone(), output: output.clone() };
-            self.send(&to, message);
+            let (claim, spec, output) = (claim.clone(), spec.clone(), output.clone());
+            self.send(&to, Message::Ended { claim, spec, output, age: Duration::ZERO });
         }
         self.alarm(name, until);
     }
@@ -185,7 +185,8 @@ impl Machine {
             let until = *until;
             return self.alarm(name, until);
         }
-        if *acked == 0 && !*widened && self.widen_end(name) {
+        let acked = acked.clone();
+        if acked.is_empty() && !*widened && self.widen_end(name) {
             return;
         }
         let Some(task) = self.tasks.get_mut(name) else {
@@ -196,9 +197,11 @@ impl Machine {
         };
         task.claim.phase = end.phase.clone();
         task.claim.note.clone_from(&end.note);
+        task.claim.replicas = acked.iter().map(|session| session.node.clone()).collect();
         task.doing = Doing::Over { dominated: None };
         let (phase, run) = (task.claim.phase.clone(), task.claim.run);
         self.publish(name);
+        self.answer_for_end(name, acked);
         self.answer_callers(name, Ok(run));
         self.tell(Notice::Ended { name: name.clone(), phase });
         let retention = self.config.timing.retention;
@@ -229,7 +232,7 @@ impl Machine {
         let output = output.clone();
         for to in others {
             let (claim, spec, output) = (claim.clone(), spec.clone(), output.clone());
-            self.send(&to, Message::Ended { claim, spec, output });
+            self.send(&to, Message::Ended { claim, spec, output, age: Duration::ZERO });
         }
         self.alarm(name, by);
         true
@@ -262,12 +265,15 @@ impl Machine {
     }
 
     pub(super) fn on_ended_reply(&mut self, from: &SessionId, name: &Name, run: RunId) {
-        if let Some(task) = self.tasks.get_mut(name)
-            && task.claim.run == run
-            && let Doing::Ending { waiting, acked, widened, .. } = &mut task.doing
+        let ending =
+            |task: &&mut Task| matches!(task.doing, Doing::Ending { .. }) && task.claim.run == run;
+        let Some(task) = self.tasks.get_mut(name).filter(ending) else {
+            return self.copied(from, name, run);
+        };
+        if let Doing::Ending { waiting, acked, widened, .. } = &mut task.doing
             && waiting.remove(from)
         {
-            *acked += 1;
+            acked.insert(from.clone());
             // Of those asked in the replicas' stead one is enough.
             if *widened {
                 waiting.clear();
@@ -283,6 +289,7 @@ impl Machine {
         claim: Claim,
         spec: Spec,
         output: Option<Bytes>,
+        age: Duration,
     ) {
         if !claim.phase.is_terminal() || spec.name != claim.name || spec.run != claim.run {
             return;
@@ -294,10 +301,20 @@ impl Machine {
         self.view.raise(&name, claim.epoch);
         self.learn(spec.clone());
         let known = self.ends.get(&name).is_some_and(|(end, _)| !claim.beats(end));
-        if known {
+        let held = known && !(output.is_some() && self.bare.contains(&name));
+        if output.is_some() || claim.phase != Phase::Finished {
+            // It holds what it has sent.
+            self.copied(from, &name, claim.run);
+        }
+        if held {
             return self.send(from, Message::EndedReply { name, run: claim.run });
         }
-        self.ends.insert(name.clone(), (claim.clone(), self.now.at));
+        if output.is_none() && claim.phase == Phase::Finished {
+            self.bare.insert(name.clone());
+        } else {
+            self.bare.remove(&name);
+        }
+        self.ends.insert(name.clone(), (claim.clone(), self.now.at.back(age)));
         self.forget_runs(&name, claim.run);
         let retention = self.config.timing.retention;
         self.alarm_in(&name, retention);

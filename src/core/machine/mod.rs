@@ -8,6 +8,7 @@ mod answer;
 mod boot;
 mod cleanup;
 mod conflict;
+mod copies;
 mod desire;
 mod drain;
 mod end;
@@ -25,7 +26,10 @@ mod transfer;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
+
+use litemap::LiteMap;
 
 pub use boot::StoredOffer;
 use task::{Doing, Task};
@@ -101,15 +105,16 @@ pub struct Machine {
     desires: BTreeMap<Name, Desired>,
     tasks: BTreeMap<Name, Task>,
     /// Checkpoints held here, of my own tasks and as a replica.
-    held: BTreeMap<Name, BTreeMap<RunId, Branches>>,
+    held: BTreeMap<Name, LiteMap<RunId, Branches>>,
     /// Terminal records held here, with when they came.
     ends: BTreeMap<Name, (Claim, Time)>,
-    /// Ends whose output has been dropped.
+    /// Ends that are held without their output: it has been dropped, or never came.
     bare: BTreeSet<Name>,
+    copies: copies::Copies,
     /// Runs kept here that another run of the name has replaced, and since when (Rule 8).
     outdated: BTreeMap<(Name, RunId), Time>,
-    /// Names over which a task here is in conflict with a session; those settled since may linger.
-    rivalries: BTreeMap<SessionId, BTreeSet<Name>>,
+    /// The sessions with which a task here is in conflict.
+    rivalries: BTreeMap<SessionId, conflict::Rivalry>,
     owed: BTreeMap<Name, conflict::Owed>,
     /// Names of which nothing but their past is known, and since when.
     idle: BTreeMap<Name, Time>,
@@ -146,8 +151,30 @@ pub struct Machine {
     alarm_of: BTreeMap<Name, Time>,
     /// Asks and answers gathered in one `handle`, sent as one message per peer.
     asks: BTreeMap<SessionId, Vec<(Claim, Spec)>>,
-    shown: BTreeMap<Name, Claim>,
+    /// What lookups were last told of each name.
+    shown: BTreeMap<Name, Shown>,
     actions: VecDeque<Action>,
+}
+
+/// Tells a claim from any other: whoever writes one counts its changes, and a release can be counted
+/// here before it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shown {
+    session: SessionId,
+    number: u64,
+    version: u32,
+    phase: Discriminant<Phase>,
+}
+
+impl Shown {
+    fn of(claim: &Claim) -> Self {
+        Self {
+            session: claim.session.clone(),
+            number: claim.number,
+            version: claim.version,
+            phase: discriminant(&claim.phase),
+        }
+    }
 }
 
 /// Between looks at the clock.
@@ -182,6 +209,7 @@ impl Machine {
             held: BTreeMap::new(),
             ends: BTreeMap::new(),
             bare: BTreeSet::new(),
+            copies: copies::Copies::default(),
             outdated: BTreeMap::new(),
             rivalries: BTreeMap::new(),
             owed: BTreeMap::new(),
@@ -320,6 +348,7 @@ impl Machine {
                 self.on_stored_end(&name, run, from, error);
             }
             Event::Loaded { header, state } => self.on_loaded(header, state),
+            Event::LoadedEnd { name, run, output } => self.on_loaded_end(&name, run, output),
             Event::FellBack { damaged, to } => self.on_fell_back(&damaged, to),
             Event::Tick => {}
         }
@@ -412,8 +441,8 @@ impl Machine {
                 self.on_get_state(from, &name, run, position, &writer);
             }
             Message::StateData { header, state } => self.on_state_data(header, state),
-            Message::Ended { claim, spec, output } => {
-                self.on_ended_elsewhere(from, claim, spec, output);
+            Message::Ended { claim, spec, output, age } => {
+                self.on_ended_elsewhere(from, claim, spec, output, age);
             }
             Message::EndedReply { name, run } => self.on_ended_reply(from, &name, run),
             Message::Desire { desired } => self.learn_desired(desired),
@@ -544,6 +573,7 @@ impl Machine {
         self.touch_all_of(session);
         self.settle_gone(session);
         self.replicas_gone(session);
+        self.copies_gone(session);
         self.hands_gone(session);
         self.starts_lost(session);
         self.review_later();
@@ -746,6 +776,7 @@ impl Machine {
         self.review = (starting && now < latest).then(|| (now + TICK, latest));
         if self.review.is_none() {
             self.touch_kept();
+            self.review_copies();
         }
     }
 
@@ -797,9 +828,11 @@ impl Machine {
         self.look_free(name);
         self.look_takeover(name);
         self.look_end(name);
+        self.look_copies(name);
         self.look_owed(name);
         self.look_cleanup(name);
         self.look_idle(name);
+        self.look_following(name);
         self.show(name);
     }
 
@@ -833,12 +866,13 @@ impl Machine {
     /// Keeps what lookups answer from.
     fn show(&mut self, name: &Name) {
         let owner = self.view.owner(name);
-        if self.shown.get(name) == owner {
+        let show = owner.map(Shown::of);
+        if self.shown.get(name) == show.as_ref() {
             return;
         }
         let owner = owner.cloned();
-        match &owner {
-            Some(claim) => self.shown.insert(name.clone(), claim.clone()),
+        match show {
+            Some(show) => self.shown.insert(name.clone(), show),
             None => self.shown.remove(name),
         };
         self.push(Action::Owner { name: name.clone(), claim: owner });
@@ -906,6 +940,7 @@ impl Machine {
         self.tick_join();
         self.tick_boot();
         self.tick_drain();
+        self.tick_copies();
         self.tick_burials();
         self.tick_inquiry();
         self.starts_tick();

@@ -1,7 +1,7 @@
 //! Nothing starts without settling (Rule 13): the claim is published, all live peers are asked at
 //! once, and the task starts when all have answered or `R_eta` has passed for those that have not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::Machine;
 use super::task::{Caller, Doing, Prior, Purpose, Settling, Task};
@@ -84,7 +84,7 @@ impl Machine {
         self.set_spec(spec.clone());
         self.push(crate::core::io::Action::PublishSpec(spec));
         self.publish(&name);
-        let mut ask: BTreeSet<SessionId> = self.members.live().cloned().collect();
+        let mut ask: BTreeSet<SessionId> = self.members.asked().cloned().collect();
         ask.extend(self.askers.get(&name).into_iter().flat_map(|askers| askers.iter().cloned()));
         self.ask(&name, ask);
         self.alarm_in(&name, self.config.timing.convergence());
@@ -93,7 +93,7 @@ impl Machine {
     /// An epoch above every one seen; where nothing is known of the name, above what a forgotten
     /// past can have reached (Rule 10).
     pub(super) fn next_epoch(&self, name: &Name) -> Epoch {
-        let held = self.held.get(name).into_iter().flat_map(BTreeMap::values);
+        let held = self.held.get(name).into_iter().flat_map(|runs| runs.values());
         let written = held.flat_map(|branches| branches.iter().map(|h| h.position.epoch)).max();
         match self.view.epoch(name).max(written) {
             Some(epoch) => epoch.next(),
@@ -250,7 +250,7 @@ impl Machine {
 
     /// Steps back for a claim that holds the name, and lets `run` return that run.
     pub(super) fn withdraw(&mut self, name: &Name, holder: Claim) {
-        let run = holder.run;
+        let (run, won) = (holder.run, holder.has_won() || holder.session == self.config.me);
         if holder.session != self.config.me {
             self.learn_claim(holder);
         }
@@ -262,7 +262,14 @@ impl Machine {
             task.claim.phase = Phase::Superseded;
             self.publish(name);
         }
-        self.answer_callers(name, Ok(run));
+        if won {
+            return self.answer_callers(name, Ok(run));
+        }
+        // Nor is the other one settled.
+        if let Some(task) = self.tasks.get_mut(name) {
+            let (spec, callers) = (task.spec.clone(), std::mem::take(&mut task.callers));
+            self.follow(spec, run, callers);
+        }
     }
 
     /// A settling task: is it settled, or has something better turned up?

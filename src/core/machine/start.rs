@@ -1,4 +1,5 @@
-//! `run`: joins the run that exists, or finds a node that starts one.
+//! `run`: joins the run that exists, or finds a node that starts one. A run that is only claimed may
+//! still step back for another one: whoever joins it waits until it is settled.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,6 +20,15 @@ pub(super) struct Starts {
     by_id: BTreeMap<u64, Pending>,
     by_name: BTreeMap<Name, u64>,
     next: u64,
+    /// Who waits until another node's claim is settled.
+    following: BTreeMap<Name, Following>,
+}
+
+#[derive(Clone, Debug)]
+struct Following {
+    /// What to start if no run of that number or a higher one comes of the claim.
+    spec: Spec,
+    callers: Vec<Caller>,
 }
 
 impl Starts {
@@ -45,7 +55,7 @@ struct Pending {
 const PATIENCE: Duration = Duration::from_secs(5);
 
 impl Machine {
-    pub(super) fn on_run(&mut self, call: u64, mut spec: Spec, again: bool) {
+    pub(super) fn on_run(&mut self, call: u64, spec: Spec, again: bool) {
         let caller = Caller::Here(call);
         if self.state == NodeState::Joining || self.state.is_fenced() {
             return self.reply_to(caller, Err(CallError::NotReady));
@@ -62,18 +72,79 @@ impl Machine {
             pending.callers.push(caller);
             return;
         }
-        let last = self.view.last_run(&name).max(self.specs.get(&name).map(|spec| spec.run));
-        let standing = self.view.owner(&name).filter(|claim| claim.phase != Phase::Superseded);
+        let claimed = self.claimed_elsewhere(&name);
+        let standing = self.view.standing(&name);
+        if let (None, Some(run)) = (standing, claimed) {
+            return self.follow(spec, run, vec![caller]);
+        }
+        let last = self.last_run(&name);
+        let standing = standing.or_else(|| self.view.owner(&name));
+        let standing = standing.filter(|claim| claim.phase != Phase::Superseded);
         if let Some(run) = standing.map(|claim| claim.run).or(last) {
-            let ended = self.view.ended(&name).filter(|claim| claim.run == run);
+            let ended = standing.is_some_and(|claim| claim.phase.is_terminal());
             let superseded = self.view.top(&name).is_some_and(|c| c.phase == Phase::Superseded);
-            let forgotten = ended.is_some() && !self.is_retained(&name);
-            if !(superseded || forgotten || (ended.is_some() && again)) {
+            let forgotten = ended && !self.is_retained(&name);
+            if !(superseded || forgotten || (ended && again)) {
                 return self.reply_to(caller, Ok(run));
             }
         }
-        spec.run.number = last.map_or(0, |run| run.number) + 1;
-        self.place(spec, vec![caller]);
+        match claimed {
+            Some(run) => self.follow(spec, run, vec![caller]),
+            None => self.place_anew(spec, vec![caller]),
+        }
+    }
+
+    /// The newest run of a name of which anything is known.
+    fn last_run(&self, name: &Name) -> Option<RunId> {
+        self.view.last_run(name).max(self.specs.get(name).map(|spec| spec.run))
+    }
+
+    fn place_anew(&mut self, mut spec: Spec, callers: Vec<Caller>) {
+        spec.run.number = self.last_run(&spec.name).map_or(0, |run| run.number) + 1;
+        self.place(spec, callers);
+    }
+
+    /// A new run that another node claims and has not settled, as far as is known here: it may step
+    /// back for one that is not known here.
+    fn claimed_elsewhere(&self, name: &Name) -> Option<RunId> {
+        let owner = self.view.owner(name)?;
+        let unsettled = owner.phase == Phase::Claimed && !owner.checkpointed;
+        let elsewhere = owner.session != self.config.me && !self.is_void(owner);
+        (unsettled && elsewhere).then_some(owner.run)
+    }
+
+    /// Waits for what comes of a claim.
+    pub(super) fn follow(&mut self, mut spec: Spec, claimed: RunId, callers: Vec<Caller>) {
+        if callers.is_empty() {
+            return;
+        }
+        let name = spec.name.clone();
+        spec.run.number = claimed.number;
+        let new = Following { spec, callers: Vec::new() };
+        self.starts.following.entry(name.clone()).or_insert(new).callers.extend(callers);
+        self.dirty.insert(name);
+    }
+
+    /// Has anything come of the claim that callers wait for?
+    pub(super) fn look_following(&mut self, name: &Name) {
+        let Some(number) = self.starts.following.get(name).map(|f| f.spec.run.number) else {
+            return;
+        };
+        let standing = self.view.standing(name).map(|claim| claim.run);
+        let standing = standing.filter(|run| run.number >= number);
+        if standing.is_none() && self.claimed_elsewhere(name).is_some() {
+            return;
+        }
+        let Some(following) = self.starts.following.remove(name) else {
+            return;
+        };
+        match standing {
+            Some(run) => {
+                following.callers.into_iter().for_each(|caller| self.reply_to(caller, Ok(run)));
+            }
+            // It came to nothing.
+            None => self.place_anew(following.spec, following.callers),
+        }
     }
 
     /// Finds a node for a new run.
@@ -177,11 +248,15 @@ impl Machine {
             };
             return callers.into_iter().for_each(|caller| self.reply_to(caller, result.clone()));
         }
-        if let Some(owner) = self.view.owner(&name)
+        let standing = self.view.standing(&name).or_else(|| self.view.owner(&name));
+        if let Some(owner) = standing
             && owner.run.number >= spec.run.number
             && owner.phase != Phase::Superseded
         {
             let run = owner.run;
+            if !owner.has_won() && self.claimed_elsewhere(&name).is_some() {
+                return self.follow(spec, run, callers);
+            }
             return callers.into_iter().for_each(|caller| self.reply_to(caller, Ok(run)));
         }
         let refusal = match self.may_take(&spec, None) {

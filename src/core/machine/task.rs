@@ -1,8 +1,9 @@
 //! One name on this node, from its first claim to its last record.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use litemap::LiteMap;
 
 use crate::core::branch::{Ancestor, Header, Position};
 use crate::core::claim::{Claim, Phase, Spec};
@@ -31,7 +32,7 @@ pub(super) struct Task {
     /// Its bytes, while they are on their way to a replica or a target.
     pub bytes: Option<Bytes>,
     /// The newest commit each replica has acknowledged.
-    pub acked: BTreeMap<SessionId, Position>,
+    pub acked: LiteMap<SessionId, Position>,
     /// Who gets its commits.
     pub replicas: Vec<SessionId>,
     /// A forced commit that waits for its acknowledgement.
@@ -41,7 +42,7 @@ pub(super) struct Task {
     /// It was parked until somebody resumes it, and whoever has it keeps it so.
     pub keep: Option<Phase>,
     /// Live claims above mine, and when I first saw each (Rule 21).
-    pub rivals: BTreeMap<SessionId, Time>,
+    pub rivals: LiteMap<SessionId, Time>,
     /// The handover under way.
     pub hand: Option<Hand>,
     /// It did not stop in its grace (Rule 15).
@@ -78,7 +79,7 @@ pub(super) enum Doing {
         output: Option<Bytes>,
         stored: bool,
         waiting: BTreeSet<SessionId>,
-        acked: usize,
+        acked: BTreeSet<SessionId>,
         /// Others than the replicas have been asked to keep it.
         widened: bool,
         until: Time,
@@ -176,12 +177,12 @@ impl Task {
             prior: Prior::default(),
             latest: None,
             bytes: None,
-            acked: BTreeMap::new(),
+            acked: LiteMap::new(),
             replicas: Vec::new(),
             forced: None,
             refused: BTreeSet::new(),
             keep: None,
-            rivals: BTreeMap::new(),
+            rivals: LiteMap::new(),
             hand: None,
             unstoppable: false,
             order: 0,

@@ -199,7 +199,12 @@ fn plain() -> impl Strategy<Value = Message> {
             .prop_map(|(header, state)| Message::StateData { header, state })
             .boxed(),
         (wild_claim(), spec(), prop::option::of(state()))
-            .prop_map(|(claim, spec, output)| Message::Ended { claim, spec, output })
+            .prop_map(|(claim, spec, output)| Message::Ended {
+                claim,
+                spec,
+                output,
+                age: Duration::MAX,
+            })
             .boxed(),
         (name(), run()).prop_map(|(name, run)| Message::EndedReply { name, run }).boxed(),
         desired().prop_map(|desired| Message::Desire { desired }).boxed(),
@@ -272,7 +277,7 @@ fn names_sessions_and_askers_without_number_fill_no_memory() {
         let messages = [
             Message::Ask { asks: vec![(claim.clone(), spec.clone())] },
             Message::Found { offers: vec![(name.clone(), run, None)] },
-            Message::Ended { claim, spec, output: None },
+            Message::Ended { claim, spec, output: None, age: Duration::ZERO },
             Message::Dead { session: invented.clone() },
             Message::Relay {
                 from: invented.clone(),

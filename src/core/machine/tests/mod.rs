@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod explorer;
 mod handover_faults;
 mod hostile;
 mod interleavings;
@@ -10,6 +11,7 @@ mod rules_checkpoints;
 mod rules_claims;
 mod rules_custody;
 mod rules_desired;
+mod rules_ends;
 mod rules_goodbyes;
 mod rules_hearsay;
 mod rules_joining;

@@ -54,6 +54,24 @@ fn the_loser_stops_and_its_branch_is_kept() {
     assert!(world.claim_of(&old, "a").is_none_or(|c| c.phase == Phase::Released));
 }
 
+/// Whoever meets a rival asks it for proof of life, and does not wait until gossip happens to bring
+/// some: every moment until then is run twice.
+#[test]
+fn a_rival_is_asked_for_proof_of_life_at_once() {
+    for seed in 20..30 {
+        let (mut world, _, old, new) = split(seed, 3);
+        world.heal();
+        let owner = |world: &World, at| world.owner(at, "a").map(|claim| claim.session.clone());
+        while owner(&world, &old) != owner(&world, &new) {
+            world.run_for(MS);
+        }
+        world.run_for(MS * 12);
+        let stops = |notice: &Notice| matches!(notice, Notice::Conflict { .. });
+        let stopped = world.told(&old, stops) + world.told(&new, stops);
+        assert_eq!(stopped, 1, "seed {seed}");
+    }
+}
+
 /// The loser's branch goes to the next winner too.
 #[test]
 fn the_losers_branch_follows_the_winner() {

@@ -172,9 +172,9 @@ fn an_asked_name_survives_its_claimant() {
     assert_eq!(world.running("a").len(), 1);
 }
 
-/// Joining nodes are not asked: nobody waits for one.
+/// A joining node is asked too, since it may be up by now, and answers at once.
 #[test]
-fn a_joining_node_is_not_waited_for() {
+fn a_joining_node_is_asked_and_answers() {
     let (mut world, nodes) = World::cluster(5, 2);
     world.goal = 100_000;
     let joining = world.boot("n2", Setup::default(), Disk::default());
@@ -183,10 +183,77 @@ fn a_joining_node_is_not_waited_for() {
     world.record_messages = true;
     let began = world.now;
     world.start(&nodes[0], "a");
-    world.run_for(MS * 100);
+    world.run_for(MS * 10);
     assert_eq!(world.running("a").len(), 1, "at once: {:?}", world.now.since(began));
     let asked = |m: &Message| matches!(m, Message::Ask { .. });
-    assert!(!world.sent.iter().any(|(_, _, to, m)| *to == joining && asked(m)));
+    assert!(world.sent.iter().any(|(_, _, to, m)| *to == joining && asked(m)));
+}
+
+/// One that joins and does not answer holds nobody up for longer than R_eta.
+#[test]
+fn a_joining_node_that_does_not_answer_is_not_waited_for() {
+    let (mut world, nodes) = World::cluster(5, 2);
+    world.goal = 100_000;
+    let joining = world.boot("n2", Setup::default(), Disk::default());
+    world.run_for(MS * 300);
+    world.pause(&joining, S * 60);
+    let began = world.now;
+    world.start(&nodes[0], "a");
+    world.run_until(S * 3, "it runs", |world| !world.running("a").is_empty());
+    let waited = world.now.since(began);
+    assert!((S * 2..MS * 2_200).contains(&waited), "{waited:?}");
+}
+
+/// Nodes that have just become up, and have not heard that of each other, start no second copy, and
+/// `run` returns the same run on all of them.
+#[test]
+fn nodes_that_are_up_at_the_same_time_start_a_name_once() {
+    for seed in 0..40 {
+        let mut world = World::new(seed);
+        world.goal = 100_000;
+        // Whoever becomes up tells nobody but in the header of its next datagram.
+        world.blocked = Some(|_, _, m| matches!(m, Message::State { .. }));
+        let nodes: Vec<SessionId> = (0..3)
+            .map(|i| world.boot(&format!("n{i}"), Setup::default(), Disk::default()))
+            .collect();
+        let mut calls = Vec::new();
+        while calls.len() < nodes.len() {
+            world.run_for(MS);
+            for node in &nodes {
+                let up = world.nodes[node].machine.state() == NodeState::Up;
+                if up && calls.iter().all(|(at, _)| at != node) {
+                    calls.push((node.clone(), world.start(node, "a")));
+                }
+            }
+        }
+        world.run_for(S * 5);
+        assert_one_run(&world, &calls, seed);
+    }
+}
+
+/// Rule 8: of two that start another run at once, both get the same one.
+#[test]
+fn two_reruns_at_once_are_one_run() {
+    for apart in 0..25 {
+        let (mut world, nodes) = World::cluster(apart, 3);
+        world.goal = 10;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 3);
+        let calls: Vec<_> = nodes
+            .iter()
+            .map(|node| {
+                let call = world.start_kind(node, "a", "count", true);
+                world.run_for(MS / 5 * apart as u32);
+                (node.clone(), call)
+            })
+            .collect();
+        world.run_for(S * 5);
+        let runs: Vec<_> = calls.iter().map(|(n, c)| world.nodes[n].replies[c].clone()).collect();
+        assert!(runs.windows(2).all(|w| w[0] == w[1]), "{apart}: {runs:?}");
+        assert_eq!(runs[0].as_ref().unwrap().number, 2, "{apart}");
+        let ended: Vec<u64> = world.finished[&name("a")].iter().map(|end| end.0.number).collect();
+        assert_eq!(ended, [1, 2], "{apart}");
+    }
 }
 
 /// Rules 8 and 13: a run that stepped back for another one is over: it is not born when that ends.

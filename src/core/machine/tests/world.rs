@@ -167,6 +167,8 @@ pub(super) struct Node {
     beaten: BTreeMap<SessionId, Time>,
     suspected: BTreeSet<SessionId>,
     permit: Time,
+    /// When its machine is woken next.
+    wakes: Time,
     pub notices: Vec<(Time, Notice)>,
     pub replies: BTreeMap<u64, Result<RunId, CallError>>,
     pub owners: BTreeMap<Name, Claim>,
@@ -205,6 +207,8 @@ enum Due {
         sent: Time,
         echo: Option<Time>,
         header: Says,
+        /// It is to be answered at once.
+        probe: bool,
     },
     Gossip {
         from: SessionId,
@@ -400,6 +404,7 @@ impl World {
             beaten: BTreeMap::new(),
             suspected: BTreeSet::new(),
             permit: Time::ZERO,
+            wakes: self.now,
             notices: Vec::new(),
             replies: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -529,6 +534,7 @@ impl World {
         let until = self.now + for_how_long;
         if let Some(node) = self.nodes.get_mut(session) {
             node.paused = Some(until);
+            node.wakes = until;
         }
         self.at(for_how_long, Due::Wake { node: session.clone() });
     }
@@ -596,6 +602,7 @@ impl World {
         {
             node.machine.handle(clock, event);
             self.perform(to);
+            self.wake_in_time(to);
         }
     }
 
@@ -643,7 +650,7 @@ impl World {
                     self.give(&to, Event::Message { from, message });
                 }
             }
-            Due::Datagram { from, to, sent, echo, header } => {
+            Due::Datagram { from, to, sent, echo, header, probe } => {
                 if self.is_cut(&from, &to) || !self.is_alive(&to) || self.is_paused(&to) {
                     return;
                 }
@@ -652,9 +659,13 @@ impl World {
                     *seen = (*seen).max(sent);
                 }
                 let (state, version, watermark, released) = header;
+                let sender = from.clone();
                 let event =
                     Event::Heard { from, state, version, watermark, released, echoed: echo };
                 self.give(&to, event);
+                if probe {
+                    self.datagram(&to, &sender, false);
+                }
             }
             Due::Gossip { from, to } => {
                 self.exchange(&from, &to);
@@ -668,21 +679,30 @@ impl World {
         }
     }
 
+    /// Whatever happens to a machine can make it want to be woken earlier than before.
+    fn wake_in_time(&mut self, session: &SessionId) {
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(session).filter(|node| node.alive) else { return };
+        let next = node.machine.next_timeout().max(now + MS);
+        if next < node.wakes {
+            node.wakes = next;
+            self.at(next.since(now), Due::Wake { node: session.clone() });
+        }
+    }
+
     fn wake(&mut self, session: &SessionId) {
-        if !self.is_alive(session) {
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(session) else { return };
+        // An earlier one has come before it.
+        if !node.alive || now < node.wakes {
             return;
         }
-        if self.is_paused(session) {
-            return self.at(MS * 50, Due::Wake { node: session.clone() });
-        }
+        node.wakes = Time::from_micros(u64::MAX);
         self.give(session, Event::Tick);
         while let Some(event) = self.nodes.get_mut(session).and_then(|node| node.inbox.pop_front())
         {
             self.give(session, event);
         }
-        let Some(node) = self.nodes.get(session) else { return };
-        let next = node.machine.next_timeout().since(self.now).max(MS);
-        self.at(next, Due::Wake { node: session.clone() });
     }
 
     /// Datagrams to everybody, and a gossip exchange with everybody.
@@ -703,19 +723,27 @@ impl World {
         let peers: Vec<SessionId> =
             self.nodes.keys().filter(|peer| *peer != session).cloned().collect();
         for peer in peers {
-            let delay = MS * self.rng.random_range(1..3);
-            let node = &self.nodes[session];
-            let due = Due::Datagram {
-                from: session.clone(),
-                to: peer.clone(),
-                sent: self.now,
-                echo: node.seen.get(&peer).copied(),
-                header: node.header.clone(),
-            };
-            self.at(delay, due);
+            let delay = self.datagram(session, &peer, false);
             self.at(delay, Due::Gossip { from: session.clone(), to: peer });
         }
         self.suspect(session);
+    }
+
+    /// Sends a datagram; how long it takes.
+    fn datagram(&mut self, from: &SessionId, to: &SessionId, probe: bool) -> Duration {
+        let delay = MS * self.rng.random_range(1..3);
+        if let Some(node) = self.nodes.get(from).filter(|node| node.alive) {
+            let due = Due::Datagram {
+                from: from.clone(),
+                to: to.clone(),
+                sent: self.now,
+                echo: node.seen.get(to).copied(),
+                header: node.header.clone(),
+                probe,
+            };
+            self.at(delay, due);
+        }
+        delay
     }
 
     fn suspect(&mut self, session: &SessionId) {
@@ -941,6 +969,9 @@ impl World {
                 }
                 self.transmit(session, to, message);
             }
+            Action::Probe(of) => {
+                self.datagram(session, &of, true);
+            }
             Action::Publish(claim) => {
                 self.changed(session, &claim.name);
                 self.check_epoch(session, &claim);
@@ -1086,6 +1117,13 @@ impl World {
                     run.checkpoints.iter().find(|(h, _)| *h == header).map(|(_, s)| s.clone())
                 });
                 let event = Event::Loaded { header, state };
+                self.at(MS / 10, Due::Deliver { to: session.clone(), event });
+            }
+            Action::LoadEnd { name, run } => {
+                let stored = node.disk.runs.get(&(name.clone(), run));
+                let end = stored.and_then(|stored| stored.end.as_ref());
+                let output = end.and_then(|(_, output)| output.clone());
+                let event = Event::LoadedEnd { name, run, output };
                 self.at(MS / 10, Due::Deliver { to: session.clone(), event });
             }
             Action::Discard { name, run, headers } => {

@@ -1,0 +1,166 @@
+//! Ends and their outputs: what is left of a task that has finished (Rule 12).
+
+use std::time::Duration;
+
+use super::world::{Disk, Setup, World, name};
+use crate::core::ids::SessionId;
+use crate::core::message::Message;
+use crate::core::timing::Timing;
+
+const S: Duration = Duration::from_secs(1);
+
+/// The living that can still say what a task brought.
+fn holders(world: &World, task: &str) -> Vec<SessionId> {
+    let task = name(task);
+    let has_output = |disk: &Disk| {
+        disk.runs
+            .iter()
+            .filter(|((of, _), _)| *of == task)
+            .any(|(_, run)| run.end.as_ref().is_some_and(|(_, output)| output.is_some()))
+    };
+    let living = world.nodes.values().filter(|node| node.alive);
+    living.filter(|node| has_output(&node.disk)).map(|node| node.session.clone()).collect()
+}
+
+/// A cluster in which `count` tasks have finished.
+fn finished(seed: u64, nodes: usize, setup: &Setup, count: usize) -> (World, Vec<SessionId>) {
+    let (mut world, nodes) = World::cluster_of(seed, nodes, setup);
+    world.goal = 5;
+    for i in 0..count {
+        world.start(&nodes[i % nodes.len()], &format!("t{i}"));
+    }
+    world.run_for(S * 3);
+    (world, nodes)
+}
+
+/// As many nodes hold an output as hold a checkpoint, whoever dies: one after the other can.
+#[test]
+fn an_output_outlives_its_holders_one_after_another() {
+    for seed in 0..3 {
+        let (mut world, _) = finished(seed, 5, &Setup::default(), 12);
+        for _ in 0..3 {
+            let victim = holders(&world, "t0")[0].clone();
+            world.crash(&victim);
+            world.run_for(S * 3);
+            for i in 0..12 {
+                let task = format!("t{i}");
+                assert_eq!(holders(&world, &task).len(), 2, "seed {seed}: {task}");
+            }
+        }
+        assert_eq!(world.stretches.len(), 12, "nothing ran again");
+    }
+}
+
+/// Nodes that leave in good order take no output with them either.
+#[test]
+fn an_output_outlives_a_rolling_restart() {
+    let (mut world, nodes) = finished(7, 3, &Setup::default(), 9);
+    for (i, old) in nodes.iter().enumerate() {
+        world.boot(&format!("m{i}"), Setup::default(), Disk::default());
+        world.run_for(S * 2);
+        world.drain(old, S * 5);
+        world.run_for(S);
+        world.give(old, crate::core::io::Event::Leave);
+        world.run_for(S);
+        assert!(world.nodes[old].left.is_some());
+        world.crash(old);
+        world.run_for(S * 3);
+    }
+    for i in 0..9 {
+        assert_eq!(holders(&world, &format!("t{i}")).len(), 2, "t{i}");
+    }
+}
+
+/// A copy that was lost on its way is sent again.
+#[test]
+fn a_copy_that_was_lost_is_sent_again() {
+    let (mut world, _) = finished(8, 4, &Setup::default(), 4);
+    world.blocked = Some(|_, _, m| matches!(m, Message::Ended { .. }));
+    let victim = holders(&world, "t0")[0].clone();
+    world.crash(&victim);
+    world.run_for(S * 5);
+    assert_eq!(holders(&world, "t0").len(), 1);
+    world.blocked = None;
+    world.run_for(S * 5);
+    for i in 0..4 {
+        assert_eq!(holders(&world, &format!("t{i}")).len(), 2, "t{i}");
+    }
+}
+
+/// Where there was no other node, the first that comes is given a copy.
+#[test]
+fn a_lonely_end_is_copied_to_the_first_node_that_comes() {
+    let setup = Setup::default();
+    let (mut world, _) = finished(9, 1, &setup, 3);
+    assert_eq!(holders(&world, "t1").len(), 1);
+    world.boot("late", setup, Disk::default());
+    world.run_for(S * 4);
+    for i in 0..3 {
+        assert_eq!(holders(&world, &format!("t{i}")).len(), 2, "t{i}");
+    }
+}
+
+/// Copying an end makes it no younger: what is read no more is not passed on for ever.
+#[test]
+fn a_copy_is_as_old_as_its_original() {
+    let timing = Timing { retention: S * 60, ..Timing::default() };
+    let setup = Setup { timing, ..Setup::default() };
+    let (mut world, _) = finished(10, 4, &setup, 1);
+    let ended = world.now;
+    for _ in 0..2 {
+        world.run_for(S * 20);
+        let victim = holders(&world, "t0")[0].clone();
+        world.crash(&victim);
+        world.run_for(S * 3);
+        assert_eq!(holders(&world, "t0").len(), 2);
+    }
+    world.run_for(S * 65 - world.now.since(ended));
+    assert!(holders(&world, "t0").is_empty(), "{:?}", world.now.since(ended));
+    world.record_messages = true;
+    world.sent.clear();
+    let living = world.nodes.values().find(|node| node.alive).unwrap().session.clone();
+    world.crash(&living);
+    world.run_for(S * 5);
+    let copied = world.sent.iter().any(|(.., m)| matches!(m, Message::Ended { .. }));
+    assert!(!copied);
+}
+
+/// Each run's output is kept for the retention and dropped then, also that of a name's second run.
+#[test]
+fn the_output_of_a_second_run_is_kept_and_dropped_in_its_turn() {
+    let timing = Timing { retention: S * 60, ..Timing::default() };
+    let setup = Setup { timing, ..Setup::default() };
+    let (mut world, nodes) = finished(11, 3, &setup, 1);
+    world.run_for(S * 70);
+    assert!(holders(&world, "t0").is_empty(), "the first is dropped");
+    world.start_kind(&nodes[0], "t0", "count", true);
+    world.run_for(S * 5);
+    assert_eq!(holders(&world, "t0").len(), 2, "the second is kept");
+    world.run_for(S * 70);
+    assert!(holders(&world, "t0").is_empty(), "the second is dropped");
+}
+
+/// A side of a cut that only heard of an end publishes it on, without its output. When both meet, the
+/// publisher is given the output, whoever wins: there is where it is looked for.
+#[test]
+fn whoever_publishes_an_end_after_a_cut_has_its_output() {
+    let mut passed_on = 0;
+    for seed in 0..6 {
+        let (mut world, nodes) = finished(seed, 5, &Setup::default(), 10);
+        let published: Vec<SessionId> = (0..10)
+            .map(|i| world.owner(&nodes[0], &format!("t{i}")).unwrap().session.clone())
+            .collect();
+        let (some, others) = nodes.split_at(2 + seed as usize % 2);
+        world.split(some, others);
+        world.run_for(S * 50);
+        world.heal();
+        world.run_for(S * 8);
+        for (i, before) in published.iter().enumerate() {
+            let task = format!("t{i}");
+            let publisher = world.owner(&nodes[0], &task).unwrap().session.clone();
+            passed_on += usize::from(publisher != *before);
+            assert!(holders(&world, &task).contains(&publisher), "seed {seed}: {task}");
+        }
+    }
+    assert!(passed_on > 0, "no end was ever published by another node");
+}
