@@ -115,6 +115,10 @@ impl NodeBuilder {
 
     /// The `IP:PORT` that others reach this node by. Default: the address listened on; when that is
     /// `0.0.0.0` or `[::]`, the address this host uses to reach the first seed.
+    ///
+    /// Peers use it once a datagram of this node has come from there, in answer to one sent there; until
+    /// then they answer to where its datagrams come from. Forwarded ports of containers and NAT satisfy
+    /// that. On a host with several addresses, listen on the one that is advertised.
     pub fn advertise(mut self, address: impl ToString) -> Self {
         self.0.advertise = Some(address.to_string());
         self

@@ -234,3 +234,47 @@ async fn a_path_open_in_one_direction_alone_shows_in_a_gauge() {
     a.faults.deaf_to.lock().unwrap().clear();
     until("it is over", |values| !values.is_empty() && values.iter().all(|v| *v == 0.0)).await;
 }
+
+/// Rule 3. After a cut of twelve seconds each silent peer would be probed every 1.2 seconds if it were
+/// for its own silence alone; some pairs would meet long after others.
+#[tokio::test]
+async fn when_a_cut_heals_all_of_both_sides_hear_each_other_at_once() {
+    let mut nodes = vec![Node::start(0, &[]).await];
+    for number in 1..5 {
+        let node = Node::start(number, &[&nodes[0]]).await;
+        nodes.push(node);
+    }
+    for node in &nodes {
+        for other in nodes.iter().filter(|other| other.session != node.session) {
+            node.until_event("it is heard", heard_of(&other.session)).await;
+        }
+    }
+    let (left, right) = nodes.split_at(2);
+    let sides = [(left, right), (right, left)];
+    for (side, other) in sides {
+        for node in side {
+            let lost = other.iter().map(|node| node.gossip.local_addr());
+            node.faults.deaf_to.lock().unwrap().extend(lost);
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    for node in &nodes {
+        node.drain();
+    }
+    let start = SystemClock.boot();
+    for node in &nodes {
+        node.faults.deaf_to.lock().unwrap().clear();
+    }
+    for (side, other) in sides {
+        for node in side {
+            for lost in other {
+                node.until_event("it is back", |event| {
+                    matches!(event, GossipEvent::Heard { from, returned: true, .. } if *from == lost.session)
+                })
+                .await;
+            }
+        }
+    }
+    let took = SystemClock.boot().since(start);
+    assert!(took < Duration::from_millis(500), "{took:?}");
+}
