@@ -182,6 +182,7 @@ impl Control {
         }
         self.queries.expire(now);
         self.tally.expire(now);
+        self.measure_overlaps(now);
         if self.draining.as_mut().is_some_and(|draining| draining.is_overdue(now)) {
             tracing::warn!(target: "handover::drain", "the drain budget is spent: steps are dropped, what is left is released");
             self.feed(Event::DrainNow);
@@ -229,7 +230,8 @@ impl Control {
 
     fn set_gauges(&mut self) {
         let machine = &self.machine;
-        self.tally.gauge(&self.own, |name| machine.spec(name).map(|spec| spec.kind.to_string()));
+        let kind_of = |name: &Name| machine.spec(name).map(|spec| spec.kind.to_string());
+        self.tally.gauge(&self.own, kind_of, |name| machine.needs(name));
     }
 
     /// Shows where the node stands.

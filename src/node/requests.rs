@@ -11,7 +11,7 @@ use super::drain::DrainReport;
 use super::draining::{Draining, Others};
 use super::metrics;
 use super::pending::{Pending, Whom};
-use super::queries::Asker;
+use super::queries::{Asker, Handle};
 use super::status::{RunningTask, Status};
 use super::wire::{Answer, Query, Wire};
 use crate::checkpoint::Request;
@@ -62,7 +62,7 @@ impl Control {
     // ---- questions ------------------------------------------------------------------------
 
     /// Answers from here if possible, or else asks the node that should know.
-    fn ask(&mut self, query: Query, attempt: usize, asker: Asker) {
+    fn ask(&mut self, query: Query, attempt: usize, asker: Handle) {
         let Some(entry) = self.board.registry.get(query.name()) else {
             let _ = asker.send(None);
             return;
@@ -70,11 +70,14 @@ impl Control {
         let whom = self.who_knows(&entry, &query, attempt);
         match whom {
             None => self.answer(query, Whom::Here(asker)),
-            Some(to) => {
-                if let Some(id) = self.queries.open(self.clock.boot(), to.clone(), asker) {
-                    self.send(&to, &Wire::Query { id, query });
-                }
-            }
+            Some(to) => self.ask_of(&to, query, Asker::Handle(asker)),
+        }
+    }
+
+    /// Asks one other node.
+    pub(super) fn ask_of(&mut self, to: &SessionId, query: Query, asker: Asker) {
+        if let Some(id) = self.queries.open(self.clock.boot(), to.clone(), asker) {
+            self.send(to, &Wire::Query { id, query });
         }
     }
 
@@ -104,6 +107,14 @@ impl Control {
             }
             Query::Output { name, run } => {
                 self.ask_store(Pending::Output(whom), Request::Output { name, run });
+            }
+            Query::Yielded { name } => {
+                let since = self.tally.runs_since(&name);
+                if let (Some(_), Whom::There { to, .. }) = (since, &whom) {
+                    self.on_yielded(name, to.clone());
+                }
+                let runs_for = since.map(|since| self.clock.boot().since(since));
+                self.reply(whom, runs_for.map(Answer::RunsFor));
             }
         }
     }
@@ -180,6 +191,7 @@ impl Control {
             outcome = report.outcome(),
             "drained"
         );
+        draining.tell();
     }
 
     // ---- status ---------------------------------------------------------------------------

@@ -104,7 +104,9 @@ impl TaskLoop {
         let meters = Meters {
             step: metrics::histogram!("handover_step_seconds", "kind" => spec.kind.to_string()),
             age: metrics::histogram!(
-                "handover_checkpoint_age_seconds", "kind" => spec.kind.to_string()
+                "handover_checkpoint_age_seconds",
+                "kind" => spec.kind.to_string(),
+                "at" => "commit",
             ),
         };
         let failures = Failures { retry: kind.retry, in_a_row: 0, at: line.seq(), careful: false };

@@ -11,6 +11,7 @@ mod conflict;
 mod desire;
 mod drain;
 mod end;
+mod needs;
 mod recover;
 mod replicate;
 mod settle;
@@ -26,6 +27,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub use boot::StoredOffer;
+pub use needs::Needs;
 use task::{Doing, Task};
 
 use super::branch::Branches;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::task::{Doing, Finding};
-use super::{Machine, OnLostState};
+use super::{Machine, Needs, OnLostState};
 use crate::core::branch::{Branches, Header, Position};
 use crate::core::claim::Phase;
 use crate::core::ids::{Name, RunId, SessionId};
@@ -327,7 +327,7 @@ impl Machine {
             task.claim.strikes = 0;
         } else if task.claim.strikes >= MAX_STRIKES {
             task.latest = header;
-            let why = "three takeovers in a row brought no progress".to_owned();
+            let why = Needs::Quarantine.why();
             return self.keep_as(name, Phase::Quarantined, why);
         }
         task.claim.phase = Phase::Running;

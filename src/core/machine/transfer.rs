@@ -455,9 +455,10 @@ impl Machine {
             session: Some(from.clone()),
             epoch: None,
         };
+        let waits = source.phase == Phase::Parked { until_resumed: false };
         let task = Task {
             keep,
-            cause: Cause::Drain,
+            cause: if waits { Cause::Unparked } else { Cause::Drain },
             from: Some(from.clone()),
             prior,
             first_offer: !idle,
@@ -513,9 +514,9 @@ impl Machine {
         }
         // Settling is waived only for the first offer of a session that was itself running it.
         if !self.tasks.get(name).is_some_and(|task| task.first_offer) {
-            let spec = self.tasks.get(name).map(|task| task.spec.clone());
-            return spec
-                .map_or((), |spec| self.claim(spec, Cause::Drain, Purpose::Run, Vec::new()));
+            let known = self.tasks.get(name).map(|task| (task.spec.clone(), task.cause));
+            return known
+                .map_or((), |(spec, cause)| self.claim(spec, cause, Purpose::Run, Vec::new()));
         }
         self.take(name, sealed);
     }
@@ -654,10 +655,7 @@ impl Machine {
         {
             return;
         }
-        let version = task.latest.as_ref().map(|header| header.state_version).or_else(|| {
-            let runs = self.held.get(name)?;
-            Some(runs.get(&task.claim.run)?.best()?.state_version)
-        });
+        let version = self.state_version(task);
         let spec = task.spec.clone();
         if self.may_take(&spec, version) {
             return self.claim(spec, Cause::Unparked, Purpose::Run, Vec::new());
