@@ -114,11 +114,12 @@ pub use self::error::{Classify, Error, Result};
 pub use self::key::{Key, Keyring};
 pub use self::net::{Datagrams, Listener, Network, Stream, SystemNetwork};
 pub use self::node::{
-    DrainReport, Events, Executor, Handle, HandleError, LeaveError, Node, NodeBuilder, NodeClosed,
-    NodeEvent, OutputError, PeerStatus, RunError, RunningTask, Seeds, StartError, Status, Trigger,
+    DrainReport, Events, Executor, Handle, HandleError, KindStatus, LeaveError, Node, NodeBuilder,
+    NodeClosed, NodeEvent, OutputError, PeerStatus, RunError, RunningTask, Seeds, StartError,
+    Status, Trigger,
 };
 pub use self::registry::{Entry, TaskEvent, TaskState, Watch};
 pub use self::task::{
     Cx, DecodeError, EncodeError, Job, RegisterError, Retry, Run, RunCx, Running, Step, Task,
-    Tracked, Value, decode,
+    Tracked, Value, decode, encode,
 };

@@ -68,6 +68,10 @@ impl Control {
                 self.runner.replicated(&name, position, replicas, wanted);
             }
             Action::Permit { until } => self.runner.permit(until),
+            Action::WriteVersion { kind, version } => {
+                tracing::info!(target: "handover::task", %kind, version, "states are written in this version from now on");
+                self.runner.write_version(&kind, version);
+            }
             Action::Store { spec, header, state, from } => {
                 self.note_progress(&header);
                 let answer = Written::Checkpoint { header: header.clone(), from };

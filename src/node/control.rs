@@ -229,9 +229,7 @@ impl Control {
     }
 
     fn set_gauges(&mut self) {
-        let machine = &self.machine;
-        let kind_of = |name: &Name| machine.spec(name).map(|spec| spec.kind.to_string());
-        self.tally.gauge(&self.own, kind_of, |name| machine.needs(name));
+        self.tally.gauge(&self.own, &self.machine);
     }
 
     /// Shows where the node stands.

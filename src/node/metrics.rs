@@ -62,6 +62,11 @@ pub(crate) fn describe() {
         Unit::Count,
         "Tasks this node keeps parked, by what they need and why"
     );
+    describe_gauge!(
+        "handover_one_way",
+        Unit::Count,
+        "Tasks held here whose newest state a node cannot read that is there, or was lately, by kind"
+    );
     describe_counter!(
         "handover_conflicts_total",
         Unit::Count,
@@ -108,6 +113,7 @@ pub(crate) const fn reason(cause: Cause) -> &'static str {
     match cause {
         Cause::Start => "start",
         Cause::Drain => "drain",
+        Cause::Rollback => "rollback",
         Cause::Crash => "crash",
         Cause::Released => "released",
         Cause::Boot => "boot",
@@ -165,6 +171,10 @@ pub(crate) fn tasks(kind: &str, state: &'static str, count: usize) {
 pub(crate) fn parked(needs: &Needs, count: usize) {
     gauge!("handover_parked", "needs" => needs.to_string(), "reason" => needs.reason())
         .set(count as f64);
+}
+
+pub(crate) fn one_way(kind: &str, count: usize) {
+    gauge!("handover_one_way", "kind" => kind.to_owned()).set(count as f64);
 }
 
 pub(crate) fn peers(count: usize) {

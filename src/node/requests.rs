@@ -12,12 +12,13 @@ use super::draining::{Draining, Others};
 use super::metrics;
 use super::pending::{Pending, Whom};
 use super::queries::{Asker, Handle};
-use super::status::{RunningTask, Status};
+use super::status::{KindStatus, RunningTask, Status};
 use super::wire::{Answer, Query, Wire};
 use crate::checkpoint::Request;
 use crate::core::branch::Progress;
-use crate::core::ids::{Name, SessionId};
+use crate::core::ids::{Kind, Name, SessionId};
 use crate::core::io::Event;
+use crate::core::record::Versions;
 use crate::registry::{Entry, TaskState};
 use crate::signal::Signal;
 
@@ -217,6 +218,24 @@ impl Control {
             peers: self.peers.shown(),
             running,
             tasks,
+            kinds: self.kinds(),
         }
+    }
+
+    fn kinds(&self) -> BTreeMap<Kind, KindStatus> {
+        let mut kinds: BTreeMap<Kind, KindStatus> = self
+            .machine
+            .kinds()
+            .map(|(kind, Versions { oldest, newest }, writes)| {
+                (kind.clone(), KindStatus { oldest, newest, writes, one_way: 0 })
+            })
+            .collect();
+        for name in self.own.keys().filter(|name| self.machine.is_one_way(name)) {
+            let kind = self.machine.spec(name).and_then(|spec| kinds.get_mut(&spec.kind));
+            if let Some(kind) = kind {
+                kind.one_way += 1;
+            }
+        }
+        kinds
     }
 }

@@ -10,7 +10,7 @@ use crate::core::branch::Header;
 use crate::core::claim::{Claim, Phase};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{Cause, From};
-use crate::core::machine::Needs;
+use crate::core::machine::{Machine, Needs};
 use crate::core::time::Time;
 use crate::registry::TaskState;
 
@@ -41,6 +41,7 @@ pub(super) struct Tally {
     /// The gauges that were set, to be zeroed when nothing is counted under them.
     tasks: BTreeMap<(String, TaskState), usize>,
     parked: BTreeMap<Needs, usize>,
+    one_way: BTreeMap<String, usize>,
     expired: Time,
 }
 
@@ -266,21 +267,21 @@ impl Tally {
     }
 
     /// Sets the gauges of what this node holds.
-    pub(super) fn gauge(
-        &mut self,
-        own: &BTreeMap<Name, Claim>,
-        kind_of: impl Fn(&Name) -> Option<String>,
-        needs_of: impl Fn(&Name) -> Option<Needs>,
-    ) {
-        self.tasks.values_mut().chain(self.parked.values_mut()).for_each(|count| *count = 0);
+    pub(super) fn gauge(&mut self, own: &BTreeMap<Name, Claim>, machine: &Machine) {
+        let counts = self.tasks.values_mut().chain(self.parked.values_mut());
+        counts.chain(self.one_way.values_mut()).for_each(|count| *count = 0);
         for (name, claim) in own {
             if !claim.phase.is_held() {
                 continue;
             }
-            if let Some(needs) = needs_of(name) {
+            if let Some(needs) = machine.needs(name) {
                 *self.parked.entry(needs).or_default() += 1;
             }
-            let kind = kind_of(name).unwrap_or_else(|| "unknown".into());
+            let kind = machine.spec(name).map(|spec| spec.kind.to_string());
+            let kind = kind.unwrap_or_else(|| "unknown".into());
+            if machine.is_one_way(name) {
+                *self.one_way.entry(kind.clone()).or_default() += 1;
+            }
             *self.tasks.entry((kind, TaskState::of(&claim.phase))).or_default() += 1;
         }
         for ((kind, state), count) in &self.tasks {
@@ -289,6 +290,10 @@ impl Tally {
         for (needs, count) in &self.parked {
             metrics::parked(needs, *count);
         }
+        for (kind, count) in &self.one_way {
+            metrics::one_way(kind, *count);
+        }
+        self.one_way.retain(|_, count| *count > 0);
         self.tasks.retain(|_, count| *count > 0);
         self.parked.retain(|_, count| *count > 0);
     }

@@ -14,6 +14,8 @@ use crate::core::time::Time;
 #[derive(Clone, Debug)]
 pub(super) struct Drain {
     deadline: Time,
+    /// Until then, tasks of kinds that are to be finished here may end by themselves.
+    finish_until: Time,
     /// Waiting for step boundaries is over.
     now: bool,
     told: bool,
@@ -47,7 +49,10 @@ impl Machine {
         if self.drain.is_some() || self.state.is_fenced() {
             return;
         }
-        self.drain = Some(Drain { deadline, now: false, told: false, left: None });
+        // A step has to end, and the task to move, in what is left of the budget then.
+        let budget = deadline.since(self.now.at);
+        let finish_until = deadline.back(self.config.timing.stop_grace.min(budget / 2));
+        self.drain = Some(Drain { deadline, finish_until, now: false, told: false, left: None });
         // The gate first: nothing new may land here while the rest is told (DEPLOYS 2).
         self.set_state(NodeState::Draining);
         self.push(Action::CommitAll);
@@ -65,6 +70,11 @@ impl Machine {
         match &task.doing {
             Doing::Running | Doing::Kept if self.drain.as_ref().is_some_and(|d| d.now) => {
                 self.stop_for(name, Why::Release, LAST_GRACE);
+            }
+            Doing::Running if self.finishes_here(task) => {
+                if let Some(until) = self.drain.as_ref().map(|drain| drain.finish_until) {
+                    self.alarm(name, until);
+                }
             }
             Doing::Running | Doing::Kept => {
                 if task.hand.is_none() && !self.offer(name) {
@@ -86,6 +96,13 @@ impl Machine {
             }
             _ => {}
         }
+    }
+
+    /// Whether a task that runs here is to end here, rather than to move, as long as there is time.
+    pub(super) fn finishes_here(&self, task: &Task) -> bool {
+        matches!(task.doing, Doing::Running)
+            && self.config.finish_here.contains(&task.spec.kind)
+            && self.drain.as_ref().is_some_and(|d| !d.now && self.now.at < d.finish_until)
     }
 
     /// Stops waiting for step boundaries: what runs is told to stop now, what has stopped is

@@ -85,8 +85,9 @@ impl Machine {
             until: self.now.at + self.config.timing.convergence(),
             purpose,
         });
-        let task =
-            Task { cause, from, callers, prior, keep, ..Task::record(claim, spec.clone(), doing) };
+        let older = purpose == Purpose::Older;
+        let record = Task::record(claim, spec.clone(), doing);
+        let task = Task { cause, from, callers, prior, keep, older, ..record };
         self.tasks.insert(name.clone(), task);
         self.set_spec(spec.clone());
         self.push(crate::core::io::Action::PublishSpec(spec));
@@ -371,6 +372,7 @@ impl Machine {
         task.claim.phase = phase.clone();
         task.claim.note.clone_from(&note);
         task.doing = Doing::Kept;
+        task.kept_since = Some(self.now.at);
         // What is kept is replicated as what runs is: this may be the last copy.
         if task.latest.is_none() {
             let runs = self.held.get(name);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use crate::core::branch::{Ancestor, Header, Position};
+use crate::core::branch::{Ancestor, Branches, Header, Position};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::Cause;
@@ -40,6 +40,12 @@ pub(super) struct Task {
     pub refused: BTreeSet<SessionId>,
     /// It was parked until somebody resumes it, and whoever has it keeps it so.
     pub keep: Option<Phase>,
+    /// Since when it is kept here without running.
+    pub kept_since: Option<Time>,
+    /// Nobody reads its newest state: it may go on from one of an older version.
+    pub older: bool,
+    /// Checkpoints of it that other nodes were found to hold.
+    pub elsewhere: Branches,
     /// Live claims above mine, and when I first saw each (Rule 21).
     pub rivals: BTreeMap<SessionId, Time>,
     /// The handover under way.
@@ -120,6 +126,8 @@ pub(super) enum Purpose {
     Run,
     /// To keep it for others (Rule 24).
     Custody,
+    /// To run it, from a state of an older version if nobody reads the newest.
+    Older,
 }
 
 #[derive(Clone, Debug)]
@@ -181,6 +189,9 @@ impl Task {
             forced: None,
             refused: BTreeSet::new(),
             keep: None,
+            kept_since: None,
+            older: false,
+            elsewhere: Branches::default(),
             rivals: BTreeMap::new(),
             hand: None,
             unstoppable: false,
