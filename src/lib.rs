@@ -121,5 +121,5 @@ pub use self::node::{
 pub use self::registry::{Entry, TaskEvent, TaskState, Watch};
 pub use self::task::{
     Cx, DecodeError, EncodeError, Job, RegisterError, Retry, Run, RunCx, Running, Step, Task,
-    Tracked, Value, decode, encode,
+    Tracked, Value, assert_resumable, decode, encode,
 };

@@ -10,20 +10,34 @@ use tokio::time::{sleep, timeout};
 
 use super::cut::Cut;
 use super::recorder::Recorded;
-use super::task::{Journal, Rare, Tick};
+use super::task::{Grow, Journal, Rare, Tick};
 
 const SOON: Duration = Duration::from_secs(30);
 
 /// What a node can do.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Setup {
+    revision: &'static str,
     rare: bool,
+    /// Which version of the growing kind.
+    grow: u32,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { revision: "r1", rare: false, grow: 1 }
+    }
 }
 
 impl Setup {
     /// With the rare kind.
     pub(super) fn rare() -> Self {
-        Self { rare: true }
+        Self { rare: true, ..Self::default() }
+    }
+
+    /// A build after the default one: it reads what that one writes, and not the other way round.
+    pub(super) fn newer() -> Self {
+        Self { revision: "r2", grow: 2, ..Self::default() }
     }
 }
 
@@ -44,13 +58,17 @@ impl Host {
         let builder = Node::builder("metrics")
             .node_id(id)
             .seeds(Seeds::Addresses(seeds))
-            .revision(format!("of {id}"))
+            .revision(setup.revision)
             .timing(timing())
             .checkpoint_every(Duration::from_millis(100), 1 << 20)
             .network(cut.clone())
             .executor(Executor::Current)
             .task(Tick { journal: journal.clone(), node: id.to_owned() });
         let builder = if setup.rare { builder.task(Rare) } else { builder };
+        let builder = match setup.grow {
+            1 => builder.task(Grow::<1>),
+            _ => builder.task(Grow::<2>),
+        };
         let metrics = Recorded::default();
         let recorder = metrics.clone();
         let (started, node) = oneshot::channel();

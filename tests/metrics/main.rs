@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use handover::TaskState;
 
 use self::host::{Host, Hosts, Setup, close_to, until};
-use self::task::{Journal, Rare, Tick};
+use self::task::{Grow, Journal, Rare, Tick};
 
 const TICK: &str = "tick";
 
@@ -43,9 +43,7 @@ async fn a_graceful_move_is_one_move_with_its_gap_and_nothing_done_again() {
     until("it goes on", || journal.by(&other).len() > 20).await;
     until("the gauges follow", || runs(&home) == Some(0.0) && runs(&other) == Some(1.0)).await;
 
-    let moved = [("reason", "drain"), ("from_rev", "of a"), ("to_rev", "of b")];
-    let moved =
-        if home.id == "a" { moved } else { [moved[0], ("from_rev", "of b"), ("to_rev", "of a")] };
+    let moved = [("reason", "drain"), ("from_rev", "r1"), ("to_rev", "r1")];
     assert_eq!(other.metrics.counter("handover_moves_total", &moved), 1);
     assert_eq!(other.metrics.counter("handover_moves_total", &[]), 1);
     assert_eq!(home.metrics.counter("handover_moves_total", &[]), 0);
@@ -164,6 +162,56 @@ async fn what_no_node_can_run_is_counted_as_parked_with_what_it_needs() {
     until("it is parked no more", || b.metrics.gauge("handover_parked", &parked) == Some(0.0))
         .await;
     Hosts(vec![b, c]).leave().await;
+}
+
+#[tokio::test]
+async fn a_deploy_its_one_way_states_and_its_rollback_are_told_apart() {
+    let journal = Journal::default();
+    let a = Host::start("a", &[], &journal, Setup::default()).await;
+    a.node.run::<Tick>(TICK, ()).await.unwrap();
+    a.node.run::<Grow<1>>("grow/1", ()).await.unwrap();
+    let runs_on = |at: &Host, on: &Host| at.sees(TICK, Some(on)) && at.sees("grow/1", Some(on));
+    until("both run", || runs_on(&a, &a)).await;
+    let keeper = Host::start("k", &[&a], &journal, Setup::default()).await;
+    let b = Host::start("b", &[&a, &keeper], &journal, Setup::newer()).await;
+    until("all know", || runs_on(&b, &a) && runs_on(&keeper, &a)).await;
+    let report = a.node.drain().await;
+    assert_eq!(report.moved, 2, "{report:?}");
+    until("both are there", || runs_on(&b, &b)).await;
+    let deployed = [("reason", "drain"), ("from_rev", "r1"), ("to_rev", "r2")];
+    assert_eq!(b.metrics.counter("handover_moves_total", &deployed), 2);
+
+    let one_way = |host: &Host| host.metrics.gauge("handover_one_way", &[("kind", "grow")]);
+    until("what cannot go back is counted", || one_way(&b) == Some(1.0)).await;
+    assert_eq!(b.metrics.gauge("handover_one_way", &[("kind", "tick")]), None);
+    let status = b.node.status().await.unwrap();
+    let grow = status.kinds.iter().find(|(kind, _)| kind.as_str() == "grow").unwrap().1;
+    assert_eq!((grow.oldest, grow.newest, grow.writes, grow.one_way), (1, 2, 1, 1));
+
+    // Pinned when the first newer state was written, and no later.
+    let progress = b.node.get::<Grow<2>>("grow/1").progress().await.unwrap().done;
+    until("some work is done", || journal.by(&b).len() > 100).await;
+    let c = Host::start("c", &[&b, &keeper], &journal, Setup::default()).await;
+    let report = b.node.drain().await;
+    assert_eq!((report.moved, report.released), (1, 1), "{report:?}");
+    b.node.close().await;
+    let undone = [("reason", "rollback"), ("from_rev", "r2"), ("to_rev", "r1")];
+    assert_eq!(
+        c.metrics.counter("handover_moves_total", &undone)
+            + keeper.metrics.counter("handover_moves_total", &undone),
+        1
+    );
+    until("the other one goes on too", || {
+        [&c, &keeper].iter().any(|host| host.sees("grow/1", Some(host)))
+    })
+    .await;
+    let again = c.node.get::<Grow<1>>("grow/1").progress().await.unwrap().done;
+    assert!(again > 10 && again <= progress + 50, "from {again}, was at {progress} or later");
+    until("it is one-way no more", || {
+        [&c, &keeper].iter().all(|host| one_way(host).is_none_or(|count| count == 0.0))
+    })
+    .await;
+    Hosts(vec![a, keeper, c]).leave().await;
 }
 
 #[tokio::test]

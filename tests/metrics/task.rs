@@ -81,3 +81,23 @@ impl Task for Rare {
         Ok(Step::More)
     }
 }
+
+/// One kind in two builds, of which the second writes a state that the first cannot read.
+#[derive(Debug)]
+pub(super) struct Grow<const VERSION: u32>;
+
+impl<const VERSION: u32> Task for Grow<VERSION> {
+    const KIND: &'static str = "grow";
+    const STATE_VERSION: u32 = VERSION;
+    const OLDEST_STATE_VERSION: u32 = 1;
+    type Args = ();
+    type State = u64;
+    type Output = ();
+
+    async fn step(&self, cx: &mut Cx, (): &(), at: &mut u64) -> Result<Step<()>> {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        *at += 1;
+        cx.progress(*at, 0);
+        Ok(Step::More)
+    }
+}
