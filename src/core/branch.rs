@@ -179,26 +179,24 @@ impl Branches {
         if self.0.iter().any(|kept| kept.replaces(&header)) {
             return Admission::Known;
         }
-        let (mut superseded, mut kept): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.0).into_iter().partition(|kept| header.replaces(kept));
+        let mut superseded: Vec<Header> =
+            self.0.extract_if(.., |kept| header.replaces(kept)).collect();
         // What is pinned must not keep work out.
-        if kept.len() >= Self::MAX
-            && let Some(pin) = kept.iter().position(|old| {
+        if self.0.len() >= Self::MAX
+            && let Some(pin) = self.0.iter().position(|old| {
                 header.descends_from(old)
-                    || kept.iter().any(|other| other != old && other.descends_from(old))
+                    || self.0.iter().any(|other| other != old && other.descends_from(old))
             })
         {
-            superseded.push(kept.remove(pin));
+            superseded.push(self.0.remove(pin));
         }
-        let full = kept.len() >= Self::MAX;
-        if !full {
-            let at = kept.partition_point(|kept| kept.key() < header.key());
-            kept.insert(at, header);
-        }
-        self.0 = kept;
-        if full {
+        if self.0.len() >= Self::MAX {
             return Admission::Full;
         }
+        let at = self.0.partition_point(|kept| kept.key() < header.key());
+        // There is one nearly always, and there are many of these.
+        self.0.reserve_exact(1);
+        self.0.insert(at, header);
         Admission::Kept { superseded }
     }
 

@@ -34,6 +34,15 @@ use super::{GossipConfig, GossipEvent};
 /// Changes within this time travel together.
 const COALESCE: Duration = Duration::from_millis(1);
 
+/// Pushes are at least this far apart: each costs an exchange with every peer.
+const PUSH_EVERY: Duration = Duration::from_millis(20);
+
+/// A flood of changes travels in bulk: just then the node has more urgent things to do.
+const COALESCE_FLOOD: Duration = Duration::from_millis(100);
+
+/// So many changes at once are a flood.
+const FLOOD: usize = 64;
+
 /// How many peers a change is pushed to; rounds bring it to the others.
 const PUSH_TO: usize = 8;
 
@@ -253,6 +262,7 @@ impl Runner {
         let mut tick = tokio::time::interval(self.config.timing.gossip_interval / 2);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut push_at: Option<Instant> = None;
+        let mut pushed = Instant::now();
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return End::Told,
@@ -267,12 +277,15 @@ impl Runner {
                 }),
                 () = shared.renew.notified() => handle.abort(),
                 () = shared.changed.notified(), if push_at.is_none() => {
-                    push_at = Some(Instant::now() + COALESCE);
+                    let flood = shared.pending_records() >= FLOOD;
+                    let wait = if flood { COALESCE_FLOOD } else { COALESCE };
+                    push_at = Some((Instant::now() + wait).max(pushed + PUSH_EVERY));
                 }
                 () = tokio::time::sleep_until(push_at.unwrap_or_else(Instant::now)),
                     if push_at.is_some() =>
                 {
                     push_at = None;
+                    pushed = Instant::now();
                     self.write(handle).await;
                     self.push(handle);
                 }

@@ -84,6 +84,11 @@ impl Shared {
         self.changed.notify_one();
     }
 
+    /// How many records wait to be published.
+    pub(super) fn pending_records(&self) -> usize {
+        lock(&self.pending).records.len()
+    }
+
     pub(super) fn take_pending(&self) -> Pending {
         std::mem::take(&mut *lock(&self.pending))
     }

@@ -294,7 +294,7 @@ impl fmt::Debug for Runner {
 /// A task's loop with its last event. What user code does while it is dropped can panic outside of
 /// any attempt; that ends this task and no other.
 async fn supervised(
-    task: TaskLoop,
+    task: Box<TaskLoop>,
     shared: Arc<Shared>,
     orders: watch::Receiver<Orders>,
     events: mpsc::Sender<Event>,

@@ -101,7 +101,7 @@ impl TaskLoop {
         line: Line,
         wires: Wires,
         manners: Manners,
-    ) -> Self {
+    ) -> Box<Self> {
         let meters = Meters {
             step: metrics::histogram!("handover_step_seconds", "kind" => spec.kind.to_string()),
             age: metrics::histogram!(
@@ -111,7 +111,8 @@ impl TaskLoop {
             ),
         };
         let failures = Failures { retry: kind.retry, in_a_row: 0, at: line.seq(), careful: false };
-        Self {
+        // What it is moved through is one future inside another, and each would hold all of it.
+        Box::new(Self {
             spec,
             writing: Writing { limits: manners.limits, version: kind.writes },
             kind: kind.erased,
@@ -126,22 +127,22 @@ impl TaskLoop {
             commits: 0,
             last_step: Duration::ZERO,
             warned: false,
-        }
+        })
     }
 
     /// Runs the task. The event returned is the last: when it is there, nothing of the task runs.
-    pub(crate) async fn run(mut self) -> Event {
+    pub(crate) async fn run(mut self: Box<Self>) -> Event {
         let mut resume_at = None;
         loop {
             // A step that never waits must not keep its worker from the other tasks.
             tokio::task::yield_now().await;
             let attempt = match self.boundary(resume_at.take()).await {
-                Ok(Next::Stop) => return self.stop(false).await,
+                Ok(Next::Stop) => return Box::pin(self.stop(false)).await,
                 Ok(Next::Step) => self.attempt().await,
                 Err(error) => Attempt::Failed(error),
             };
             let settled = match attempt {
-                Attempt::Cut => return self.stop(true).await,
+                Attempt::Cut => return Box::pin(self.stop(true)).await,
                 Attempt::Unreadable(why) => {
                     return Event::Unreadable {
                         name: self.spec.name.clone(),
@@ -150,7 +151,7 @@ impl TaskLoop {
                     };
                 }
                 Attempt::Stepped(Step::Done(output)) => {
-                    return self.ended(Outcome::Done(output)).await;
+                    return Box::pin(self.ended(Outcome::Done(output))).await;
                 }
                 Attempt::Stepped(Step::More) => self.settle().await,
                 Attempt::Stepped(Step::Wait(wait)) => {
@@ -162,7 +163,7 @@ impl TaskLoop {
             if let Err(error) = settled {
                 match self.failed(&error) {
                     Ok(delay) => resume_at = Some(self.wires.now() + delay),
-                    Err(text) => return self.ended(Outcome::Failed(text)).await,
+                    Err(text) => return Box::pin(self.ended(Outcome::Failed(text))).await,
                 }
             }
         }
@@ -386,7 +387,7 @@ impl TaskLoop {
     }
 
     /// The task has ended by itself.
-    async fn ended(mut self, outcome: Outcome) -> Event {
+    async fn ended(mut self: Box<Self>, outcome: Outcome) -> Event {
         self.instance = None;
         self.cx.abandon();
         self.cx.join().await;
@@ -401,7 +402,7 @@ impl TaskLoop {
 
     /// The task was told to stop: returns when nothing of it runs any more (Rule 15). What it seals
     /// is its newest state, or if a step was cut the one kept before.
-    async fn stop(mut self, cut: bool) -> Event {
+    async fn stop(mut self: Box<Self>, cut: bool) -> Event {
         let mut dropped = cut;
         if !cut {
             match self.keep() {

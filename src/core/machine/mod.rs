@@ -25,7 +25,10 @@ mod versions;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
+
+use litemap::LiteMap;
 
 pub use boot::StoredOffer;
 pub use needs::Needs;
@@ -105,7 +108,7 @@ pub struct Machine {
     desires: BTreeMap<Name, Desired>,
     tasks: BTreeMap<Name, Task>,
     /// Checkpoints held here, of my own tasks and as a replica.
-    held: BTreeMap<Name, BTreeMap<RunId, Branches>>,
+    held: BTreeMap<Name, LiteMap<RunId, Branches>>,
     /// Terminal records held here, with when they came.
     ends: BTreeMap<Name, (Claim, Time)>,
     /// Ends whose output has been dropped.
@@ -142,14 +145,38 @@ pub struct Machine {
     load: Load,
     permit: Time,
     ticked: Time,
+    /// When what this node holds is looked at because of who is there, and when at the latest.
+    review: Option<(Time, Time)>,
     /// Names to look at before `handle` returns.
     dirty: BTreeSet<Name>,
     alarms: BTreeSet<(Time, Name)>,
     alarm_of: BTreeMap<Name, Time>,
     /// Asks and answers gathered in one `handle`, sent as one message per peer.
     asks: BTreeMap<SessionId, Vec<(Claim, Spec)>>,
-    shown: BTreeMap<Name, Claim>,
+    /// What lookups were last told of each name.
+    shown: BTreeMap<Name, Shown>,
     actions: VecDeque<Action>,
+}
+
+/// Tells a claim from any other: whoever writes one counts its changes, and a release can be counted
+/// here before it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shown {
+    session: SessionId,
+    number: u64,
+    version: u32,
+    phase: Discriminant<Phase>,
+}
+
+impl Shown {
+    fn of(claim: &Claim) -> Self {
+        Self {
+            session: claim.session.clone(),
+            number: claim.number,
+            version: claim.version,
+            phase: discriminant(&claim.phase),
+        }
+    }
 }
 
 /// Between looks at the clock.
@@ -208,6 +235,7 @@ impl Machine {
             load: Load::default(),
             permit: Time::ZERO,
             ticked: now.at,
+            review: None,
             dirty: BTreeSet::new(),
             alarms: BTreeSet::new(),
             alarm_of: BTreeMap::new(),
@@ -241,7 +269,8 @@ impl Machine {
     /// When `handle` must be called with [`Event::Tick`] at the latest.
     pub fn next_timeout(&self) -> Time {
         let tick = self.ticked + TICK;
-        self.alarms.first().map_or(tick, |(at, _)| tick.min(*at))
+        let alarm = self.alarms.first().map(|(at, _)| *at);
+        [alarm, self.review.map(|(at, _)| at)].into_iter().flatten().fold(tick, Time::min)
     }
 
     /// My state.
@@ -288,7 +317,7 @@ impl Machine {
                 if let Some(peer) = self.members.entry(&of, self.now.at)
                     && std::mem::replace(&mut peer.load, load).full != load.full
                 {
-                    self.touch_kept();
+                    self.review_later();
                 }
             }
             Event::Claims { of, changes } => self.on_claims(&of, changes),
@@ -450,7 +479,7 @@ impl Machine {
     /// A session's state has changed: what it held is looked at, and what waits for a node.
     fn on_state(&mut self, of: &SessionId) {
         self.touch_all_of(of);
-        self.touch_kept();
+        self.review_later();
     }
 
     fn on_record(&mut self, of: &SessionId, record: NodeRecord) {
@@ -470,7 +499,7 @@ impl Machine {
             peer.record = Some(record);
         }
         self.look_readers();
-        self.touch_kept();
+        self.review_later();
     }
 
     /// A record with the time at which its node was first seen with its revision: a process that
@@ -578,7 +607,7 @@ impl Machine {
         self.replicas_gone(session);
         self.hands_gone(session);
         self.starts_lost(session);
-        self.touch_kept();
+        self.review_later();
     }
 
     fn on_back(&mut self, session: &SessionId) {
@@ -755,7 +784,29 @@ impl Machine {
         self.alarm(name, self.now.at + after);
     }
 
+    /// Who is there has changed. What runs or is kept here is not in a hurry, and there is much of it:
+    /// names that nobody runs now come first.
+    fn review_later(&mut self) {
+        let now = self.now.at;
+        self.review.get_or_insert((now + TICK, now + self.config.timing.convergence()));
+    }
+
+    fn review(&mut self, at: Time, latest: Time) {
+        let now = self.now.at;
+        if now < at {
+            return;
+        }
+        let starting = self.tasks.values().any(|task| task.is_starting());
+        self.review = (starting && now < latest).then(|| (now + TICK, latest));
+        if self.review.is_none() {
+            self.touch_kept();
+        }
+    }
+
     fn ring(&mut self) {
+        if let Some((at, latest)) = self.review {
+            self.review(at, latest);
+        }
         while let Some((at, name)) = self.alarms.first().cloned() {
             if at > self.now.at {
                 break;
@@ -840,12 +891,13 @@ impl Machine {
     /// Keeps what lookups answer from.
     fn show(&mut self, name: &Name) {
         let owner = self.view.owner(name);
-        if self.shown.get(name) == owner {
+        let show = owner.map(Shown::of);
+        if self.shown.get(name) == show.as_ref() {
             return;
         }
         let owner = owner.cloned();
-        match &owner {
-            Some(claim) => self.shown.insert(name.clone(), claim.clone()),
+        match show {
+            Some(show) => self.shown.insert(name.clone(), show),
             None => self.shown.remove(name),
         };
         self.push(Action::Owner { name: name.clone(), claim: owner });

@@ -111,8 +111,10 @@ impl Machine {
         if let Some(best) = branches.best_from(floor.as_ref()) {
             let (best, kind, older) = (best.clone(), task.spec.kind.clone(), task.older);
             let readable = branches.best_of(floor.as_ref(), |v| self.reads(&kind, v)).cloned();
-            if let Some(task) = self.tasks.get_mut(name) {
-                task.elsewhere = branches;
+            if let Some(task) =
+                self.tasks.get_mut(name).filter(|_| readable.as_ref() != Some(&best))
+            {
+                task.parking.get_or_insert_default().found = branches;
             }
             // What cannot be read here is fetched all the same, and kept for somebody who can.
             return match readable {

@@ -225,12 +225,13 @@ impl Machine {
         }
     }
 
-    /// A replica is gone: its acknowledgements count no more.
+    /// A replica is gone: its acknowledgements count no more, and what is being handed over needs
+    /// those of another.
     pub(super) fn replicas_gone(&mut self, session: &SessionId) {
         for (name, task) in &mut self.tasks {
             task.acked.remove(session);
             task.refused.clear();
-            if task.replicas.contains(session) {
+            if task.hand.is_some() && task.replicas.contains(session) {
                 self.dirty.insert(name.clone());
             }
         }

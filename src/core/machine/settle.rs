@@ -1,7 +1,7 @@
 //! Nothing starts without settling (Rule 13): the claim is published, all live peers are asked at
 //! once, and the task starts when all have answered or `R_eta` has passed for those that have not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::task::{Caller, Doing, Prior, Purpose, Settling, Task};
 use super::{Machine, Needs};
@@ -101,7 +101,7 @@ impl Machine {
     /// An epoch above every one seen; where nothing is known of the name, above what a forgotten
     /// past can have reached (Rule 10).
     pub(super) fn next_epoch(&self, name: &Name) -> Epoch {
-        let held = self.held.get(name).into_iter().flat_map(BTreeMap::values);
+        let held = self.held.get(name).into_iter().flat_map(|runs| runs.values());
         let written = held.flat_map(|branches| branches.iter().map(|h| h.position.epoch)).max();
         match self.view.epoch(name).max(written) {
             Some(epoch) => epoch.next(),
@@ -372,7 +372,7 @@ impl Machine {
         task.claim.phase = phase.clone();
         task.claim.note.clone_from(&note);
         task.doing = Doing::Kept;
-        task.kept_since = Some(self.now.at);
+        task.parking.get_or_insert_default().since = Some(self.now.at);
         // What is kept is replicated as what runs is: this may be the last copy.
         if task.latest.is_none() {
             let runs = self.held.get(name);

@@ -701,7 +701,9 @@ impl Machine {
         let Some(newest) = self.state_version(task) else {
             return;
         };
-        let due = task.kept_since.unwrap_or(self.now.at) + patience;
+        let parking = task.parking.as_deref();
+        let since = parking.and_then(|parking| parking.since);
+        let due = since.unwrap_or(self.now.at) + patience;
         if self.now.at < due {
             return self.alarm(name, due);
         }
@@ -709,7 +711,7 @@ impl Machine {
             return self.alarm_in(name, patience);
         }
         let (spec, floor) = (task.spec.clone(), task.claim.floor.clone());
-        let mut known = task.elsewhere.clone();
+        let mut known = parking.map(|parking| parking.found.clone()).unwrap_or_default();
         let held = self.held.get(name).and_then(|runs| runs.get(&spec.run));
         held.into_iter().flat_map(Branches::iter).for_each(|h| drop(known.admit(h.clone())));
         let read = |version: u32| version != newest && self.is_read(&spec.kind, version);

@@ -115,7 +115,7 @@ fn killed_at_any_point_of_a_handover_at_either_end_one_copy_goes_on() {
             let setup = Setup { known_dead, ..Setup::default() };
             let (mut world, owner, others) = owned(seed, 4, &setup);
             // Other load makes the target another node than the replica.
-            for i in 0..seed * 3 {
+            for i in 0..seed * 2 {
                 world.start(&others[0], &format!("other{i}"));
                 world.run_for(MS * 100);
             }
