@@ -129,6 +129,8 @@ pub struct Machine {
     boot: boot::Boot,
     drain: Option<drain::Drain>,
     leave: Option<drain::Goodbye>,
+    /// Sessions whose address has refused this node since they were last heard: others were told.
+    refused: BTreeSet<SessionId>,
     /// Sessions whose claims are void here, and since when (Rule 24).
     buried: BTreeMap<SessionId, Time>,
     /// When burials were last looked at.
@@ -224,6 +226,7 @@ impl Machine {
             boot: boot::Boot::default(),
             drain: None,
             leave: None,
+            refused: BTreeSet::new(),
             buried: BTreeMap::new(),
             mourned: now.at,
             next_number: 1,
@@ -459,6 +462,7 @@ impl Machine {
         if self.buried.remove(from).is_some() {
             self.touch_all_of(from);
         }
+        self.refused.remove(from);
         // Gossip may have told of it before: it is there once it has been heard itself.
         let before = self.members.get(from).filter(|peer| peer.met).map(|peer| peer.state);
         let back = self.members.heard(self.now.at, from, state, echoed);
@@ -551,6 +555,14 @@ impl Machine {
         if self.buried.remove(with).is_some() {
             self.touch_all_of(with);
         }
+        self.refused.remove(with);
+        // It may not have been there to be told.
+        for suspect in self.refused.clone() {
+            self.push(Action::Send {
+                to: with.clone(),
+                message: Message::Dead { session: suspect },
+            });
+        }
         if let Some(peer) = self.members.entry(with, self.now.at) {
             peer.linked = true;
         }
@@ -577,10 +589,13 @@ impl Machine {
             return;
         }
         dead |= self.members.observed_dead(self.now.at, with, &self.config.me.clone());
-        let others: Vec<SessionId> =
-            self.members.live().filter(|session| *session != with).cloned().collect();
-        for other in others {
-            self.send(&other, Message::Dead { session: with.clone() });
+        // Redialling goes on, and is refused each time.
+        if self.members.get(with).is_some() && self.refused.insert(with.clone()) {
+            let others: Vec<SessionId> =
+                self.members.live().filter(|session| *session != with).cloned().collect();
+            for other in others {
+                self.send(&other, Message::Dead { session: with.clone() });
+            }
         }
         if dead {
             self.on_gone(with, Gone::Dead);

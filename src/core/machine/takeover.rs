@@ -181,6 +181,7 @@ impl Machine {
     /// Voids a dead session's claims (Rule 24).
     pub(super) fn bury(&mut self, session: &SessionId) {
         self.buried.insert(session.clone(), self.now.at);
+        self.refused.remove(session);
         self.members.forget(session);
         self.touch_all_of(session);
     }
