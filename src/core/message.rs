@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::branch::{Header, Position};
 use super::claim::{Claim, Desired, Spec};
 use super::ids::{Name, RunId, SessionId};
-use super::io::Gone;
+use super::io::{Cause, Gone};
 use super::lease::Epoch;
 use super::record::NodeState;
 
@@ -104,6 +104,12 @@ pub enum Message {
         desired: Option<Desired>,
         /// The source never started under `claim`, or has stopped: nothing runs there.
         idle: bool,
+        /// The version of its newest state, if it has one.
+        #[serde(default)]
+        version: Option<u32>,
+        /// Why it is offered.
+        #[serde(default)]
+        cause: Cause,
     },
     /// To an [`Message::Offer`].
     OfferReply {

@@ -71,6 +71,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The environment's number of the deploy is no number.
+    #[error("HANDOVER_ROLLOUT is {0:?}, which is no whole number: set it to one, or unset it")]
+    InvalidRollout(String),
     /// The data directory cannot be used.
     #[error(transparent)]
     DataDirectory(#[from] DirectoryError),

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use litemap::LiteMap;
 
-use crate::core::branch::{Ancestor, Header, Position};
+use crate::core::branch::{Ancestor, Branches, Header, Position};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::Cause;
@@ -41,6 +41,10 @@ pub(super) struct Task {
     pub refused: BTreeSet<SessionId>,
     /// It was parked until somebody resumes it, and whoever has it keeps it so.
     pub keep: Option<Phase>,
+    /// Nobody reads its newest state: it may go on from one of an older version.
+    pub older: bool,
+    /// What is known of it while it cannot run here.
+    pub parking: Option<Box<Parking>>,
     /// Live claims above mine, and when I first saw each (Rule 21).
     pub rivals: LiteMap<SessionId, Time>,
     /// The handover under way.
@@ -121,6 +125,8 @@ pub(super) enum Purpose {
     Run,
     /// To keep it for others (Rule 24).
     Custody,
+    /// To run it, from a state of an older version if nobody reads the newest.
+    Older,
 }
 
 #[derive(Clone, Debug)]
@@ -144,6 +150,15 @@ pub(super) struct Prior {
     pub session: Option<SessionId>,
     /// Under which epoch it ran last.
     pub epoch: Option<Epoch>,
+}
+
+/// A task that is kept, or is to be, since it cannot run here.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Parking {
+    /// Since when it is kept.
+    pub since: Option<Time>,
+    /// Checkpoints of it that this node and others were found to hold.
+    pub found: Branches,
 }
 
 #[derive(Clone, Debug)]
@@ -182,6 +197,8 @@ impl Task {
             forced: None,
             refused: BTreeSet::new(),
             keep: None,
+            older: false,
+            parking: None,
             rivals: LiteMap::new(),
             hand: None,
             unstoppable: false,

@@ -126,6 +126,7 @@ fn record() -> NodeRecord {
         kinds: BTreeMap::from([(Kind::new("count").unwrap(), versions)]),
         max_running: 100,
         succeeds: None,
+        rollout: None,
     }
 }
 
@@ -138,6 +139,7 @@ fn machine(me: usize, knows: &[Knows; NODES]) -> Machine {
         timing: Timing::default(),
         mode: Mode::Available,
         replicas: 1,
+        finish_here: BTreeSet::new(),
         seeds: true,
         members: Vec::new(),
         boot: Vec::new(),

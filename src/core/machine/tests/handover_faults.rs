@@ -292,6 +292,23 @@ fn a_second_signal_waits_for_no_step_boundary() {
     assert_eq!(world.stretches.last().unwrap().from_seq, 1, "the committed step is not redone");
 }
 
+/// A decision that is not acknowledged is safe: its target has the state.
+#[test]
+fn a_second_signal_waits_for_no_acknowledgement_either() {
+    let (mut world, owner, _) = owned(8, 3, &Setup::default());
+    world.blocked = Some(|_, _, message| is_transferred(message));
+    world.drain(&owner, S * 60);
+    world.run_for(S * 3);
+    let moving =
+        |w: &World| matches!(w.claim_of(&owner, "a").unwrap().phase, Phase::Transferred { .. });
+    assert!(moving(&world) && world.nodes[&owner].drained.is_none());
+    world.give(&owner, Event::DrainNow);
+    world.run_until(S * 2, "drained", |w| w.nodes[&owner].drained.is_some());
+    world.blocked = None;
+    world.run_for(S * 3);
+    assert_moved(&world);
+}
+
 #[test]
 fn a_budget_of_zero_costs_a_pause_and_nothing_else() {
     let (mut world, nodes) = World::cluster(9, 3);

@@ -10,7 +10,7 @@ use super::world::World;
 use crate::core::branch::{Ancestor, Header, Position};
 use crate::core::claim::{Claim, Spec};
 use crate::core::ids::{Kind, Name, RunId, SessionId};
-use crate::core::io::{Event, Gone, Now};
+use crate::core::io::{Cause, Event, Gone, Now};
 use crate::core::laws::{claim, desired, name, phase, run, session};
 use crate::core::lease::Epoch;
 use crate::core::machine::Machine;
@@ -50,15 +50,15 @@ fn header() -> impl Strategy<Value = Header> {
         seq,
     });
     let lineage = prop::collection::vec(ancestor, 0..3);
-    (name(), run(), position(), session(), lineage, 0..3u64).prop_map(
-        |(name, run, position, writer, lineage, len)| Header {
+    (name(), run(), position(), session(), lineage, 0..3u64, 0..4u32).prop_map(
+        |(name, run, position, writer, lineage, len, state_version)| Header {
             name,
             run,
             kind: Kind::new("count").unwrap(),
             position,
             writer,
             lineage,
-            state_version: 1,
+            state_version,
             revision: String::new(),
             wall_ms: 0,
             len,
@@ -66,6 +66,10 @@ fn header() -> impl Strategy<Value = Header> {
             progress: None,
         },
     )
+}
+
+fn cause() -> impl Strategy<Value = Cause> {
+    prop_oneof![Just(Cause::Drain), Just(Cause::Rollback), Just(Cause::Unparked)]
 }
 
 fn refusal() -> impl Strategy<Value = Refusal> {
@@ -145,13 +149,15 @@ fn plain() -> impl Strategy<Value = Message> {
         prop::collection::vec(answer, 0..3)
             .prop_map(|answers| Message::Answers { answers })
             .boxed(),
-        (wild_claim(), epoch(), spec(), prop::option::of(desired()), any::<bool>())
-            .prop_map(|(claim, epoch, spec, desired, idle)| Message::Offer {
+        (wild_claim(), epoch(), spec(), prop::option::of(desired()), any::<bool>(), cause())
+            .prop_map(|(claim, epoch, spec, desired, idle, cause)| Message::Offer {
                 claim,
                 epoch,
                 spec,
                 desired,
                 idle,
+                version: idle.then_some(1),
+                cause,
             })
             .boxed(),
         (name(), epoch(), result)

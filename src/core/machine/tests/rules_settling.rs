@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Phase, Spec};
 use crate::core::ids::{Kind, NodeId, RunId, SessionId};
-use crate::core::io::Event;
+use crate::core::io::{Cause, Event};
 use crate::core::lease::Epoch;
 use crate::core::message::{Message, Refusal, Verdict};
 use crate::core::record::NodeState;
@@ -125,6 +125,8 @@ fn who_said_ok_refuses_lower_offers() {
             spec: spec.clone(),
             desired: None,
             idle: false,
+            version: None,
+            cause: Cause::Drain,
         };
         world.give(&others[1], Event::Message { from: owner.clone(), message: offer });
     }
