@@ -5,11 +5,13 @@
 //! engine, writes this node's pages into it and reads everybody else's out of it; both tell the
 //! node what they learn as [`GossipEvent`]s.
 
+mod catchup;
 mod digest;
 mod exchange;
 mod fragments;
 mod header;
 mod kept;
+mod pace;
 mod pages;
 mod peers;
 mod places;
@@ -194,6 +196,8 @@ pub(crate) enum GossipEvent {
         /// When the newest of my datagrams was sent that this one is the first to echo; never
         /// later than it really was.
         echoed: Option<Time>,
+        /// It is the first echo after silence.
+        returned: bool,
     },
     /// An echo has come from the address that a session advertises: it is reached there.
     Located {

@@ -18,6 +18,7 @@ use crate::net::NetworkLimits;
 use crate::rate::{Rate, Sources};
 
 use super::header::{Echo, Header};
+use super::pace::Pace;
 use super::places::Places;
 use super::rejected::Rejected;
 use super::replay::Window;
@@ -62,6 +63,8 @@ struct Peer {
     window: Window,
     /// The highest of my counters that it has echoed.
     echoed: u64,
+    /// The first datagram sent to it that it has not echoed, and when that was.
+    unechoed: Option<(u64, Time)>,
     /// It had been silent (or unknown), and no echo has come since.
     returning: bool,
     /// When its header was told last, of which version, with how many released numbers listed.
@@ -77,9 +80,19 @@ struct Entry {
 /// What a session says of where it is.
 struct Advert {
     address: SocketAddr,
+    since: Time,
     seen: Time,
     /// An echo has come from there.
     confirmed: bool,
+}
+
+/// Paths that seem to be open in one direction alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct OneWay {
+    /// Sessions that are heard and go on without echoing what was sent to them.
+    pub(super) unechoed: usize,
+    /// Sessions that others hear, since their hearts beat, and this node does not.
+    pub(super) unheard: usize,
 }
 
 /// What an authentic, fresh datagram means.
@@ -116,7 +129,7 @@ impl Peers {
         Self {
             own,
             sessions: BTreeMap::new(),
-            places: Places::new(limit * 3, silent_after, peer),
+            places: Places::new(limit * 3, silent_after, Pace::new(network.probes, now), peer),
             strangers: Sources::new(stranger, strangers, now),
             adverts: BTreeMap::new(),
             within,
@@ -189,6 +202,7 @@ impl Peers {
         let allowed = self.may_advertise(session, address.ip());
         let advert = self.adverts.entry(session.clone()).or_insert(Advert {
             address,
+            since: now,
             seen: now,
             confirmed: false,
         });
@@ -295,9 +309,10 @@ impl Peers {
     }
 
     /// What to echo in a datagram that is about to go to `to` with `counter`.
-    pub(super) fn sending(&mut self, to: SocketAddr, counter: u64) -> Option<Echo> {
+    pub(super) fn sending(&mut self, to: SocketAddr, counter: u64, now: Time) -> Option<Echo> {
         let session = self.places.sending(to, counter)?;
-        let peer = self.sessions.get(session)?;
+        let peer = self.sessions.get_mut(session)?;
+        peer.unechoed.get_or_insert((counter, now));
         Some(Echo { nonce: session.nonce, counter: peer.window.highest() })
     }
 
@@ -334,6 +349,7 @@ impl Peers {
         let mut accepted = Accepted { verified, ..Accepted::default() };
         if let Some(counter) = echo.filter(|counter| *counter > peer.echoed) {
             peer.echoed = counter;
+            peer.unechoed.take_if(|(sent, _)| *sent <= counter);
             accepted.echoed = Some(counter);
             accepted.returned = verified && std::mem::take(&mut peer.returning);
         }
@@ -349,6 +365,9 @@ impl Peers {
         }
         if verified {
             self.place(session, from, now);
+        }
+        if accepted.returned {
+            self.places.sweep(now);
         }
         Ok(accepted)
     }
@@ -367,6 +386,23 @@ impl Peers {
             }
             _ => self.remember(session, from, now),
         }
+    }
+
+    /// Which paths seem to be open in one direction alone.
+    pub(super) fn one_way(&self, now: Time) -> OneWay {
+        let patience = self.silent_after * 2;
+        let lately = |at: Time| now.since(at) <= patience;
+        let heard = |session| self.sessions.get(session).is_some_and(|peer| lately(peer.heard));
+        let unechoed = self.sessions.values().filter(|peer| {
+            // Heard a round after that was sent which it does not echo.
+            let ignores =
+                |(_, sent): (u64, Time)| !lately(sent) && peer.heard > sent + patience / 2;
+            lately(peer.heard) && peer.unechoed.is_some_and(ignores)
+        });
+        let unheard = self.adverts.iter().filter(|(session, advert)| {
+            lately(advert.seen) && !lately(advert.since) && !heard(session)
+        });
+        OneWay { unechoed: unechoed.count(), unheard: unheard.count() }
     }
 
     /// Makes room for one more session by dropping the one not heard for longest, if it is silent.
@@ -406,6 +442,7 @@ impl Peer {
             challenged: None,
             window: Window::default(),
             echoed: 0,
+            unechoed: None,
             returning: true,
             told: None,
         }

@@ -13,8 +13,7 @@ use crate::core::ids::SessionId;
 use crate::core::time::Time;
 use crate::rate::{Bucket, Rate};
 
-const PROBE_MIN: Duration = Duration::from_millis(100);
-const PROBE_MAX: Duration = Duration::from_secs(5);
+use super::pace::Pace;
 
 /// How long an address that nobody remembers is kept unheard, and probed if it was asked for.
 const FORGET: Duration = Duration::from_secs(60);
@@ -25,6 +24,7 @@ pub(super) struct Places {
     own: BTreeSet<SocketAddr>,
     limit: usize,
     silent_after: Duration,
+    pace: Pace,
     /// What a verified address may send.
     rate: Rate,
 }
@@ -39,8 +39,10 @@ pub(super) struct Place {
     /// Last heard, or else since when it matters.
     since: Time,
     heard: bool,
-    /// When it is probed next, if it is.
-    next: Option<Time>,
+    /// Whether it is looked for while it is silent.
+    target: bool,
+    /// When that was done last.
+    probed: Option<Time>,
     /// Never given up.
     seed: bool,
 }
@@ -66,8 +68,8 @@ impl Sent {
 }
 
 impl Places {
-    pub(super) const fn new(limit: usize, silent_after: Duration, rate: Rate) -> Self {
-        Self { all: BTreeMap::new(), own: BTreeSet::new(), limit, silent_after, rate }
+    pub(super) const fn new(limit: usize, silent_after: Duration, pace: Pace, rate: Rate) -> Self {
+        Self { all: BTreeMap::new(), own: BTreeSet::new(), limit, silent_after, pace, rate }
     }
 
     /// Never to be probed.
@@ -95,9 +97,7 @@ impl Places {
             return false;
         }
         let place = self.all.entry(address).or_insert_with(|| Place::new(self.rate, now));
-        if place.next.is_none() {
-            place.next = Some(now);
-        }
+        place.target = true;
         if place.session.is_none() {
             place.session = session.cloned();
         }
@@ -116,7 +116,7 @@ impl Places {
         if self.add(address, None, now)
             && let Some(place) = self.all.get_mut(&address)
         {
-            place.next = Some(now);
+            place.probed = None;
             place.heard = false;
         }
     }
@@ -130,7 +130,7 @@ impl Places {
     /// No longer probes an address, unless it is a seed.
     pub(super) fn leave_alone(&mut self, address: SocketAddr) {
         if let Some(place) = self.all.get_mut(&address).filter(|place| !place.seed) {
-            place.next = None;
+            place.target = false;
         }
     }
 
@@ -203,37 +203,62 @@ impl Places {
         if self.all.len() < self.limit || self.all.contains_key(&address) {
             return true;
         }
-        let rank = |place: &Place| (place.verified, place.next.is_some(), place.since);
+        let rank = |place: &Place| (place.verified, place.target, place.since);
         let dispensable = |place: &Place| {
             !place.seed && (!place.verified || now.since(place.since) > self.silent_after)
         };
         let least = self
             .all
             .iter()
-            .filter(|(_, place)| dispensable(place) && now.since(place.since) > PROBE_MIN)
+            .filter(|(_, place)| dispensable(place) && now.since(place.since) > Pace::LEAST)
             .min_by_key(|(_, place)| rank(place))
             .map(|(address, _)| *address);
         least.is_some_and(|least| self.all.remove(&least).is_some())
     }
 
-    /// Whom to probe now: everybody silent, ten times in as long as the silence has lasted, though
-    /// not more often than every 100 ms nor more rarely than every 5 s. `remembered` addresses are
-    /// never given up.
+    /// Somebody silent has answered: who else was lost may be back too, and is looked for at once.
+    pub(super) fn sweep(&mut self, now: Time) {
+        let silent =
+            self.all.values().filter(|place| place.is_sought(self.silent_after, now)).count();
+        if self.pace.may_sweep(silent, now) {
+            for place in self.all.values_mut() {
+                place.probed = None;
+            }
+        }
+    }
+
+    /// Whom to probe now, of those who are silent: see [`Pace`]. `remembered` addresses are never
+    /// given up.
     pub(super) fn due(&mut self, remembered: &BTreeSet<SocketAddr>, now: Time) -> Vec<SocketAddr> {
         self.all.retain(|address, place| {
             place.seed || remembered.contains(address) || now.since(place.since) <= FORGET
         });
-        let mut due = Vec::new();
-        for (address, place) in &mut self.all {
-            let silence = now.since(place.since);
-            let Some(next) = place.next else { continue };
-            if now < next || (place.heard && silence <= self.silent_after) {
-                continue;
+        let silent: Vec<(SocketAddr, &mut Place)> = self
+            .all
+            .iter_mut()
+            .filter(|(_, place)| place.is_sought(self.silent_after, now))
+            .map(|(address, place)| (*address, place))
+            .collect();
+        let count = silent.len();
+        let mut due: Vec<(Option<Time>, SocketAddr, &mut Place)> = silent
+            .into_iter()
+            .filter(|(_, place)| {
+                let every = self.pace.every(now.since(place.since), count);
+                place.probed.is_none_or(|probed| now.since(probed) >= every)
+            })
+            .map(|(address, place)| (place.probed, address, place))
+            .collect();
+        // Who has waited longest comes first, those that never had a turn before all.
+        due.sort_unstable_by_key(|(probed, address, _)| (*probed, *address));
+        let mut probe = Vec::new();
+        for (probed, address, place) in due {
+            if !self.pace.take(probed.is_none(), now) {
+                break;
             }
-            place.next = Some(now + (silence / 10).clamp(PROBE_MIN, PROBE_MAX));
-            due.push(*address);
+            place.probed = Some(now);
+            probe.push(address);
         }
-        due
+        probe
     }
 }
 
@@ -246,8 +271,14 @@ impl Place {
             bucket: Bucket::full(rate, now),
             since: now,
             heard: false,
-            next: None,
+            target: false,
+            probed: None,
             seed: false,
         }
+    }
+
+    /// Whether it is to be looked for: it was never heard, or is silent.
+    fn is_sought(&self, silent_after: Duration, now: Time) -> bool {
+        self.target && (!self.heard || now.since(self.since) > silent_after)
     }
 }

@@ -172,6 +172,7 @@ impl Pump {
                 watermark: header.watermark,
                 released: header.released,
                 echoed: accepted.echoed.and_then(|counter| self.sent.time_of(counter)),
+                returned: accepted.returned,
             };
             if self.events.try_send(heard).is_err() {
                 metrics::counter!("handover_gossip_dropped_total", "what" => "event").increment(1);
@@ -180,6 +181,8 @@ impl Pump {
         if accepted.returned {
             lock(&self.shared.exchanges).forget(from);
             let _ = self.notes.try_send(Note::Returned(from));
+            // Others that were lost may be back too.
+            self.probe_silent().await;
         }
         // Who may be a spoof draws no more bytes than it sent (X7).
         let room = if accepted.verified { self.room } else { received.min(self.room) };
@@ -272,8 +275,9 @@ impl Pump {
     }
 
     async fn send(&mut self, to: SocketAddr, payload: Payload<'_>, size: Size) {
-        let counter = self.sent.next(self.shared.clock.boot());
-        let echo = lock(&self.shared.peers).sending(to, counter);
+        let now = self.shared.clock.boot();
+        let counter = self.sent.next(now);
+        let echo = lock(&self.shared.peers).sending(to, counter, now);
         let own = self.shared.own(size.released.min(header::MAX_RELEASED));
         let header = Header {
             session: self.session.clone(),

@@ -306,6 +306,14 @@ impl Links {
         }
     }
 
+    /// This session was heard again after silence: its link is dialled now, if it is wanted and there is
+    /// none.
+    pub(crate) fn hasten(&self, session: &SessionId) {
+        if let Some(peer) = self.shared.peers().map.get(session) {
+            peer.hasten();
+        }
+    }
+
     /// Cuts the link, forgets what was queued, and reports nothing more of this session (what is in the
     /// events' channel already stays there), unless it dials again: that is a new link.
     pub(crate) fn unwant(&self, session: &SessionId) {

@@ -89,6 +89,14 @@ impl Peer {
         }
     }
 
+    /// Dials again now, if it is to be dialled, rather than when the pause after the last failure is
+    /// over, or the present attempt: what that sent may have been lost.
+    pub(super) fn hasten(&self) {
+        if !self.is_up() {
+            self.want.send_if_modified(|wanted| wanted.is_some());
+        }
+    }
+
     /// Hands over a connection that the peer has made. One too many is dropped: the peer dials again.
     pub(super) fn deliver(&self, candidate: Candidate) {
         let _ = self.candidates.try_send(candidate);

@@ -22,7 +22,16 @@ impl Control {
 
     pub(super) fn on_gossip(&mut self, event: GossipEvent) {
         match event {
-            GossipEvent::Heard { from, address, state, version, watermark, released, echoed } => {
+            GossipEvent::Heard {
+                from,
+                address,
+                state,
+                version,
+                watermark,
+                released,
+                echoed,
+                returned,
+            } => {
                 self.peers.heard(&from, (state, version), address, self.clock.boot());
                 let heard = Event::Heard {
                     from: from.clone(),
@@ -34,6 +43,9 @@ impl Control {
                 };
                 self.feed(heard);
                 self.want(&from);
+                if returned {
+                    self.links.hasten(&from);
+                }
             }
             GossipEvent::Located { of, address } => {
                 self.peers.located(&of, address);

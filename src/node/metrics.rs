@@ -16,6 +16,11 @@ use crate::core::machine::Needs;
 pub(crate) fn describe() {
     describe_gauge!("handover_tasks", Unit::Count, "Tasks this node holds, by kind and state");
     describe_gauge!("handover_peers", Unit::Count, "Peers this node knows");
+    describe_gauge!(
+        "handover_gossip_one_way",
+        Unit::Count,
+        "Peers to which the path seems open in one direction alone: heard without echoing this node, or heard by others alone"
+    );
     describe_counter!(
         "handover_moves_total",
         Unit::Count,

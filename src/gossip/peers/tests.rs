@@ -33,7 +33,7 @@ fn peers_with(limits: NetworkLimits, within: &[&str]) -> Peers {
 /// A session is heard at a port, is sent `counter` there, and echoes it from there.
 fn meet(peers: &mut Peers, from: u128, port: u16, counter: u64, now: Time) -> Accepted {
     peers.accept(&header(from, 2 * counter - 1, None), address(port), 0, now).unwrap();
-    assert!(peers.sending(address(port), counter).is_some());
+    assert!(peers.sending(address(port), counter, now).is_some());
     let echo = header(from, 2 * counter, Some(counter));
     peers.accept(&echo, address(port), counter, now).unwrap()
 }
@@ -60,7 +60,7 @@ fn a_session_is_verified_by_its_first_echo_and_then_gossiped_with_once() {
     ));
     assert_eq!(peers.reachable(at(0)), []);
     assert_eq!(peers.route(address(2)), None);
-    assert!(peers.sending(address(2), 1).is_some());
+    assert!(peers.sending(address(2), 1, at(0)).is_some());
     let second = peers.accept(&header(2, 2, Some(1)), address(2), 1, at(1)).unwrap();
     assert!(second.verified && second.returned);
     assert_eq!(second.echoed, Some(1));
@@ -81,8 +81,8 @@ fn an_address_is_proved_only_by_an_echo_of_what_was_sent_there() {
     let moved = peers.accept(&header(2, 3, Some(1)), address(3), 1, at(30)).unwrap();
     assert!(!moved.verified && moved.challenge);
     // What goes there is echoed by nobody; the session goes on echoing what goes to itself.
-    assert!(peers.sending(address(3), 2).is_some());
-    assert!(peers.sending(address(2), 3).is_some());
+    assert!(peers.sending(address(3), 2, at(0)).is_some());
+    assert!(peers.sending(address(2), 3, at(0)).is_some());
     let caught = peers.accept(&header(2, 4, Some(3)), address(3), 3, at(31)).unwrap();
     assert!(!caught.verified);
     assert_eq!(peers.route(address(3)), Some(address(2)));
@@ -100,7 +100,7 @@ fn a_peer_behind_nat_is_verified_at_both_its_addresses_and_found_where_it_advert
     assert_eq!(peers.reachable(at(1)), [address(50_002)]);
     assert_eq!(peers.route(address(2)), Some(address(50_002)), "what is meant for it finds it");
     assert_eq!(peers.due(at(1)), [address(2)], "it is probed meanwhile");
-    assert!(peers.sending(address(2), 2).is_some());
+    assert!(peers.sending(address(2), 2, at(0)).is_some());
     assert!(peers.accept(&header(2, 3, Some(2)), address(2), 2, at(2)).unwrap().verified);
     assert_eq!(peers.take_located(), [(session(2), address(2))].into());
     assert_eq!(peers.book(), [(session(2), address(2))]);
@@ -126,7 +126,7 @@ fn an_advertised_address_that_nobody_answers_at_is_neither_used_nor_remembered()
         peers.advertised(&session(2), address(9), at(second * 1000));
         peers.accept(&header(2, 10 + second, None), address(2), 1, at(second * 1000)).unwrap();
         for probed in peers.due(at(second * 1000)) {
-            peers.sending(probed, 100 + second);
+            peers.sending(probed, 100 + second, at(0));
         }
     }
     assert_eq!(peers.take_located(), BTreeMap::new());
@@ -163,7 +163,7 @@ fn an_address_that_another_session_takes_over_belongs_to_that_one_alone() {
     let restarted = peers.accept(&header(3, 1, None), address(2), 1, at(5)).unwrap();
     assert!(!restarted.verified);
     assert_eq!(peers.route(address(2)), None);
-    assert!(peers.sending(address(2), 2).is_some());
+    assert!(peers.sending(address(2), 2, at(0)).is_some());
     assert!(peers.accept(&header(3, 2, Some(2)), address(2), 2, at(6)).unwrap().verified);
     peers.advertised(&session(3), address(2), at(6));
     assert_eq!(peers.take_located().get(&session(3)), Some(&address(2)));
@@ -238,7 +238,7 @@ fn a_session_at_a_new_address_has_to_prove_itself_again() {
     meet(&mut peers, 2, 2, 5, at(0));
     let moved = peers.accept(&header(2, 12, Some(5)), address(3), 6, at(30)).unwrap();
     assert!(!moved.verified && moved.challenge);
-    assert!(peers.sending(address(3), 9).is_some());
+    assert!(peers.sending(address(3), 9, at(0)).is_some());
     let stale = peers.accept(&header(2, 13, Some(8)), address(3), 9, at(31));
     assert!(!stale.unwrap().verified);
     let proven = peers.accept(&header(2, 14, Some(9)), address(3), 9, at(32));
@@ -246,19 +246,61 @@ fn a_session_at_a_new_address_has_to_prove_itself_again() {
     assert_eq!(peers.reachable(at(3)), [address(3)]);
 }
 
+/// How many probes go out, looked for every 50 ms.
+fn probes(peers: &mut Peers, from: u64, to: u64) -> Vec<SocketAddr> {
+    (from..to).step_by(50).flat_map(|ms| peers.due(at(ms))).collect()
+}
+
+fn crowd(size: u16) -> Peers {
+    let limits = NetworkLimits::default();
+    let mut peers = Peers::new(session(1), &Timing::default(), 1000, &limits, Vec::new(), at(0));
+    for number in 0..size {
+        peers.remember(&session(2 + u128::from(number)), address(1000 + number), at(0));
+    }
+    peers
+}
+
 #[test]
-fn silent_peers_are_probed_often_at_first_and_more_rarely_later() {
+fn a_few_silent_peers_are_probed_every_100_ms_however_long_they_are_silent() {
     let mut peers = peers();
     meet(&mut peers, 2, 2, 1, at(0));
-    let count = |peers: &mut Peers, from: u64, to: u64| {
-        (from..to).step_by(10).filter(|ms| !peers.due(at(*ms)).is_empty()).count()
-    };
-    assert_eq!(count(&mut peers, 0, 1000), 0);
-    let early = count(&mut peers, 1010, 2010);
-    assert!((7..=8).contains(&early), "{early}");
-    count(&mut peers, 2010, 100_000);
-    let late = count(&mut peers, 100_000, 200_000);
-    assert!((19..=20).contains(&late), "{late}");
+    assert_eq!(probes(&mut peers, 0, 1000), []);
+    assert_eq!(probes(&mut peers, 1050, 2050).len(), 10);
+    let hour = 3600 * 1000;
+    assert_eq!(probes(&mut peers, hour, hour + 10_000).len(), 100);
+}
+
+#[test]
+fn many_silent_peers_are_probed_in_turn_within_the_budget() {
+    let mut peers = crowd(200);
+    probes(&mut peers, 0, 100_000);
+    let probed = probes(&mut peers, 100_000, 140_000);
+    assert!((1_900..=2_000).contains(&probed.len()), "{} in 40 s", probed.len());
+    for number in 0..200 {
+        let times = probed.iter().filter(|probed| **probed == address(1000 + number)).count();
+        assert!((9..=11).contains(&times), "{number}: {times}");
+    }
+}
+
+#[test]
+fn the_first_who_answers_makes_all_others_looked_for_at_once() {
+    let mut peers = crowd(200);
+    probes(&mut peers, 0, 100_000);
+    peers.sending(address(1000), 7, at(0));
+    let back = peers.accept(&header(2, 1, Some(7)), address(1000), 7, at(100_000)).unwrap();
+    assert!(back.returned);
+    let mut swept = peers.due(at(100_000));
+    swept.sort();
+    assert_eq!(swept, (1001..1200).map(address).collect::<Vec<_>>());
+    // The next one to answer brings nothing new: it was looked for because of the first.
+    peers.sending(address(1001), 8, at(0));
+    assert!(peers.accept(&header(3, 1, Some(8)), address(1001), 8, at(100_001)).unwrap().returned);
+    assert!(peers.due(at(100_001)).len() <= 50);
+    // A recording does not make a node look for anybody.
+    let mut peers = crowd(200);
+    probes(&mut peers, 0, 100_000);
+    peers.accept(&header(2, 1, None), address(1000), 7, at(100_000)).unwrap();
+    assert!(peers.due(at(100_000)).len() <= 50);
 }
 
 #[test]
@@ -296,4 +338,35 @@ fn a_flood_of_sessions_pushes_out_nobody_who_is_heard() {
     assert_eq!(peers.accept(&header(12, 1, None), address(2), 0, at(1)), Err(Rejected::Limit));
     assert!(peers.accept(&header(12, 1, None), address(2), 0, at(11_000)).is_ok());
     assert_eq!(peers.sessions.len(), 10);
+}
+
+#[test]
+fn a_path_open_in_one_direction_alone_is_noticed_in_either() {
+    let mut peers = peers();
+    let one_way = |peers: &Peers, ms| peers.one_way(at(ms));
+    for (number, port) in [(2, 2), (3, 3)] {
+        meet(&mut peers, number, port, 1, at(0));
+        peers.advertised(&session(number), address(port), at(0));
+    }
+    // 2 is heard and echoes; 3 is heard, and echoes only what it had before. Nothing new is sent to
+    // a session 4 that has nothing to echo, which is no fault of the path.
+    meet(&mut peers, 4, 4, 1, at(0));
+    peers.sending(address(2), 2, at(100));
+    peers.sending(address(3), 3, at(100));
+    for (step, ms) in (200..6000).step_by(200).enumerate() {
+        let counter = 100 + step as u64;
+        peers.accept(&header(2, counter, Some(2)), address(2), 9, at(ms)).unwrap();
+        peers.accept(&header(3, counter, Some(1)), address(3), 9, at(ms)).unwrap();
+        peers.accept(&header(4, counter, Some(1)), address(4), 9, at(ms)).unwrap();
+        let unechoed = usize::from(ms > 2100);
+        assert_eq!(one_way(&peers, ms), OneWay { unechoed, unheard: 0 }, "{ms}");
+    }
+    // Now 2 is heard no more, while others go on hearing it; 3 is gone for everybody.
+    for ms in (6000..12_000).step_by(200) {
+        peers.advertised(&session(2), address(2), at(ms));
+        let unheard = usize::from(ms > 5800 + 2000);
+        let expected = OneWay { unechoed: usize::from(ms <= 5800 + 2000), unheard };
+        assert_eq!(one_way(&peers, ms), expected, "{ms}");
+    }
+    assert_eq!(one_way(&peers, 20_000), OneWay::default(), "silence is another matter");
 }

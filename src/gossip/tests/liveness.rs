@@ -1,5 +1,9 @@
 //! Who is there, and who may speak.
 
+use metrics::{
+    Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+};
+
 use super::*;
 
 #[tokio::test]
@@ -159,4 +163,74 @@ async fn an_idle_pair_sends_little() {
     let sent = a.faults.sent.load(Ordering::Relaxed) - before;
     // 20 rounds a second each; of a handshake's three datagrams a sends one or two.
     assert!((20..=100).contains(&sent), "{sent} datagrams in a second");
+}
+
+/// The values that gauges were set to, by their names and labels.
+#[derive(Default)]
+struct Gauges(Mutex<BTreeMap<String, Arc<Values>>>);
+
+#[derive(Default)]
+struct Values(Mutex<Vec<f64>>);
+
+impl GaugeFn for Values {
+    fn increment(&self, _: f64) {}
+    fn decrement(&self, _: f64) {}
+    fn set(&self, value: f64) {
+        self.0.lock().unwrap().push(value);
+    }
+}
+
+impl Gauges {
+    fn take(&self, name: &str) -> Vec<f64> {
+        let gauges = self.0.lock().unwrap();
+        gauges
+            .get(name)
+            .map_or_else(Vec::new, |values| std::mem::take(&mut values.0.lock().unwrap()))
+    }
+}
+
+impl Recorder for Gauges {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        let labels: Vec<&str> = key.labels().map(metrics::Label::value).collect();
+        let name = format!("{} {}", key.name(), labels.join(" "));
+        Gauge::from_arc(Arc::clone(self.0.lock().unwrap().entry(name).or_default()))
+    }
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+#[tokio::test]
+async fn a_path_open_in_one_direction_alone_shows_in_a_gauge() {
+    let gauges = Gauges::default();
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    let c = Node::start(3, &[&a]).await;
+    for (node, other) in [(&a, &b), (&a, &c), (&b, &c), (&c, &b)] {
+        node.until_caught_up(other).await;
+    }
+    // All nodes of a test run on its thread, and set the same gauges in turn.
+    let _guard = metrics::set_default_local_recorder(&gauges);
+    let ways = ["handover_gossip_one_way unheard", "handover_gossip_one_way unechoed"];
+    let until = async |what: &str, holds: fn(&[f64]) -> bool| {
+        let waiting = async {
+            let mut left = BTreeSet::from(ways);
+            while !left.is_empty() {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                left.retain(|way| !holds(&gauges.take(way)));
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "in vain: {what}");
+    };
+    // It does not hear b, although c does, and so b is not echoed.
+    a.faults.deaf_to.lock().unwrap().insert(b.gossip.local_addr());
+    until("it is seen", |values| values.contains(&1.0)).await;
+    a.faults.deaf_to.lock().unwrap().clear();
+    until("it is over", |values| !values.is_empty() && values.iter().all(|v| *v == 0.0)).await;
 }

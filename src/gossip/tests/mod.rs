@@ -40,6 +40,8 @@ struct Faulty {
     loss: u64,
     /// While set, nothing is sent nor received.
     cut: Arc<AtomicBool>,
+    /// What comes from there is lost.
+    deaf_to: Arc<Mutex<BTreeSet<SocketAddr>>>,
     sent: Arc<AtomicU64>,
 }
 
@@ -87,7 +89,8 @@ impl Datagrams for FaultyDatagrams {
     async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         loop {
             let received = self.inner.recv_from(buffer).await?;
-            if !self.faults.cut.load(Ordering::Relaxed) {
+            let deaf = self.faults.deaf_to.lock().unwrap().contains(&received.1);
+            if !deaf && !self.faults.cut.load(Ordering::Relaxed) {
                 return Ok(received);
             }
         }

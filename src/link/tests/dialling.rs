@@ -279,6 +279,32 @@ async fn the_bound_on_peers_holds_for_strangers() {
     expect_exchange(&mut a, &mut b).await;
 }
 
+/// A cut has healed: nobody waits for a pause that was meant for it.
+#[tokio::test]
+async fn a_peer_that_is_heard_again_is_dialled_at_once() {
+    let mut a = Node::with("a", |config| {
+        config.limits.backoff_min = Duration::from_secs(60);
+        config.limits.backoff_max = Duration::from_secs(60);
+    })
+    .await;
+    let mut config = config(&session("b"));
+    let free = TcpListener::bind(loopback()).await.unwrap();
+    config.listen = free.local_addr().unwrap();
+    drop(free);
+    let session = config.session.clone();
+    a.links.hasten(&session);
+    a.links.want(&session, config.listen);
+    assert_eq!(a.next().await, LinkEvent::Refused { session: session.clone() });
+    let (sender, _events) = mpsc::channel(16);
+    let _links = Links::start(config, sender).await.unwrap();
+    a.expect_nothing_for(Duration::from_millis(300)).await;
+    a.links.hasten(&session);
+    a.expect_up(&session).await;
+    // Where there is a link nothing is dialled.
+    a.links.hasten(&session);
+    a.expect_nothing_for(Duration::from_millis(200)).await;
+}
+
 #[tokio::test]
 async fn an_address_in_use_is_a_typed_error() {
     let a = Node::start("a").await;
