@@ -199,6 +199,7 @@ impl Machine {
         if self.now.at < bury || lower {
             if self.bare.insert(name.clone()) {
                 self.push(Action::DropOutput { name: name.clone(), run });
+                self.expire(name, run);
             }
             return self.alarm(name, bury.max(self.now.at + retention));
         }
@@ -210,6 +211,22 @@ impl Machine {
         }
         if self.tasks.get(name).is_none_or(|t| matches!(t.doing, Doing::Over { .. })) {
             self.forget(name);
+        }
+    }
+
+    /// Tells those who hold no record of an end that its output is kept no longer.
+    fn expire(&mut self, name: &Name, run: RunId) {
+        if let Some((end, _)) = self.ends.get_mut(name).filter(|(end, _)| end.run == run) {
+            end.expired = true;
+        }
+        let published = self.tasks.get_mut(name).filter(|task| {
+            task.claim.run == run
+                && task.claim.phase.is_terminal()
+                && matches!(task.doing, Doing::Over { .. })
+        });
+        if let Some(task) = published {
+            task.claim.expired = true;
+            self.publish(name);
         }
     }
 

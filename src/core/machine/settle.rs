@@ -72,6 +72,8 @@ impl Machine {
             checkpointed: prior.checkpointed,
             strikes,
             note: String::new(),
+            heeded: same_run.map_or(0, |top| top.heeded),
+            expired: false,
         };
         let mut callers = callers;
         if let Some(old) = self.tasks.get_mut(&name) {
@@ -365,7 +367,6 @@ impl Machine {
 
     /// Holds a name without running it.
     pub(super) fn keep_as(&mut self, name: &Name, phase: Phase, note: String) {
-        self.parked(name);
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };

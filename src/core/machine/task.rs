@@ -51,8 +51,6 @@ pub(super) struct Task {
     pub hand: Option<Hand>,
     /// It did not stop in its grace (Rule 15).
     pub unstoppable: bool,
-    /// The version of the desired state when it was parked: only a later one ends the parking.
-    pub order: u64,
     /// It was offered by a session that was itself running it (Rule 13).
     pub first_offer: bool,
 }
@@ -202,7 +200,6 @@ impl Task {
             rivals: LiteMap::new(),
             hand: None,
             unstoppable: false,
-            order: 0,
             first_offer: false,
         }
     }

@@ -33,6 +33,8 @@ fn claim(task: &str, run: RunId, epoch: u64, of: &str, phase: Phase) -> Claim {
         checkpointed: false,
         strikes: 0,
         note: String::new(),
+        heeded: 0,
+        expired: false,
     }
 }
 
@@ -494,4 +496,33 @@ fn a_transfer_that_has_arrived_keeps_nobody_waiting_for_its_source() {
     publish(&mut world, &others, &source);
     world.crash(&runner);
     world.run_until(MS * 200, "it is taken over", |world| !world.running("a").is_empty());
+}
+
+/// Rules 8 and 12: once the retention is over a name is free, wherever it is asked for.
+#[test]
+fn an_end_that_is_retained_no_longer_is_known_to_be_so_everywhere() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(31, 5, &setup);
+    world.goal = 5;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 3);
+    let ended = world.owner(&nodes[0], "a").unwrap().clone();
+    assert_eq!(ended.phase, Phase::Finished);
+    let joined =
+        nodes.iter().map(|node| (node.clone(), world.start(node, "a"))).collect::<Vec<_>>();
+    world.run_for(S);
+    for (node, call) in joined {
+        assert_eq!(world.nodes[&node].replies[&call], Ok(ended.run), "retained");
+    }
+    world.run_for(S * 5);
+    let keeps = |node: &SessionId| world.nodes[node].disk.runs.keys().any(|(n, _)| *n == name("a"));
+    let stranger =
+        nodes.iter().find(|node| !keeps(node)).expect("two nodes keep the record").clone();
+    assert!(world.owner(&stranger, "a").unwrap().expired);
+    let call = world.start(&stranger, "a");
+    world.run_for(S);
+    let again = world.nodes[&stranger].replies[&call].clone().unwrap();
+    assert_eq!(again.number, ended.run.number + 1);
+    world.run_for(S);
+    assert_eq!(world.finished[&name("a")].len(), 2);
 }
