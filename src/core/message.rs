@@ -63,8 +63,8 @@ pub enum Message {
     },
     /// "May I start these?" (Rule 13)
     Ask {
-        /// Each with its spec, which the asked keeps.
-        asks: Vec<(Claim, Spec)>,
+        /// One for each name.
+        asks: Vec<Question>,
     },
     /// To an [`Message::Ask`], for each name.
     Answers {
@@ -208,6 +208,18 @@ pub enum Message {
     },
 }
 
+/// "May I start this?" (Rule 13)
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Question {
+    /// The claim under which it would start.
+    pub claim: Claim,
+    /// What, for the asked to keep.
+    pub spec: Spec,
+    /// The session that it would be taken over from, which is gone as far as the claimant knows.
+    #[serde(default)]
+    pub from: Option<SessionId>,
+}
+
 /// What a peer says of a claim it was asked about (Rule 13).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
@@ -232,7 +244,7 @@ pub enum Verdict {
     Yields,
     /// I run it, or my own claim is higher. Carries that claim.
     Held(Box<Claim>),
-    /// That claim's session is dead and buried here (Rule 24).
+    /// The session it would be taken over from is dead and buried here (Rule 24).
     Buried,
 }
 

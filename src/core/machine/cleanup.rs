@@ -155,7 +155,12 @@ impl Machine {
                     && above.epoch != task.claim.epoch
             })
             .map(|above| above.session.clone());
-        let (above, dominated) = (above.is_some(), *dominated);
+        // What stepped back, and nobody else speaks of, has been heard by then too.
+        let alone = task.claim.phase == Phase::Superseded
+            && self.view.claims(name).all(|other| {
+                other.session == self.config.me || self.buried.contains_key(&other.session)
+            });
+        let (above, dominated) = (above.is_some() || alone, *dominated);
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };

@@ -10,6 +10,7 @@ use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::Cause;
 use crate::core::lease::Epoch;
+use crate::core::message::Question;
 use crate::core::time::Time;
 
 /// My claim of a name, and what this node is doing about it.
@@ -201,6 +202,16 @@ impl Task {
             hand: None,
             unstoppable: false,
             first_offer: false,
+        }
+    }
+
+    /// Whether it may be started, for those who are to be asked.
+    pub fn question(&self) -> Question {
+        let taken = self.cause == Cause::Crash;
+        Question {
+            claim: self.claim.clone(),
+            spec: self.spec.clone(),
+            from: self.prior.session.clone().filter(|_| taken),
         }
     }
 

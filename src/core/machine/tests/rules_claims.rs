@@ -10,6 +10,7 @@ use crate::core::claim::{Claim, Mode, Phase, Terms};
 use crate::core::ids::{NodeId, RunId, SessionId};
 use crate::core::io::{CallError, Event, Notice};
 use crate::core::lease::Epoch;
+use crate::core::message::{Answer, Message, Verdict};
 use crate::core::timing::Timing;
 
 const S: Duration = Duration::from_secs(1);
@@ -525,4 +526,48 @@ fn an_end_that_is_retained_no_longer_is_known_to_be_so_everywhere() {
     assert_eq!(again.number, ended.run.number + 1);
     world.run_for(S);
     assert_eq!(world.finished[&name("a")].len(), 2);
+}
+
+/// Rule 8: a zombie that still runs what has ended elsewhere does not keep the next run from starting.
+#[test]
+fn a_zombie_of_an_older_run_ends_no_newer_one() {
+    let (mut world, nodes) = World::cluster(32, 3);
+    world.goal = 5;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let ended = world.owner(&nodes[0], "a").unwrap().clone();
+    assert_eq!(ended.phase, Phase::Finished);
+    world.goal = 100_000;
+    // Nobody answers for a while.
+    world.blocked = Some(|_, _, message| matches!(message, Message::Answers { .. }));
+    let call = world.start_kind(&nodes[0], "a", "count", true);
+    world.run_for(MS * 20);
+    let claims = |node: &SessionId| world.claim_of(node, "a").cloned();
+    let (asker, claim) = nodes
+        .iter()
+        .filter_map(|node| Some((node.clone(), claims(node)?)))
+        .find(|(_, claim)| claim.phase == Phase::Claimed)
+        .unwrap();
+    assert_eq!(claim.run.number, ended.run.number + 1);
+    let zombie = nodes.iter().find(|node| **node != asker).unwrap().clone();
+    let held = Claim {
+        session: zombie.clone(),
+        number: 77,
+        phase: Phase::Running,
+        epoch: claim.epoch.next(),
+        ..ended
+    };
+    let answer = Answer {
+        name: name("a"),
+        epoch: claim.epoch,
+        verdict: Verdict::Held(Box::new(held)),
+        askers: Vec::new(),
+        known: Vec::new(),
+    };
+    let message = Message::Answers { answers: vec![answer] };
+    world.give(&asker, Event::Message { from: zombie, message });
+    world.run_for(S * 4);
+    assert_eq!(world.nodes[&nodes[0]].replies[&call], Ok(claim.run));
+    assert_eq!(world.runner("a"), asker);
+    assert_eq!(world.stretches.last().unwrap().run, claim.run);
 }
