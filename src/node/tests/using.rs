@@ -65,6 +65,13 @@ async fn a_task_runs_where_its_kind_is_registered() {
         a.peers().iter().any(|peer| peer.state == NodeState::Up && peer.kinds.len() == 2)
     })
     .await;
+    b.cordon().await.unwrap();
+    let is = |state| a.peers().iter().all(|peer| peer.state == state);
+    until("that it is cordoned is known", || is(NodeState::Cordoned)).await;
+    let error = a.run::<Rare>("rare/1", ()).await.unwrap_err();
+    assert!(matches!(&error, RunError::NotUp(kind) if kind.as_str() == "rare"), "{error}");
+    b.uncordon().await.unwrap();
+    until("that it is not is known too", || is(NodeState::Up)).await;
     let handle = timeout(SOON, a.run::<Rare>("rare/1", ())).await.unwrap().unwrap();
     assert_eq!(timeout(SOON, handle.output()).await.unwrap().unwrap(), "rare/1");
     assert_eq!(a.whereis("rare/1").unwrap().node.as_str(), "b");
