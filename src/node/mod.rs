@@ -150,6 +150,7 @@ impl Node {
             Some(Ok(run)) => Ok(Handle::new(self.clone(), Ok(name), Some(run))),
             Some(Err(CallError::NoNode(Refusal::Incompatible))) => Err(RunError::UnknownKind(kind)),
             Some(Err(CallError::NoNode(Refusal::Full))) => Err(RunError::Full),
+            Some(Err(CallError::NoNode(Refusal::NotUp))) => Err(RunError::NotUp(kind)),
             Some(Err(CallError::NoNode(other))) => Err(RunError::Refused(other.to_string())),
             Some(Err(CallError::NotReady)) => Err(RunError::NotReady),
             Some(Err(CallError::Superseded)) => Err(RunError::Superseded),

@@ -396,6 +396,8 @@ mod tests {
             checkpointed: false,
             strikes: 0,
             note: String::new(),
+            heeded: 0,
+            expired: false,
         }
     }
 

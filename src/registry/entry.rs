@@ -31,6 +31,9 @@ pub struct Entry {
     pub note: String,
     /// The nodes that hold its newest checkpoint, or its output.
     pub replicas: Vec<NodeId>,
+    /// The run has ended and its retention is over: its output is kept no longer, and the next `run` of
+    /// the name starts another.
+    pub expired: bool,
     /// The last session that was seen to run it, since it last started.
     #[serde(skip)]
     pub(crate) ran_on: Option<SessionId>,
@@ -57,6 +60,7 @@ impl Entry {
             revision,
             note: claim.note.clone(),
             replicas: claim.replicas.clone(),
+            expired: claim.expired,
             ran_on,
         }
     }

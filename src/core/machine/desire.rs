@@ -105,18 +105,19 @@ impl Machine {
             Phase::Paused => true,
             // Only an order given since then ends a quarantine, or makes lost state acceptable.
             Phase::Quarantined | Phase::Parked { until_resumed: true } => {
-                self.desires.get(name).is_some_and(|desired| desired.version > task.order)
+                self.desires.get(name).is_some_and(|desired| desired.version > task.claim.heeded)
             }
             _ => false,
         };
         waits && task.hand.is_none()
     }
 
-    /// Remembers which orders were given before a task was parked.
-    pub(super) fn parked(&mut self, name: &Name) {
-        let version = self.desires.get(name).map_or(0, |desired| desired.version);
+    /// Remembers, for whoever keeps a task from now on, which orders were given before it was parked.
+    pub(super) fn heed(&mut self, name: &Name) {
+        let known = self.desires.get(name);
         if let Some(task) = self.tasks.get_mut(name) {
-            task.order = version;
+            let known = known.filter(|desired| desired.run == task.claim.run);
+            task.claim.heeded = known.map_or(0, |desired| desired.version);
         }
     }
 }

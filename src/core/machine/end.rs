@@ -322,10 +322,13 @@ impl Machine {
 
     /// Whether a terminal record is still to be read.
     pub(super) fn is_retained(&self, name: &Name) -> bool {
-        // Whoever holds the record knows its age; who only heard of it takes it for young.
-        self.ends
-            .get(name)
-            .is_none_or(|(_, at)| self.now.at.since(*at) < self.config.timing.retention)
+        // Whoever holds the record knows its age, and says when it is over.
+        let over = self.view.ended(name).is_some_and(|end| end.expired);
+        !over
+            && self
+                .ends
+                .get(name)
+                .is_none_or(|(_, at)| self.now.at.since(*at) < self.config.timing.retention)
     }
 
     /// Another run of the name has won, or this run has ended elsewhere: nothing of it goes on.

@@ -43,7 +43,7 @@ use super::claim::{Claim, Desired, Mode, Phase, Spec, Terms};
 use super::ids::{Kind, Name, RunId, SessionId};
 use super::io::{Action, Event, Gone, Notice, Now};
 use super::members::Members;
-use super::message::Message;
+use super::message::{Message, Question};
 use super::record::{Load, NodeRecord, NodeState};
 use super::time::Time;
 use super::timing::Timing;
@@ -161,7 +161,7 @@ pub struct Machine {
     alarms: BTreeSet<(Time, Name)>,
     alarm_of: BTreeMap<Name, Time>,
     /// Asks and answers gathered in one `handle`, sent as one message per peer.
-    asks: BTreeMap<SessionId, Vec<(Claim, Spec)>>,
+    asks: BTreeMap<SessionId, Vec<Question>>,
     /// What lookups were last told of each name.
     shown: BTreeMap<Name, Shown>,
     actions: VecDeque<Action>,

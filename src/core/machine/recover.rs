@@ -190,6 +190,7 @@ impl Machine {
 
     /// Keeps the name without running it.
     pub(super) fn park(&mut self, name: &Name, until_resumed: bool, why: &str) {
+        self.heed(name);
         self.keep_as(name, Phase::Parked { until_resumed }, why.to_owned());
     }
 
@@ -350,6 +351,7 @@ impl Machine {
         } else if task.claim.strikes >= MAX_STRIKES {
             task.latest = header;
             let why = Needs::Quarantine.why();
+            self.heed(name);
             return self.keep_as(name, Phase::Quarantined, why);
         }
         task.claim.phase = Phase::Running;

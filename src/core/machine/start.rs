@@ -7,11 +7,11 @@ use std::time::Duration;
 use super::Machine;
 use super::task::{Caller, Doing, Purpose};
 use crate::core::claim::{Phase, Spec};
-use crate::core::ids::{Name, RunId, SessionId};
+use crate::core::ids::{Kind, Name, RunId, SessionId};
 use crate::core::io::{Action, CallError, Cause};
 use crate::core::message::{Message, Refusal};
 use crate::core::placement::{self, Candidate};
-use crate::core::record::NodeState;
+use crate::core::record::{NodeRecord, NodeState};
 use crate::core::time::Time;
 
 /// Starts asked for here that run on other nodes, or wait for one.
@@ -47,7 +47,8 @@ struct Pending {
     callers: Vec<Caller>,
     target: Option<SessionId>,
     tried: BTreeSet<SessionId>,
-    refusal: Refusal,
+    /// What the last one asked said.
+    refusal: Option<Refusal>,
     until: Time,
 }
 
@@ -156,7 +157,7 @@ impl Machine {
             callers,
             target: None,
             tried: BTreeSet::new(),
-            refusal: Refusal::Incompatible,
+            refusal: None,
             until: self.now.at,
         };
         self.starts.by_name.insert(pending.spec.name.clone(), id);
@@ -173,8 +174,9 @@ impl Machine {
             let Some(pending) = self.starts.take(id) else {
                 return;
             };
+            let refusal = pending.refusal.unwrap_or_else(|| self.why_nobody(&spec.kind));
             for caller in pending.callers {
-                self.reply_to(caller, Err(CallError::NoNode(pending.refusal.clone())));
+                self.reply_to(caller, Err(CallError::NoNode(refusal.clone())));
             }
             return;
         };
@@ -189,6 +191,21 @@ impl Machine {
             pending.until = until;
         }
         self.send(&target, Message::Start { call: id, spec });
+    }
+
+    /// Why there is no node to start a task of a kind on.
+    fn why_nobody(&self, kind: &Kind) -> Refusal {
+        let runs = |record: &NodeRecord| record.kinds.contains_key(kind);
+        let me = runs(&self.config.record).then_some(self.state);
+        let there = || self.members.iter().filter(|(_, peer)| peer.gone.is_none());
+        let able = there().filter(|(_, peer)| peer.record.as_ref().is_some_and(runs));
+        let states: Vec<NodeState> = able.map(|(_, peer)| peer.state).chain(me).collect();
+        let unknown = there().any(|(_, peer)| peer.record.is_none());
+        match states.as_slice() {
+            [] if !unknown => Refusal::Incompatible,
+            states if states.contains(&NodeState::Up) => Refusal::Full,
+            _ => Refusal::NotUp,
+        }
     }
 
     /// The node to start or to receive a task, other than those tried.
@@ -263,7 +280,7 @@ impl Machine {
             _ if !self.has_room(&name) => Refusal::Full,
             true => return self.claim(spec, Cause::Start, Purpose::Run, callers),
             false if self.state != NodeState::Up => Refusal::NotUp,
-            false if self.load.full => Refusal::Full,
+            false if self.load.full || self.is_full_of(&spec.kind) => Refusal::Full,
             false => Refusal::Incompatible,
         };
         let result = Err(CallError::NoNode(refusal));
@@ -296,7 +313,7 @@ impl Machine {
                 }
             }
             Err(refusal) => {
-                pending.refusal = refusal;
+                pending.refusal = Some(refusal);
                 self.place_next(id);
             }
         }
@@ -313,7 +330,7 @@ impl Machine {
             .collect();
         for id in lost {
             if let Some(pending) = self.starts.by_id.get_mut(&id) {
-                pending.refusal = Refusal::NoAnswer;
+                pending.refusal = Some(Refusal::NoAnswer);
             }
             self.place_next(id);
         }
@@ -330,7 +347,7 @@ impl Machine {
             .collect();
         for id in late {
             if let Some(pending) = self.starts.by_id.get_mut(&id) {
-                pending.refusal = Refusal::NoAnswer;
+                pending.refusal = Some(Refusal::NoAnswer);
             }
             self.place_next(id);
         }

@@ -10,6 +10,7 @@ use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::Cause;
 use crate::core::lease::Epoch;
+use crate::core::message::Question;
 use crate::core::time::Time;
 
 /// My claim of a name, and what this node is doing about it.
@@ -51,8 +52,6 @@ pub(super) struct Task {
     pub hand: Option<Hand>,
     /// It did not stop in its grace (Rule 15).
     pub unstoppable: bool,
-    /// The version of the desired state when it was parked: only a later one ends the parking.
-    pub order: u64,
     /// It was offered by a session that was itself running it (Rule 13).
     pub first_offer: bool,
 }
@@ -202,8 +201,17 @@ impl Task {
             rivals: LiteMap::new(),
             hand: None,
             unstoppable: false,
-            order: 0,
             first_offer: false,
+        }
+    }
+
+    /// Whether it may be started, for those who are to be asked.
+    pub fn question(&self) -> Question {
+        let taken = self.cause == Cause::Crash;
+        Question {
+            claim: self.claim.clone(),
+            spec: self.spec.clone(),
+            from: self.prior.session.clone().filter(|_| taken),
         }
     }
 

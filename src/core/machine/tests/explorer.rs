@@ -257,7 +257,7 @@ impl State {
                 askers: Vec::new(),
                 known: Vec::new(),
             };
-            let answers = asks.iter().map(|(claim, _)| ok(claim)).collect();
+            let answers = asks.iter().map(|ask| ok(&ask.claim)).collect();
             return self.fly(to, from, Message::Answers { answers });
         }
         self.machines[to].handle(now(), Event::Message { from: session(from), message });

@@ -14,7 +14,7 @@ use crate::core::io::{Cause, Event, Gone, Now};
 use crate::core::laws::{claim, desired, name, phase, run, session};
 use crate::core::lease::Epoch;
 use crate::core::machine::Machine;
-use crate::core::message::{Answer, Message, Refusal, Rejection, Said, Verdict};
+use crate::core::message::{Answer, Message, Question, Refusal, Rejection, Said, Verdict};
 use crate::core::record::NodeState;
 
 fn epoch() -> impl Strategy<Value = Epoch> {
@@ -66,6 +66,14 @@ fn header() -> impl Strategy<Value = Header> {
             progress: None,
         },
     )
+}
+
+fn question() -> impl Strategy<Value = Question> {
+    (wild_claim(), spec(), prop::option::of(session())).prop_map(|(claim, spec, from)| Question {
+        claim,
+        spec,
+        from,
+    })
 }
 
 fn cause() -> impl Strategy<Value = Cause> {
@@ -143,9 +151,7 @@ fn plain() -> impl Strategy<Value = Message> {
         header().prop_map(|header| Message::Obsolete { header }).boxed(),
         (0..3u64, spec()).prop_map(|(call, spec)| Message::Start { call, spec }).boxed(),
         (0..3u64, ran).prop_map(|(call, result)| Message::StartReply { call, result }).boxed(),
-        prop::collection::vec((wild_claim(), spec()), 0..4)
-            .prop_map(|asks| Message::Ask { asks })
-            .boxed(),
+        prop::collection::vec(question(), 0..4).prop_map(|asks| Message::Ask { asks }).boxed(),
         prop::collection::vec(answer, 0..3)
             .prop_map(|answers| Message::Answers { answers })
             .boxed(),
@@ -281,7 +287,9 @@ fn names_sessions_and_askers_without_number_fill_no_memory() {
         let claim = Claim { name: name.clone(), session: nodes[1].clone(), run, number: i, ..mine };
         let invented = SessionId::new(nodes[1].node.clone(), run.uuid);
         let messages = [
-            Message::Ask { asks: vec![(claim.clone(), spec.clone())] },
+            Message::Ask {
+                asks: vec![Question { claim: claim.clone(), spec: spec.clone(), from: None }],
+            },
             Message::Found { offers: vec![(name.clone(), run, None)] },
             Message::Ended { claim, spec, output: None, age: Duration::ZERO },
             Message::Dead { session: invented.clone() },

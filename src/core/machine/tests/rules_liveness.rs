@@ -99,6 +99,8 @@ fn a_watermark_releases_every_claim_up_to_it() {
         checkpointed: false,
         strikes: 0,
         note: String::new(),
+        heeded: 0,
+        expired: false,
     };
     let mut view = View::default();
     view.merge(claim("one", 1, Phase::Running));

@@ -10,7 +10,7 @@ use crate::core::claim::{Phase, Spec};
 use crate::core::ids::{Kind, NodeId, RunId, SessionId};
 use crate::core::io::{Cause, Event};
 use crate::core::lease::Epoch;
-use crate::core::message::{Message, Refusal, Verdict};
+use crate::core::message::{Message, Question, Refusal, Verdict};
 use crate::core::record::NodeState;
 
 const S: Duration = Duration::from_secs(1);
@@ -115,7 +115,8 @@ fn who_said_ok_refuses_lower_offers() {
         phase: Phase::Claimed,
         ..mine.clone()
     };
-    let ask = Message::Ask { asks: vec![(asked, spec.clone())] };
+    let ask =
+        Message::Ask { asks: vec![Question { claim: asked, spec: spec.clone(), from: None }] };
     world.record_messages = true;
     world.give(&others[1], Event::Message { from: others[0].clone(), message: ask });
     for offered in [mine.epoch.next(), epoch] {
