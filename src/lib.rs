@@ -96,6 +96,7 @@ pub(crate) mod key;
 pub(crate) mod link;
 pub(crate) mod net;
 mod node;
+mod rate;
 mod registry;
 pub mod signal;
 mod task;
@@ -112,13 +113,16 @@ pub use self::core::time::Time;
 pub use self::core::timing::{InvalidTiming, Timing};
 pub use self::error::{Classify, Error, Result};
 pub use self::key::{Key, Keyring};
-pub use self::net::{Datagrams, Listener, Network, Stream, SystemNetwork};
+pub use self::net::{
+    Datagrams, InvalidLimit, Listener, Network, NetworkLimits, Stream, SystemNetwork,
+};
 pub use self::node::{
-    DrainReport, Events, Executor, Handle, HandleError, LeaveError, Node, NodeBuilder, NodeClosed,
-    NodeEvent, OutputError, PeerStatus, RunError, RunningTask, Seeds, StartError, Status, Trigger,
+    DrainReport, Events, Executor, Handle, HandleError, KindStatus, LeaveError, Node, NodeBuilder,
+    NodeClosed, NodeEvent, OutputError, PeerStatus, RunError, RunningTask, Seeds, StartError,
+    Status, Trigger,
 };
 pub use self::registry::{Entry, TaskEvent, TaskState, Watch};
 pub use self::task::{
     Cx, DecodeError, EncodeError, Job, RegisterError, Retry, Run, RunCx, Running, Step, Task,
-    Tracked, Value, decode,
+    Tracked, Value, assert_resumable, decode, encode,
 };

@@ -1,4 +1,5 @@
-//! The seam to the network: datagrams, listeners, streams. The simulation brings its own.
+//! The seam to the network: datagrams, listeners, streams, and what they may cost. The simulation
+//! brings its own network.
 
 use std::fmt;
 use std::io;
@@ -86,6 +87,91 @@ pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 
+/// What a node takes from the network and spends on it, before or without knowing whom it has to do
+/// with. Every bound is checked before anything is decrypted or allocated; what is over it is dropped
+/// unanswered and counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NetworkLimits {
+    /// Datagrams a second from the address of one peer that has shown to be there by an echo.
+    /// Default 20,000.
+    pub peer_datagrams: u32,
+    /// Bytes a second from such an address. Default 64 MiB.
+    pub peer_bytes: u32,
+    /// Datagrams a second from any other source: an IPv4 address, or a /64 of IPv6. Everybody is a
+    /// stranger for one round trip. Default 1,000.
+    pub stranger_datagrams: u32,
+    /// Bytes a second from such a source. Default 1 MiB.
+    pub stranger_bytes: u32,
+    /// Datagrams a second from all strangers together, at up to 1,400 bytes each: spoofed sources
+    /// cost no more, and known peers notice nothing. Default 20,000.
+    pub strangers_datagrams: u32,
+    /// Connections a second from one source. Default 100.
+    pub source_connections: u32,
+    /// Connections of one source whose handshake is not complete. Default 32.
+    pub source_handshakes: usize,
+    /// Connections of all sources whose handshake is not complete. Default 128.
+    pub handshakes: usize,
+    /// Datagrams a second by which silent peers are looked for, of about 200 bytes each. Default 50.
+    pub probes: u32,
+}
+
+impl Default for NetworkLimits {
+    fn default() -> Self {
+        Self {
+            peer_datagrams: 20_000,
+            peer_bytes: 64 << 20,
+            stranger_datagrams: 1000,
+            stranger_bytes: 1 << 20,
+            strangers_datagrams: 20_000,
+            source_connections: 100,
+            source_handshakes: 32,
+            handshakes: 128,
+            probes: 50,
+        }
+    }
+}
+
+/// A limit that would keep a node from its peers.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the network limit {what} is {value}: choose at least {least}, or peers are not heard")]
+#[non_exhaustive]
+pub struct InvalidLimit {
+    /// Which.
+    pub what: &'static str,
+    /// What was given.
+    pub value: u64,
+    /// The least allowed.
+    pub least: u64,
+}
+
+impl NetworkLimits {
+    /// Checks that peers can still come together.
+    ///
+    /// # Errors
+    /// Names the first limit that is too low.
+    pub fn check(&self) -> Result<(), InvalidLimit> {
+        let count = |limit: usize| u64::try_from(limit).unwrap_or(u64::MAX);
+        // A peer's largest message is 64 KiB: about 50 datagrams, which must fit in one second's worth.
+        for (what, value, least) in [
+            ("peer_datagrams", self.peer_datagrams.into(), 100),
+            ("peer_bytes", self.peer_bytes.into(), 128 << 10),
+            ("stranger_datagrams", self.stranger_datagrams.into(), 10),
+            ("stranger_bytes", self.stranger_bytes.into(), 16 << 10),
+            ("strangers_datagrams", self.strangers_datagrams.into(), 10),
+            ("source_connections", self.source_connections.into(), 1),
+            ("source_handshakes", count(self.source_handshakes), 1),
+            ("handshakes", count(self.handshakes), 1),
+            ("probes", self.probes.into(), 10),
+        ] {
+            if value < least {
+                return Err(InvalidLimit { what, value, least });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The system's sockets.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemNetwork;
@@ -160,5 +246,20 @@ impl Listener for TcpListener {
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
         Self::local_addr(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_would_cut_a_node_off_are_refused() {
+        assert_eq!(NetworkLimits::default().check(), Ok(()));
+        let limits = NetworkLimits { handshakes: 0, ..NetworkLimits::default() };
+        let error = InvalidLimit { what: "handshakes", value: 0, least: 1 };
+        assert_eq!(limits.check(), Err(error));
+        let limits = NetworkLimits { peer_bytes: 1000, ..NetworkLimits::default() };
+        assert!(limits.check().is_err());
     }
 }

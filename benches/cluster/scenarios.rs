@@ -13,6 +13,9 @@ use crate::tasks::Rhythm;
 /// Long enough for every task to have been checkpointed by the throttle of one second.
 const CHECKPOINTED: Duration = Duration::from_secs(3);
 
+/// Long enough for what is measured to be over.
+const SETTLED: Duration = Duration::from_secs(2);
+
 /// SIGKILL of one of four nodes that run `tasks` in all.
 ///
 /// The tasks step once a second and wait in between; a takeover calls the step at once. So the time
@@ -26,6 +29,8 @@ pub async fn sigkill(tasks: u64, ballast_mib: usize) -> anyhow::Result<Value> {
     tokio::time::sleep(CHECKPOINTED).await;
     let resident = machine::resident_mib(cluster.pid(1)?)?;
     let killed = cluster.kill(1).await?;
+    // Asking the nodes how they do takes processor time that they need for what is measured.
+    tokio::time::sleep(SETTLED).await;
     cluster.all_run(tasks).await?;
     let measured = cluster.finish().await?;
 
@@ -63,6 +68,7 @@ pub async fn sigterm(tasks: u64, step_ms: u64, pad: usize) -> anyhow::Result<Val
     let running = cluster.all_run(tasks).await?;
     tokio::time::sleep(CHECKPOINTED).await;
     let (process_took, report) = cluster.stop(1).await?;
+    tokio::time::sleep(SETTLED).await;
     cluster.all_run(tasks).await?;
     let measured = cluster.finish().await?;
 

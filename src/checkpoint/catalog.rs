@@ -125,8 +125,9 @@ impl Catalog {
     }
 
     pub(super) fn stored(&self) -> Vec<StoredRun> {
-        self.runs
-            .values()
+        let mut runs: Vec<&Run> = self.runs.values().collect();
+        runs.sort_by_key(|run| (run.spec.name.as_str(), run.spec.run));
+        runs.into_iter()
             .map(|run| StoredRun {
                 spec: run.spec.clone(),
                 checkpoints: run.heads.iter().cloned().collect(),
@@ -167,15 +168,9 @@ impl Catalog {
         {
             return Err(StoreError::Ended);
         }
-        let mut run = known.cloned().unwrap_or_else(|| Run::new(spec.clone()));
-        let mut plan = Plan {
-            insert: true,
-            record: match known {
-                Some(_) => Change::Keep,
-                None => Change::Write,
-            },
-            ..Plan::default()
-        };
+        let record = if known.is_some() { Change::Keep } else { Change::Write };
+        let mut plan = Plan { insert: true, record, ..Plan::default() };
+        let run = self.runs.entry(run_key).or_insert_with(|| Run::new(spec.clone()));
         match run.heads.admit(header.clone()) {
             Admission::Known => return Ok(Plan::default()),
             Admission::Full => return Err(StoreError::TooManyBranches(Branches::MAX)),
@@ -191,7 +186,6 @@ impl Catalog {
                 plan.remove.extend(superseded.iter().map(key));
             }
         }
-        self.runs.insert(run_key, run);
         Ok(plan)
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use litemap::LiteMap;
 
 use super::catalog::{Catalog, Change, CheckpointKey, Plan, RunKey, key};
 use super::{CheckpointStore, Damage, StoreError, StoredRun, Write, envelope};
@@ -24,7 +25,7 @@ pub(crate) struct MemoryStore {
 #[derive(Debug, Default)]
 struct Inner {
     catalog: Catalog,
-    states: BTreeMap<RunKey, BTreeMap<CheckpointKey, Bytes>>,
+    states: BTreeMap<RunKey, LiteMap<CheckpointKey, Bytes>>,
     outputs: BTreeMap<RunKey, Bytes>,
     used: u64,
 }

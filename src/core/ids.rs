@@ -1,10 +1,14 @@
 //! Who and what is spoken of: nodes, sessions, names, kinds, runs.
 
+use std::cmp::Ordering;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Why a text was refused as an identifier.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,13 +57,9 @@ fn checked(text: &str, what: &'static str, limit: usize) -> Result<Arc<str>, Inv
     }
 }
 
+/// What all identifiers that are texts have in common; each has a field `text`.
 macro_rules! text_id {
-    ($(#[$doc:meta])* $name:ident, $what:literal, $limit:literal) => {
-        $(#[$doc])*
-        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(Arc<str>);
-
+    ($name:ident, $what:literal, $limit:literal) => {
         impl $name {
             /// Longest allowed, in bytes.
             pub const MAX_LEN: usize = $limit;
@@ -69,12 +69,18 @@ macro_rules! text_id {
             /// # Errors
             /// Empty, longer than [`Self::MAX_LEN`], or holding control characters.
             pub fn new(text: impl AsRef<str>) -> Result<Self, InvalidName> {
-                checked(text.as_ref(), $what, $limit).map(Self)
+                checked(text.as_ref(), $what, $limit).map(Self::of)
             }
 
             /// The text.
             pub fn as_str(&self) -> &str {
-                &self.0
+                &self.text
+            }
+        }
+
+        impl PartialOrd for $name {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
             }
         }
 
@@ -87,39 +93,125 @@ macro_rules! text_id {
 
         impl From<$name> for String {
             fn from(id: $name) -> Self {
-                id.0.as_ref().into()
+                id.as_str().into()
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.text)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                /// Takes the text where it stands in the input: no copy before it is checked.
+                struct Text;
+                impl Visitor<'_> for Text {
+                    type Value = $name;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str(concat!("a ", $what))
+                    }
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$name, E> {
+                        $name::new(text).map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_str(Text)
             }
         }
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(&self.text)
             }
         }
 
         impl fmt::Debug for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                f.write_str(&self.text)
             }
         }
     };
 }
 
-text_id! {
+/// The name of a task, unique in the cluster.
+///
+/// Names are ordered by a digest of their text, the same on every node: maps of names are searched
+/// all the time, and names tend to begin alike. Sort by [`Name::as_str`] what people read.
+#[derive(Clone)]
+pub struct Name {
+    digest: u64,
+    text: Arc<str>,
+}
+
+text_id!(Name, "task name", 255);
+
+impl Name {
+    fn of(text: Arc<str>) -> Self {
+        Self { digest: xxh3_64(text.as_bytes()), text }
+    }
+
+    /// The 64-bit XXH3 of the text. Not secret: names that collide can be made.
+    pub(crate) const fn digest(&self) -> u64 {
+        self.digest
+    }
+}
+
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest && self.text == other.text
+    }
+}
+
+impl Eq for Name {}
+
+impl Ord for Name {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.digest.cmp(&other.digest).then_with(|| self.text.cmp(&other.text))
+    }
+}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+    }
+}
+
+macro_rules! short_id {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $limit:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash)]
+        pub struct $name {
+            text: Arc<str>,
+        }
+
+        text_id!($name, $what, $limit);
+
+        impl $name {
+            const fn of(text: Arc<str>) -> Self {
+                Self { text }
+            }
+        }
+
+        impl Ord for $name {
+            fn cmp(&self, other: &Self) -> Ordering {
+                self.text.cmp(&other.text)
+            }
+        }
+    };
+}
+
+short_id! {
     /// The stable name of a node, the same after a restart (a host name, a StatefulSet pod name).
     NodeId, "node id", 64
 }
-text_id! {
-    /// The name of a task, unique in the cluster.
-    Name, "task name", 255
-}
-text_id! {
+short_id! {
     /// The kind of a task: which code runs it.
     Kind, "task kind", 64
 }
 
 /// One life of one process of a node: what a lease is held by (Rule 1).
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SessionId {
     /// The node.
     #[serde(rename = "n")]
@@ -133,6 +225,20 @@ impl SessionId {
     /// Of a node's process.
     pub const fn new(node: NodeId, nonce: Uuid) -> Self {
         Self { node, nonce }
+    }
+}
+
+impl PartialEq for SessionId {
+    /// The nonce alone tells nearly all sessions apart.
+    fn eq(&self, other: &Self) -> bool {
+        self.nonce == other.nonce && self.node == other.node
+    }
+}
+
+impl Hash for SessionId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.nonce.hash(state);
+        self.node.hash(state);
     }
 }
 
@@ -163,13 +269,13 @@ pub struct RunId {
 
 impl Ord for RunId {
     /// The higher number wins, then the lower (older) uuid (Rule 9).
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+    fn cmp(&self, other: &Self) -> Ordering {
         self.number.cmp(&other.number).then_with(|| other.uuid.cmp(&self.uuid))
     }
 }
 
 impl PartialOrd for RunId {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
 }

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::branch::{Ancestor, Header, Position};
 use super::claim::{Claim, Desired, Phase, Spec, Want};
-use super::ids::{Name, RunId, SessionId};
+use super::ids::{Kind, Name, RunId, SessionId};
 use super::lease::{Epoch, Lease};
 use super::message::{Message, Refusal};
 use super::record::{Load, NodeRecord, NodeState};
@@ -30,6 +31,8 @@ pub enum Event {
         from: SessionId,
         /// The state in its header.
         state: NodeState,
+        /// Ascends with every change of what its header says.
+        version: u64,
         /// Claims numbered at most this have stopped.
         watermark: u64,
         /// Later ones that have stopped too.
@@ -292,6 +295,8 @@ pub enum Action {
     Header {
         /// My state.
         state: NodeState,
+        /// Ascends with every change of the others.
+        version: u64,
         /// All claims numbered at most this have stopped.
         watermark: u64,
         /// Later ones that have stopped too.
@@ -340,6 +345,13 @@ pub enum Action {
         replicas: usize,
         /// How many it could have; zero when there is no peer.
         wanted: usize,
+    },
+    /// From now on, write a kind's state in this version, if that is possible (DEPLOYS 3.3).
+    WriteVersion {
+        /// The kind, one that this node runs.
+        kind: Kind,
+        /// One that its code reads.
+        version: u32,
     },
     /// Renew every task's permit (Rule 17), or end it.
     Permit {
@@ -445,14 +457,17 @@ pub enum CallError {
 }
 
 /// Why a name changed hands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Cause {
     /// Started afresh.
     Start,
     /// Handed over by a node that drains.
+    #[default]
     Drain,
+    /// Handed over by a node that drains, to a revision that was there before its own.
+    Rollback,
     /// Taken over from a dead or silent session.
     Crash,
     /// Taken after its owner released it.
@@ -555,7 +570,7 @@ pub enum Notice {
 }
 
 /// Why a session is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Gone {

@@ -13,8 +13,16 @@ use super::timing::Timing;
 /// What is known of one session other than mine.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// From the last sealed header.
+    /// From its newest header that is known, its own or passed on.
     pub state: NodeState,
+    /// That header's version; 0 before the first one.
+    pub version: u64,
+    /// When a header of it was news here last.
+    pub said: Time,
+    /// Who has a link to it and passed on last what it says, and when: relays go there.
+    pub via: Option<(SessionId, Time)>,
+    /// Told of as being there.
+    pub announced: bool,
     /// Its static record, once read.
     pub record: Option<NodeRecord>,
     /// Its load, and what has been placed there since it was read.
@@ -35,6 +43,8 @@ pub struct Peer {
     pub linked: bool,
     /// Why it counts as gone, if it does, and since when.
     pub gone: Option<(Gone, Time)>,
+    /// That it is gone is only the word of others.
+    rumoured: bool,
     /// The failure detector holds it for dead.
     suspected: bool,
     /// Observers that saw its link break and its address refuse (Rule 5).
@@ -45,6 +55,10 @@ impl Peer {
     fn new(now: Time) -> Self {
         Self {
             state: NodeState::Joining,
+            version: 0,
+            said: now,
+            via: None,
+            announced: false,
             record: None,
             load: Load::default(),
             news: now,
@@ -55,6 +69,7 @@ impl Peer {
             caught_up: false,
             linked: false,
             gone: None,
+            rumoured: false,
             suspected: false,
             dead_to: BTreeSet::new(),
         }
@@ -226,12 +241,13 @@ impl Members {
         })
     }
 
-    /// A sealed datagram arrived. Returns whether the session came back from being gone.
+    /// A sealed datagram arrived, with its sender's state as of a version of its header. Returns
+    /// whether the session came back from being gone.
     pub fn heard(
         &mut self,
         now: Time,
         from: &SessionId,
-        state: NodeState,
+        (state, version): (NodeState, u64),
         echoed: Option<Time>,
     ) -> bool {
         let connected = self.is_connected(now);
@@ -239,13 +255,16 @@ impl Members {
         let Some(peer) = self.entry(from, now) else {
             return false;
         };
-        peer.state = state;
+        peer.says(now, state, version);
         peer.direct = now;
+        peer.said = now;
         peer.met = true;
         // Even a fenced process is not a dead one, and may still be stopping (Rule 5).
         let mut back = peer.is_known_dead() && peer.revive();
+        // The word of others does not outweigh its own; an echo shows that this is no recording.
+        back |= echoed.is_some() && peer.state != NodeState::Leaving && peer.refute();
         peer.dead_to.clear();
-        if !state.is_fenced() {
+        if !peer.state.is_fenced() {
             peer.news = now;
             back |= peer.revive();
         }
@@ -262,6 +281,34 @@ impl Members {
             }
         }
         back
+    }
+
+    /// A session's header was passed on by `by`, which is `linked` to it or not. No news of its life (Rule 4): that is what heartbeats
+    /// and its own datagrams are for. Returns whether its state has changed.
+    pub fn hearsay(
+        &mut self,
+        now: Time,
+        of: &SessionId,
+        (state, version): (NodeState, u64),
+        by: &SessionId,
+        linked: bool,
+    ) -> bool {
+        let Some(peer) = self.peers.get_mut(of) else {
+            return false;
+        };
+        if linked {
+            peer.via = Some((by.clone(), now));
+        } else {
+            peer.via.take_if(|(via, _)| via == by);
+        }
+        peer.says(now, state, version)
+    }
+
+    /// Sessions whose headers do not come here: they are asked for.
+    pub fn unheard(&self, now: Time) -> impl Iterator<Item = &SessionId> {
+        let patience = self.timing.unheard_after();
+        let unheard = move |peer: &Peer| peer.gone.is_none() && now.since(peer.direct) > patience;
+        self.peers.iter().filter(move |(_, peer)| unheard(peer)).map(|(session, _)| session)
     }
 
     /// A newer heartbeat came by any path. Returns whether the session came back from silence.
@@ -300,10 +347,46 @@ impl Members {
         };
         let news = !peer.is_surely_gone();
         if news {
+            peer.rumoured = false;
             peer.gone = Some((why, now));
             peer.linked = false;
         }
         news
+    }
+
+    /// Others say that a session is gone for good. It is not if it is heard here, and an echo of its own
+    /// undoes it. Returns whether it counts as gone now and did not before.
+    pub fn told_gone(&mut self, now: Time, session: &SessionId, why: Gone) -> bool {
+        let lately = self.timing.unheard_after();
+        let heard = self.peers.get(session).is_some_and(|peer| {
+            let closing = peer.state == NodeState::Leaving;
+            !closing && (peer.linked || (peer.met && now.since(peer.direct) <= lately))
+        });
+        let news = !heard && self.mark_gone(now, session, why);
+        if news && let Some(peer) = self.peers.get_mut(session) {
+            peer.rumoured = true;
+        }
+        news
+    }
+
+    /// A link to a session came up. Returns whether it had counted as gone by the word of others.
+    pub fn link_up(&mut self, now: Time, with: &SessionId) -> bool {
+        let Some(peer) = self.entry(with, now) else {
+            return false;
+        };
+        // Its handshake is as fresh as an echoed datagram.
+        let back = peer.refute();
+        peer.linked = true;
+        back
+    }
+
+    /// Whether others may say of a session that it is dead and buried: it is unknown, gone, or was
+    /// heard of lately for the first time, and only by gossip, which speaks of the dead too.
+    pub fn may_be_buried(&self, now: Time, session: &SessionId) -> bool {
+        self.peers.get(session).is_none_or(|peer| {
+            let hardly_known = now.since(peer.direct) <= self.timing.silence_floor;
+            peer.gone.is_some() || (!peer.met && !peer.linked && hardly_known)
+        })
     }
 
     /// An observer saw a session's link break and its address refuse. Returns whether that makes it
@@ -402,6 +485,24 @@ impl Members {
 }
 
 impl Peer {
+    /// Takes a header's state in, unless it is older than what is known: datagrams overtake each other,
+    /// and what is passed on is late. Returns whether the state has changed.
+    fn says(&mut self, now: Time, state: NodeState, version: u64) -> bool {
+        if version < self.version {
+            return false;
+        }
+        if version > self.version {
+            self.said = now;
+        }
+        self.version = version;
+        std::mem::replace(&mut self.state, state) != state
+    }
+
+    /// A message on a link says its state; version 0 from a build that does not number headers.
+    pub fn states(&mut self, now: Time, state: NodeState, version: u64) {
+        self.says(now, state, if version == 0 { self.version } else { version });
+    }
+
     /// Gone for a reason that needs no silence.
     const fn is_surely_gone(&self) -> bool {
         matches!(self.gone, Some((Gone::Left | Gone::Superseded | Gone::Dead, _)))
@@ -409,6 +510,16 @@ impl Peer {
 
     const fn is_known_dead(&self) -> bool {
         matches!(self.gone, Some((Gone::Dead, _)))
+    }
+
+    /// The session itself shows that those are wrong who say that it is gone.
+    fn refute(&mut self) -> bool {
+        let wrong = std::mem::take(&mut self.rumoured) && self.gone.is_some();
+        if wrong {
+            self.gone = None;
+            self.dead_to.clear();
+        }
+        wrong
     }
 
     /// A sealed datagram of the session itself undoes a verdict that was only an inference.

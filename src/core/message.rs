@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::branch::{Header, Position};
 use super::claim::{Claim, Desired, Spec};
 use super::ids::{Name, RunId, SessionId};
+use super::io::{Cause, Gone};
 use super::lease::Epoch;
 use super::record::NodeState;
 
@@ -28,6 +29,20 @@ pub enum Message {
     State {
         /// The sender's state.
         state: NodeState,
+        /// That of the header which says so: an earlier datagram may still be under way. 0 from
+        /// builds that do not number their headers.
+        #[serde(default)]
+        version: u64,
+    },
+    /// "I do not hear these: what do they say?" (Rule 2)
+    Unheard {
+        /// Whom.
+        sessions: Vec<SessionId>,
+    },
+    /// To a [`Message::Unheard`].
+    Hearsay {
+        /// What those say that the sender has heard lately, itself or by others.
+        said: Vec<Said>,
     },
     /// Goodbye: everything here has stopped.
     Leave,
@@ -37,6 +52,11 @@ pub enum Message {
     Dead {
         /// The suspect.
         session: SessionId,
+    },
+    /// "These have said goodbye, or were superseded", to a node that may not have heard it.
+    Gone {
+        /// Who, and why.
+        sessions: Vec<(SessionId, Gone)>,
     },
     /// "These sessions are dead and buried here" (Rule 24), to a node that joins.
     Buried {
@@ -84,6 +104,12 @@ pub enum Message {
         desired: Option<Desired>,
         /// The source never started under `claim`, or has stopped: nothing runs there.
         idle: bool,
+        /// The version of its newest state, if it has one.
+        #[serde(default)]
+        version: Option<u32>,
+        /// Why it is offered.
+        #[serde(default)]
+        cause: Cause,
     },
     /// To an [`Message::Offer`].
     OfferReply {
@@ -204,6 +230,23 @@ pub enum Message {
         /// Name, run, the best branch's position and number of commits.
         offers: Vec<(Name, RunId, Option<Position>)>,
     },
+}
+
+/// What a session's header says, passed on by another (Rule 2).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Said {
+    /// Whose.
+    pub session: SessionId,
+    /// Of two, the higher is the later one.
+    pub version: u64,
+    /// Its state.
+    pub state: NodeState,
+    /// Claims numbered at most this have stopped.
+    pub watermark: u64,
+    /// Later ones that have stopped too.
+    pub released: Vec<u64>,
+    /// Who passes it on has a link to the session, and can relay.
+    pub linked: bool,
 }
 
 /// What a peer says of a claim it was asked about (Rule 13).

@@ -30,6 +30,9 @@ pub struct Timing {
     pub dead_node_grace: Duration,
     /// How long a session stays in the address book unseen. Default 24 h.
     pub address_book: Duration,
+    /// How long after the last node of an older build was seen states are written as it reads them,
+    /// or the last that it reads is kept: the time in which a deploy can be rolled back. Default 10 min.
+    pub finalize_after: Duration,
 }
 
 impl Default for Timing {
@@ -49,6 +52,7 @@ impl Default for Timing {
             tombstone_retention: Duration::from_secs(24 * 3600),
             dead_node_grace: Duration::from_secs(12 * 60),
             address_book: Duration::from_secs(24 * 3600),
+            finalize_after: Duration::from_secs(10 * 60),
         }
     }
 }
@@ -85,6 +89,12 @@ impl Timing {
     /// R_eta: by when gossip has reached everyone, at up to 20 % loss. 4 g.
     pub fn convergence(&self) -> Duration {
         self.gossip_interval * 4
+    }
+
+    /// After how long others are asked about a session whose datagrams do not come (Rule 2). Silent
+    /// peers are probed after two gossip intervals.
+    pub fn unheard_after(&self) -> Duration {
+        self.gossip_interval * 3
     }
 
     /// A jump of one's own clock that long means the process did not run (Rules 4 and 17).

@@ -10,7 +10,7 @@ use super::lease::Epoch;
 /// The merged claims of all sessions, mine included.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct View {
-    names: BTreeMap<Name, BTreeMap<SessionId, Claim>>,
+    names: BTreeMap<Name, Claims>,
     by_session: BTreeMap<SessionId, Published>,
     /// What each session's header says has stopped.
     released: BTreeMap<SessionId, Released>,
@@ -18,18 +18,55 @@ pub struct View {
     epochs: BTreeMap<Name, Epoch>,
 }
 
+/// The claims of one name, in the order of their sessions: nearly always one or two, and a map would
+/// make room for eleven.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Claims(Vec<Claim>);
+
+impl Claims {
+    fn find(&self, session: &SessionId) -> Result<usize, usize> {
+        self.0.binary_search_by(|claim| claim.session.cmp(session))
+    }
+
+    fn get(&self, session: &SessionId) -> Option<&Claim> {
+        self.find(session).ok().and_then(|at| self.0.get(at))
+    }
+
+    fn get_mut(&mut self, session: &SessionId) -> Option<&mut Claim> {
+        self.find(session).ok().and_then(|at| self.0.get_mut(at))
+    }
+
+    fn insert(&mut self, claim: Claim) {
+        match self.find(&claim.session) {
+            Ok(at) => {
+                if let Some(held) = self.0.get_mut(at) {
+                    *held = claim;
+                }
+            }
+            Err(at) => {
+                self.0.reserve_exact(1);
+                self.0.insert(at, claim);
+            }
+        }
+    }
+
+    fn remove(&mut self, session: &SessionId) -> Option<Claim> {
+        self.find(session).ok().map(|at| self.0.remove(at))
+    }
+}
+
 /// The names a session has claims of, and which of them under each number: one, unless it errs.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Published {
     names: BTreeSet<Name>,
-    numbers: BTreeMap<u64, BTreeSet<Name>>,
+    numbers: BTreeMap<u64, Vec<Name>>,
 }
 
 impl Published {
     /// Takes a claim's number out of the index.
     fn forget(&mut self, claim: &Claim) {
         if let Some(names) = self.numbers.get_mut(&claim.number) {
-            names.remove(&claim.name);
+            names.retain(|name| *name != claim.name);
             if names.is_empty() {
                 self.numbers.remove(&claim.number);
             }
@@ -76,8 +113,10 @@ impl View {
             published.forget(old);
         }
         published.names.insert(claim.name.clone());
-        published.numbers.entry(claim.number).or_default().insert(claim.name.clone());
-        claims.insert(claim.session.clone(), claim);
+        let numbered = published.numbers.entry(claim.number).or_default();
+        numbered.reserve_exact(1);
+        numbered.push(claim.name.clone());
+        claims.insert(claim);
         true
     }
 
@@ -85,7 +124,7 @@ impl View {
     pub fn remove(&mut self, name: &Name, session: &SessionId) -> Option<Claim> {
         let claims = self.names.get_mut(name)?;
         let removed = claims.remove(session);
-        if claims.is_empty() {
+        if claims.0.is_empty() {
             self.names.remove(name);
         }
         if let (Some(published), Some(removed)) = (self.by_session.get_mut(session), &removed) {
@@ -100,13 +139,8 @@ impl View {
 
     /// Forgets a name altogether, its highest epoch too.
     pub fn forget(&mut self, name: &Name) {
-        let sessions: Vec<SessionId> = self
-            .names
-            .get(name)
-            .into_iter()
-            .flatten()
-            .map(|(session, _)| session.clone())
-            .collect();
+        let sessions: Vec<SessionId> =
+            self.claims(name).map(|claim| claim.session.clone()).collect();
         for session in sessions {
             self.remove(name, &session);
         }
@@ -149,6 +183,13 @@ impl View {
         changed
     }
 
+    /// What a session's header has said to have stopped: all up to a number, and single later ones.
+    pub fn released(&self, session: &SessionId) -> (u64, Vec<u64>) {
+        self.released.get(session).map_or((0, Vec::new()), |known| {
+            (known.watermark, known.listed.iter().copied().collect())
+        })
+    }
+
     /// Forgets what a session's header said.
     pub fn forget_session(&mut self, session: &SessionId) {
         self.released.remove(session);
@@ -161,7 +202,7 @@ impl View {
 
     /// All claims of a name.
     pub fn claims(&self, name: &Name) -> impl Iterator<Item = &Claim> {
-        self.names.get(name).into_iter().flat_map(BTreeMap::values)
+        self.names.get(name).into_iter().flat_map(|claims| &claims.0)
     }
 
     /// The names a session has claims of.

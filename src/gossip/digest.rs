@@ -210,7 +210,7 @@ fn read<T: Deserializable>(bytes: &mut &[u8]) -> Result<T, Rejected> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
 
     use chitchat::ChitchatMessage;
@@ -225,6 +225,11 @@ mod tests {
     }
 
     fn syn(entries: &[(ChitchatId, u64, u64)]) -> Vec<u8> {
+        syn_in("cluster", entries)
+    }
+
+    /// A SYN whose digest says: heartbeat and version of each id.
+    pub(in crate::gossip) fn syn_in(cluster: &str, entries: &[(ChitchatId, u64, u64)]) -> Vec<u8> {
         let mut out = Vec::new();
         45_139u16.serialize(&mut out);
         out.extend([0, 0]);
@@ -235,7 +240,7 @@ mod tests {
             0u64.serialize(&mut out);
             version.serialize(&mut out);
         }
-        "cluster".to_string().serialize(&mut out);
+        cluster.to_string().serialize(&mut out);
         out
     }
 

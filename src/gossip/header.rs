@@ -23,6 +23,8 @@ pub(super) struct Header {
     /// What the sender has seen of the receiver.
     pub(super) echo: Option<Echo>,
     pub(super) state: NodeState,
+    /// Ascends with each change of state, watermark or releases.
+    pub(super) version: u64,
     /// Claims numbered at most this have stopped.
     pub(super) watermark: u64,
     /// Later ones that have stopped too, as many as fit.
@@ -39,7 +41,7 @@ pub(super) struct Echo {
 /// What follows the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Payload<'a> {
-    /// "Are you there?"
+    /// "Are you there?" Whatever follows is padding.
     Probe,
     /// To a probe; it is not answered.
     Answer,
@@ -70,8 +72,11 @@ pub(super) const FRAGMENT_FIELDS: usize = 1 + 8 + 2 + 2 + 4;
 
 /// Longest encoded header, for `released` numbers listed.
 pub(super) const fn max_len(node: usize, released: usize) -> usize {
-    2 + 1 + node + 16 + 8 + 1 + 24 + 1 + 8 + 1 + released * 8
+    2 + 1 + node + 16 + 8 + 1 + 24 + 1 + 8 + 1 + released * 8 + 8
 }
+
+/// Probes are at least that long, as the longest answer without released numbers is.
+pub(super) const PROBE_LEN: usize = max_len(NodeId::MAX_LEN, 0) + 1;
 
 const PROBE: u8 = 0;
 const ANSWER: u8 = 1;
@@ -103,6 +108,7 @@ pub(super) fn encode(header: &Header, payload: Payload<'_>, out: &mut Vec<u8>) {
     for number in header.released.iter().take(listed) {
         out.put_u64(*number);
     }
+    out.put_u64(header.version);
     let len = (out.len() - 2) as u16;
     if let Some(place) = out.first_chunk_mut::<2>() {
         *place = len.to_be_bytes();
@@ -160,8 +166,10 @@ fn read(mut bytes: &[u8]) -> Option<(Header, Payload<'_>)> {
     for _ in 0..listed {
         released.push(head.try_get_u64().ok()?);
     }
-    let header =
-        Header { session: SessionId::new(node, nonce), counter, echo, state, watermark, released };
+    // Of a build that does not number what it says, the later datagram speaks.
+    let version = head.try_get_u64().unwrap_or(counter);
+    let session = SessionId::new(node, nonce);
+    let header = Header { session, counter, echo, state, version, watermark, released };
 
     let payload = match body.try_get_u8().ok()? {
         PROBE => Payload::Probe,
@@ -193,6 +201,7 @@ mod tests {
             counter: 42,
             echo: Some(Echo { nonce: Uuid::from_u128(9), counter: 41 }),
             state: NodeState::Draining,
+            version: 4,
             watermark: 3,
             released: vec![5, 8],
         }
@@ -242,10 +251,21 @@ mod tests {
         plain.released.clear();
         let mut out = Vec::new();
         encode(&plain, Payload::Probe, &mut out);
-        let state = out.len() - 1 - 1 - 8 - 1;
+        let state = out.len() - 1 - 8 - 1 - 8 - 1;
         assert_eq!(out[state], NodeState::Draining.code());
         out[state] = 200;
         assert_eq!(decode(&out).unwrap().0.state, NodeState::Cordoned);
+    }
+
+    #[test]
+    fn of_a_build_that_does_not_number_its_headers_the_later_datagram_counts() {
+        let mut out = Vec::new();
+        encode(&header(), Payload::Probe, &mut out);
+        let len = u16::from_be_bytes([out[0], out[1]]) - 8;
+        out[..2].copy_from_slice(&len.to_be_bytes());
+        out.drain(2 + usize::from(len)..out.len() - 1);
+        let (read, payload) = decode(&out).unwrap();
+        assert_eq!((read.version, payload), (42, Payload::Probe));
     }
 
     proptest! {

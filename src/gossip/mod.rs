@@ -5,13 +5,16 @@
 //! engine, writes this node's pages into it and reads everybody else's out of it; both tell the
 //! node what they learn as [`GossipEvent`]s.
 
+mod catchup;
 mod digest;
 mod exchange;
 mod fragments;
 mod header;
 mod kept;
+mod pace;
 mod pages;
 mod peers;
+mod places;
 mod pump;
 mod reader;
 mod rejected;
@@ -31,6 +34,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use ipnet::IpNet;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -41,7 +45,7 @@ use crate::core::record::{Load, NodeRecord, NodeState};
 use crate::core::time::Time;
 use crate::core::timing::Timing;
 use crate::key::Keyring;
-use crate::net::Network;
+use crate::net::{Network, NetworkLimits};
 
 use self::pages::Pages;
 use self::shared::Shared;
@@ -68,6 +72,10 @@ pub(crate) struct GossipConfig {
     pub(crate) timing: Timing,
     /// Bounds on everything that peers can make this node keep.
     pub(crate) limits: GossipLimits,
+    /// What strangers and silent peers may cost.
+    pub(crate) network_limits: NetworkLimits,
+    /// Networks that peers may advertise addresses of; empty for any.
+    pub(crate) advertised_within: Vec<IpNet>,
     /// Time.
     pub(crate) clock: SharedClock,
     /// Sockets.
@@ -179,6 +187,8 @@ pub(crate) enum GossipEvent {
         address: SocketAddr,
         /// The sender's state.
         state: NodeState,
+        /// Ascends with every change of what the header says.
+        version: u64,
         /// Claims numbered at most this have stopped.
         watermark: u64,
         /// Later ones that have stopped too, as many as the datagram had room for.
@@ -186,6 +196,15 @@ pub(crate) enum GossipEvent {
         /// When the newest of my datagrams was sent that this one is the first to echo; never
         /// later than it really was.
         echoed: Option<Time>,
+        /// It is the first echo after silence.
+        returned: bool,
+    },
+    /// An echo has come from the address that a session advertises: it is reached there.
+    Located {
+        /// Which.
+        of: SessionId,
+        /// Where.
+        address: SocketAddr,
     },
     /// A newer heartbeat of a session, by whatever path.
     Heartbeat {
@@ -369,10 +388,16 @@ impl Gossip {
         Ok(())
     }
 
-    /// What every datagram says from now on (Rule 2). In a fenced state nothing but probes goes
+    /// What every datagram says from now on (Rule 2), under an ascending version. In a fenced state nothing but probes goes
     /// out, so that the heartbeat stops.
-    pub(crate) fn set_header(&self, state: NodeState, watermark: u64, released: Vec<u64>) {
-        self.shared.set_header(state, watermark, released);
+    pub(crate) fn set_header(
+        &self,
+        state: NodeState,
+        version: u64,
+        watermark: u64,
+        released: Vec<u64>,
+    ) {
+        self.shared.set_header(state, version, watermark, released);
     }
 
     /// Probes an address now, and for a minute while it is silent.

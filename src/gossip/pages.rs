@@ -13,7 +13,7 @@ use std::fmt;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_64;
+use litemap::LiteMap;
 
 use crate::core::ids::Name;
 
@@ -50,11 +50,11 @@ impl Prefix {
     }
 
     pub(super) fn covers(self, name: &Name) -> bool {
-        Self::of(hash(name), self.digits) == self
+        Self::of(name.digest(), self.digits) == self
     }
 
     fn deeper(self, name: &Name) -> Option<Self> {
-        (self.digits < MAX_DIGITS).then(|| Self::of(hash(name), self.digits + 1))
+        (self.digits < MAX_DIGITS).then(|| Self::of(name.digest(), self.digits + 1))
     }
 
     fn children(self) -> impl Iterator<Item = Self> {
@@ -72,7 +72,7 @@ impl Prefix {
 
     /// The longer prefixes of a name.
     pub(super) fn below(self, name: &Name) -> impl Iterator<Item = Self> + use<> {
-        let hash = hash(name);
+        let hash = name.digest();
         (self.digits + 1..=MAX_DIGITS).map(move |digits| Self::of(hash, digits))
     }
 }
@@ -126,10 +126,6 @@ impl PageKey {
     }
 }
 
-fn hash(name: &Name) -> u64 {
-    xxh3_64(name.as_str().as_bytes())
-}
-
 /// What a reader finds in a page.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Page {
@@ -153,7 +149,7 @@ pub(super) fn decode(value: &str) -> Result<Page, Rejected> {
     Ok(Page::Records(records.into_iter().collect()))
 }
 
-fn encode(records: &BTreeMap<Name, Bytes>) -> String {
+fn encode(records: &LiteMap<Name, Bytes>) -> String {
     if records.is_empty() {
         return String::new();
     }
@@ -172,7 +168,7 @@ pub(super) struct Pages {
 
 #[derive(Debug, Default)]
 struct Own {
-    records: BTreeMap<Name, Bytes>,
+    records: LiteMap<Name, Bytes>,
     size: usize,
     split: bool,
 }
@@ -200,7 +196,7 @@ impl Pages {
         record: Option<Bytes>,
         changed: &mut BTreeSet<PageKey>,
     ) {
-        let mut prefix = Prefix::of(hash(name), self.digits);
+        let mut prefix = Prefix::of(name.digest(), self.digits);
         while self.pages.get(&PageKey { table, prefix }).is_some_and(|page| page.split) {
             let Some(deeper) = prefix.deeper(name) else {
                 return;

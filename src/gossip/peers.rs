@@ -1,26 +1,27 @@
-//! Who has been heard, from where, and who is to be probed.
+//! Who has been heard, and where each session is to be reached.
 //!
-//! A session is *verified* at an address once a datagram from there echoes a counter that this
-//! process has sent: before that its datagrams may be a recording, its address a spoof.
+//! What a session advertises is believed once an echo has come from there (see [`Places`]). Until
+//! then it is reached where its own datagrams come from, if that is verified. So a peer behind NAT or
+//! in a container, whose datagrams bear another source than it advertises, is reached at both, and a
+//! peer that advertises somebody else's address directs nothing there but probes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use ipnet::IpNet;
+
 use crate::core::ids::SessionId;
-use crate::core::record::NodeState;
 use crate::core::time::Time;
 use crate::core::timing::Timing;
+use crate::net::NetworkLimits;
+use crate::rate::{Rate, Sources};
 
 use super::header::{Echo, Header};
+use super::pace::Pace;
+use super::places::Places;
 use super::rejected::Rejected;
 use super::replay::Window;
-
-const PROBE_MIN: Duration = Duration::from_millis(100);
-const PROBE_MAX: Duration = Duration::from_secs(5);
-
-/// How long an address that was probed on demand, or only heard of, stays a target unanswered.
-const UNKNOWN_TARGET: Duration = Duration::from_secs(60);
 
 /// Datagrams of one session with nothing new in them make one event in this time.
 const HEARD_EVERY: Duration = Duration::from_millis(1);
@@ -28,16 +29,24 @@ const HEARD_EVERY: Duration = Duration::from_millis(1);
 /// Unverified datagrams of one session draw one probe in this time.
 const CHALLENGE_EVERY: Duration = Duration::from_millis(20);
 
+/// The longest datagram that all strangers together are reckoned with.
+const DATAGRAM: u32 = 1400;
+
 /// Everybody this node has heard or remembers.
 pub(super) struct Peers {
     own: SessionId,
     sessions: BTreeMap<SessionId, Peer>,
-    by_address: BTreeMap<SocketAddr, SessionId>,
+    places: Places,
+    strangers: Sources,
+    /// What sessions advertise.
+    adverts: BTreeMap<SessionId, Advert>,
+    /// Where they may.
+    within: Vec<IpNet>,
     book: BTreeMap<SessionId, Entry>,
     /// Left or superseded; kept out of the book although late datagrams may come.
     retired: BTreeMap<SessionId, Time>,
-    targets: BTreeMap<SocketAddr, Target>,
-    own_addresses: BTreeSet<SocketAddr>,
+    /// Sessions whose advertised address has been confirmed since this was last asked for.
+    located: BTreeMap<SessionId, SocketAddr>,
     limit: usize,
     silent_after: Duration,
     /// How long an unverified session counts as news: the most that replays can feign (X2).
@@ -46,19 +55,20 @@ pub(super) struct Peers {
 }
 
 struct Peer {
-    address: SocketAddr,
+    /// Where it was verified last.
+    address: Option<SocketAddr>,
     first: Time,
     heard: Time,
-    verified: bool,
-    /// The first counter sent to the present address, which has to come back from there.
-    challenge: Option<u64>,
     challenged: Option<Time>,
     window: Window,
     /// The highest of my counters that it has echoed.
     echoed: u64,
+    /// The first datagram sent to it that it has not echoed, and when that was.
+    unechoed: Option<(u64, Time)>,
     /// It had been silent (or unknown), and no echo has come since.
     returning: bool,
-    told: Option<(Time, NodeState, u64, Vec<u64>)>,
+    /// When its header was told last, of which version, with how many released numbers listed.
+    told: Option<(Time, u64, usize)>,
 }
 
 #[derive(Clone, Copy)]
@@ -67,18 +77,28 @@ struct Entry {
     seen: Time,
 }
 
-struct Target {
-    /// Last heard, or else since when it is a target.
+/// What a session says of where it is.
+struct Advert {
+    address: SocketAddr,
     since: Time,
-    heard: bool,
-    next: Time,
-    /// A seed is never given up.
-    seed: bool,
+    seen: Time,
+    /// An echo has come from there.
+    confirmed: bool,
+}
+
+/// Paths that seem to be open in one direction alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct OneWay {
+    /// Sessions that are heard and go on without echoing what was sent to them.
+    pub(super) unechoed: usize,
+    /// Sessions that others hear, since their hearts beat, and this node does not.
+    pub(super) unheard: usize,
 }
 
 /// What an authentic, fresh datagram means.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Accepted {
+    /// Its sender has proved to be where it came from.
     pub(super) verified: bool,
     /// A counter of mine that is echoed for the first time.
     pub(super) echoed: Option<u64>,
@@ -91,35 +111,60 @@ pub(super) struct Accepted {
 }
 
 impl Peers {
-    pub(super) fn new(own: SessionId, timing: &Timing, limit: usize) -> Self {
+    pub(super) fn new(
+        own: SessionId,
+        timing: &Timing,
+        limit: usize,
+        network: &NetworkLimits,
+        within: Vec<IpNet>,
+        now: Time,
+    ) -> Self {
+        let silent_after = timing.gossip_interval * 2;
+        let peer = Rate { count: network.peer_datagrams, bytes: network.peer_bytes };
+        let stranger = Rate { count: network.stranger_datagrams, bytes: network.stranger_bytes };
+        let strangers = Rate {
+            count: network.strangers_datagrams,
+            bytes: network.strangers_datagrams.saturating_mul(DATAGRAM),
+        };
         Self {
             own,
             sessions: BTreeMap::new(),
-            by_address: BTreeMap::new(),
+            places: Places::new(limit * 3, silent_after, Pace::new(network.probes, now), peer),
+            strangers: Sources::new(stranger, strangers, now),
+            adverts: BTreeMap::new(),
+            within,
             book: BTreeMap::new(),
             retired: BTreeMap::new(),
-            targets: BTreeMap::new(),
-            own_addresses: BTreeSet::new(),
+            located: BTreeMap::new(),
             limit,
-            silent_after: timing.gossip_interval * 2,
+            silent_after,
             trust: timing.silence_floor,
             remember: timing.address_book,
         }
     }
 
+    /// Whether a datagram may be looked at. Asked before anything is decrypted or allocated for it.
+    pub(super) fn admit(&mut self, from: SocketAddr, bytes: usize, now: Time) -> bool {
+        let known = self.places.admit(from, bytes, now);
+        known.unwrap_or_else(|| self.strangers.admit(from.ip(), bytes, now))
+    }
+
     /// Never to be probed.
     pub(super) fn add_own_address(&mut self, address: SocketAddr) {
-        self.own_addresses.insert(address);
+        self.places.add_own(address);
     }
 
     /// To be probed for ever.
     pub(super) fn add_seed(&mut self, address: SocketAddr, now: Time) {
-        if let Some(target) = self.add_target(address, now) {
-            target.seed = true;
-        }
+        self.places.add_seed(address, now);
     }
 
-    /// A session that was seen, perhaps by others, at its advertised address.
+    /// Probe this address at the next opportunity.
+    pub(super) fn probe(&mut self, address: SocketAddr, now: Time) {
+        self.places.hasten(address, now);
+    }
+
+    /// A session that was reached at this address, in this process's life or before.
     pub(super) fn remember(&mut self, session: &SessionId, address: SocketAddr, now: Time) {
         if *session == self.own || self.retired.contains_key(session) {
             return;
@@ -134,17 +179,98 @@ impl Peers {
                 self.book.remove(&oldest);
             }
         }
-        let entry = Entry { address, seen: now };
-        self.book.insert(session.clone(), entry);
-        self.by_address.entry(address).or_insert_with(|| session.clone());
-        self.add_target(address, now);
+        let old = self.book.insert(session.clone(), Entry { address, seen: now });
+        self.places.add(address, Some(session), now);
+        // A source that was good until its session's own address was known.
+        if let Some(old) = old.map(|entry| entry.address).filter(|old| *old != address)
+            && !self.book.values().any(|entry| entry.address == old)
+        {
+            self.places.leave_alone(old);
+        }
+    }
+
+    /// A session whose heart beats advertises this address. It is probed, and believed once an echo
+    /// has come from there.
+    pub(super) fn advertised(&mut self, session: &SessionId, address: SocketAddr, now: Time) {
+        if *session == self.own || self.retired.contains_key(session) {
+            return;
+        }
+        let known = self.adverts.get(session).map(|advert| advert.address);
+        if known.is_none() && self.adverts.len() >= self.limit {
+            return;
+        }
+        let allowed = self.may_advertise(session, address.ip());
+        let advert = self.adverts.entry(session.clone()).or_insert(Advert {
+            address,
+            since: now,
+            seen: now,
+            confirmed: false,
+        });
+        advert.seen = now;
+        if advert.address != address {
+            advert.address = address;
+            advert.confirmed = false;
+        }
+        if advert.confirmed {
+            if let Some(entry) = self.book.get_mut(session) {
+                entry.seen = now;
+            }
+        } else if self.places.is_there(address, session) {
+            self.confirm(session, address, now);
+        } else if allowed {
+            self.places.add(address, Some(session), now);
+            self.places.renew(address, now);
+        } else if known != Some(address) {
+            Rejected::Advertised.count();
+            tracing::warn!(
+                target: "handover::gossip",
+                peer = %session,
+                %address,
+                "a peer advertises an address outside of the networks allowed: it is not used"
+            );
+        }
+    }
+
+    /// Whether an address may be probed because somebody advertises it.
+    fn may_advertise(&self, session: &SessionId, address: IpAddr) -> bool {
+        let source = || self.sessions.get(session).and_then(|peer| peer.address);
+        self.within.is_empty()
+            || self.within.iter().any(|network| network.contains(&address))
+            || source().is_some_and(|source| source.ip() == address)
+    }
+
+    /// What a session advertises is where it is.
+    fn confirm(&mut self, session: &SessionId, address: SocketAddr, now: Time) {
+        if let Some(advert) = self.adverts.get_mut(session) {
+            advert.confirmed = true;
+        }
+        self.remember(session, address, now);
+        self.located.insert(session.clone(), address);
+    }
+
+    /// Sessions whose advertised address has been confirmed since this was last asked.
+    pub(super) fn take_located(&mut self) -> BTreeMap<SessionId, SocketAddr> {
+        std::mem::take(&mut self.located)
+    }
+
+    /// Nobody knows any more where a session is: if it comes back that is news.
+    pub(super) fn mislay(&mut self, session: &SessionId) {
+        self.adverts.remove(session);
     }
 
     /// Left or superseded: no longer remembered.
     pub(super) fn retire(&mut self, session: &SessionId, now: Time) {
+        if self.retired.len() >= 4 * self.limit {
+            let oldest = self.retired.iter().min_by_key(|(_, at)| **at);
+            if let Some(oldest) = oldest.map(|(session, _)| session.clone()) {
+                self.retired.remove(&oldest);
+            }
+        }
         self.retired.insert(session.clone(), now);
         self.book.remove(session);
-        self.by_address.retain(|_, at| at != session);
+        self.adverts.remove(session);
+        self.located.remove(session);
+        self.places.forget(session);
     }
 
     /// Everybody remembered, by session.
@@ -152,48 +278,41 @@ impl Peers {
         self.book.iter().map(|(session, entry)| (session.clone(), entry.address)).collect()
     }
 
-    /// Probe this address at the next opportunity.
-    pub(super) fn probe(&mut self, address: SocketAddr, now: Time) {
-        if let Some(target) = self.add_target(address, now) {
-            target.next = now;
-            target.heard = false;
-        }
-    }
-
-    fn add_target(&mut self, address: SocketAddr, now: Time) -> Option<&mut Target> {
-        let full = self.targets.len() >= 2 * self.limit && !self.targets.contains_key(&address);
-        if full || self.own_addresses.contains(&address) {
-            return None;
-        }
-        Some(self.targets.entry(address).or_insert(Target {
-            since: now,
-            heard: false,
-            next: now,
-            seed: false,
-        }))
-    }
-
     /// Whether a session is known by its datagrams.
     pub(super) fn knows(&self, session: &SessionId) -> bool {
         self.sessions.contains_key(session)
     }
 
-    /// The addresses of verified sessions heard lately.
+    /// Where a session has proved to be: what it advertises, or else where it was heard last.
+    fn reach(&self, session: &SessionId) -> Option<SocketAddr> {
+        let advert = self.adverts.get(session).map(|advert| advert.address);
+        let source = self.sessions.get(session).and_then(|peer| peer.address);
+        advert.into_iter().chain(source).find(|address| self.places.is_there(*address, session))
+    }
+
+    /// Where sessions heard lately are reached.
     pub(super) fn reachable(&self, now: Time) -> Vec<SocketAddr> {
         self.sessions
-            .values()
-            .filter(|peer| peer.verified && now.since(peer.heard) <= self.silent_after)
-            .map(|peer| peer.address)
+            .iter()
+            .filter(|(_, peer)| now.since(peer.heard) <= self.silent_after)
+            .filter_map(|(session, _)| self.reach(session))
             .collect()
     }
 
-    /// What to echo in a datagram that is about to go to `to` with `counter`.
-    pub(super) fn sending(&mut self, to: SocketAddr, counter: u64) -> Option<Echo> {
-        let session = self.by_address.get(&to)?;
-        let peer = self.sessions.get_mut(session)?;
-        if peer.address == to {
-            peer.challenge.get_or_insert(counter);
+    /// Where to send what is meant for this address: there, if somebody has proved to be there, or
+    /// where else the session that is said to be there has proved to be.
+    pub(super) fn route(&self, to: SocketAddr) -> Option<SocketAddr> {
+        match self.places.session_at(to)? {
+            (_, true) => Some(to),
+            (session, false) => self.reach(session),
         }
+    }
+
+    /// What to echo in a datagram that is about to go to `to` with `counter`.
+    pub(super) fn sending(&mut self, to: SocketAddr, counter: u64, now: Time) -> Option<Echo> {
+        let session = self.places.sending(to, counter)?;
+        let peer = self.sessions.get_mut(session)?;
+        peer.unechoed.get_or_insert((counter, now));
         Some(Echo { nonce: session.nonce, counter: peer.window.highest() })
     }
 
@@ -212,60 +331,78 @@ impl Peers {
         if !self.sessions.contains_key(session) {
             self.make_room(now)?;
         }
-        let peer = self.sessions.entry(session.clone()).or_insert_with(|| Peer::new(from, now));
+        let peer = self.sessions.entry(session.clone()).or_insert_with(|| Peer::new(now));
         if !peer.window.take(header.counter) {
             return Err(Rejected::Replayed);
         }
-        if peer.address != from {
-            peer.address = from;
-            peer.verified = false;
-            peer.challenge = None;
-        }
+        let echo = header.echo.filter(|echo| echo.nonce == self.own.nonce && echo.counter <= sent);
+        let echo = echo.map(|echo| echo.counter);
+        let verified = self.places.hear(from, session, echo, now).ok_or(Rejected::Limit)?;
         if now.since(peer.heard) > self.silent_after {
             peer.returning = true;
         }
         peer.heard = now;
-
-        let mut accepted = Accepted::default();
-        let echo = header.echo.filter(|echo| echo.nonce == self.own.nonce && echo.counter <= sent);
-        if let Some(echo) = echo.filter(|echo| echo.counter > peer.echoed) {
-            peer.echoed = echo.counter;
-            accepted.echoed = Some(echo.counter);
-            if peer.challenge.is_some_and(|first| echo.counter >= first) {
-                peer.verified = true;
-            }
-            accepted.returned = peer.verified && std::mem::take(&mut peer.returning);
+        if verified {
+            peer.address = Some(from);
         }
-        accepted.verified = peer.verified;
+
+        let mut accepted = Accepted { verified, ..Accepted::default() };
+        if let Some(counter) = echo.filter(|counter| *counter > peer.echoed) {
+            peer.echoed = counter;
+            peer.unechoed.take_if(|(sent, _)| *sent <= counter);
+            accepted.echoed = Some(counter);
+            accepted.returned = verified && std::mem::take(&mut peer.returning);
+        }
         accepted.challenge =
-            !peer.verified && peer.challenged.is_none_or(|last| now.since(last) >= CHALLENGE_EVERY);
+            !verified && peer.challenged.is_none_or(|last| now.since(last) >= CHALLENGE_EVERY);
         if accepted.challenge {
             peer.challenged = Some(now);
         }
-        let trusted = peer.verified || now.since(peer.first) <= self.trust;
+        let trusted = verified || now.since(peer.first) <= self.trust;
         accepted.news = trusted && (accepted.echoed.is_some() || peer.tells(header, now));
         if accepted.news {
-            let released = header.released.clone();
-            peer.told = Some((now, header.state, header.watermark, released));
+            peer.told = Some((now, header.version, header.released.len()));
         }
-
-        let verified = peer.verified;
-        self.by_address.insert(from, session.clone());
-        self.hear(from, now);
         if verified {
-            // What a session advertises lasts longer than where a datagram came from.
-            let address = self.book.get(session).map_or(from, |entry| entry.address);
-            self.remember(session, address, now);
-            self.hear(address, now);
+            self.place(session, from, now);
+        }
+        if accepted.returned {
+            self.places.sweep(now);
         }
         Ok(accepted)
     }
 
-    fn hear(&mut self, address: SocketAddr, now: Time) {
-        if let Some(target) = self.targets.get_mut(&address) {
-            target.since = now;
-            target.heard = true;
+    /// A session was heard where it has proved to be.
+    fn place(&mut self, session: &SessionId, from: SocketAddr, now: Time) {
+        match self.adverts.get(session) {
+            Some(advert) if advert.address == from && !advert.confirmed => {
+                self.confirm(session, from, now);
+            }
+            Some(advert) if advert.confirmed => {
+                // Heard from elsewhere, as behind NAT: what it advertises lasts longer.
+                let address = advert.address;
+                self.remember(session, address, now);
+                self.places.heard_elsewhere(address, now);
+            }
+            _ => self.remember(session, from, now),
         }
+    }
+
+    /// Which paths seem to be open in one direction alone.
+    pub(super) fn one_way(&self, now: Time) -> OneWay {
+        let patience = self.silent_after * 2;
+        let lately = |at: Time| now.since(at) <= patience;
+        let heard = |session| self.sessions.get(session).is_some_and(|peer| lately(peer.heard));
+        let unechoed = self.sessions.values().filter(|peer| {
+            // Heard a round after that was sent which it does not echo.
+            let ignores =
+                |(_, sent): (u64, Time)| !lately(sent) && peer.heard > sent + patience / 2;
+            lately(peer.heard) && peer.unechoed.is_some_and(ignores)
+        });
+        let unheard = self.adverts.iter().filter(|(session, advert)| {
+            lately(advert.seen) && !lately(advert.since) && !heard(session)
+        });
+        OneWay { unechoed: unechoed.count(), unheard: unheard.count() }
     }
 
     /// Makes room for one more session by dropping the one not heard for longest, if it is silent.
@@ -281,210 +418,44 @@ impl Peers {
             .map(|(session, _)| session.clone())
             .ok_or(Rejected::Limit)?;
         self.sessions.remove(&oldest);
-        self.by_address.retain(|_, session| *session != oldest);
+        self.places.forget(&oldest);
         Ok(())
     }
 
-    /// Whom to probe now: everybody silent, ten times in as long as the silence has lasted, though
-    /// not more often than every 100 ms nor more rarely than every 5 s.
+    /// Whom to probe now.
     pub(super) fn due(&mut self, now: Time) -> Vec<SocketAddr> {
         self.book.retain(|_, entry| now.since(entry.seen) <= self.remember);
+        self.adverts.retain(|_, advert| now.since(advert.seen) <= self.remember);
         self.retired.retain(|_, at| now.since(*at) <= self.remember);
         let remembered: BTreeSet<SocketAddr> =
             self.book.values().map(|entry| entry.address).collect();
-        self.targets.retain(|address, target| {
-            target.seed || remembered.contains(address) || now.since(target.since) <= UNKNOWN_TARGET
-        });
-        let mut due = Vec::new();
-        for (address, target) in &mut self.targets {
-            let silence = now.since(target.since);
-            if now < target.next || (target.heard && silence <= self.silent_after) {
-                continue;
-            }
-            target.next = now + (silence / 10).clamp(PROBE_MIN, PROBE_MAX);
-            due.push(*address);
-        }
-        due
+        self.places.due(&remembered, now)
     }
 }
 
 impl Peer {
-    fn new(address: SocketAddr, now: Time) -> Self {
+    fn new(now: Time) -> Self {
         Self {
-            address,
+            address: None,
             first: now,
             heard: now,
-            verified: false,
-            // Its first address needs no challenge of its own: any echo of this process is fresh.
-            challenge: Some(1),
             challenged: None,
             window: Window::default(),
             echoed: 0,
+            unechoed: None,
             returning: true,
             told: None,
         }
     }
 
     fn tells(&self, header: &Header, now: Time) -> bool {
-        self.told.as_ref().is_none_or(|(at, state, watermark, released)| {
-            now.since(*at) >= HEARD_EVERY
-                || *state != header.state
-                || *watermark != header.watermark
-                || *released != header.released
+        self.told.is_none_or(|(at, version, released)| {
+            now.since(at) >= HEARD_EVERY
+                || version != header.version
+                || released < header.released.len()
         })
     }
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used)]
-
-    use uuid::Uuid;
-
-    use crate::core::ids::NodeId;
-
-    use super::*;
-
-    fn session(number: u128) -> SessionId {
-        SessionId::new(NodeId::new("n").unwrap(), Uuid::from_u128(number))
-    }
-
-    fn address(port: u16) -> SocketAddr {
-        ([127, 0, 0, 1], port).into()
-    }
-
-    fn at(millis: u64) -> Time {
-        Time::from_micros(1_000_000_000 + millis * 1000)
-    }
-
-    fn peers() -> Peers {
-        Peers::new(session(1), &Timing::default(), 10)
-    }
-
-    fn header(from: u128, counter: u64, echo: Option<u64>) -> Header {
-        Header {
-            session: session(from),
-            counter,
-            echo: echo.map(|counter| Echo { nonce: Uuid::from_u128(1), counter }),
-            state: NodeState::Up,
-            watermark: 0,
-            released: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn a_session_is_verified_by_its_first_echo_and_then_gossiped_with_once() {
-        let mut peers = peers();
-        let first = peers.accept(&header(2, 1, None), address(2), 0, at(0));
-        assert!(matches!(
-            first,
-            Ok(Accepted { verified: false, challenge: true, returned: false, .. })
-        ));
-        assert_eq!(peers.reachable(at(0)), []);
-        let second = peers.accept(&header(2, 2, Some(1)), address(2), 1, at(1)).unwrap();
-        assert!(second.verified && second.returned);
-        assert_eq!(second.echoed, Some(1));
-        let third = peers.accept(&header(2, 3, Some(1)), address(2), 1, at(2)).unwrap();
-        assert!(third.verified && !third.returned);
-        assert_eq!(third.echoed, None);
-        assert_eq!(peers.reachable(at(3)), [address(2)]);
-        assert_eq!(peers.book(), [(session(2), address(2))]);
-    }
-
-    #[test]
-    fn an_echo_of_a_counter_never_sent_or_of_another_process_proves_nothing() {
-        let mut peers = peers();
-        let ahead = peers.accept(&header(2, 1, Some(50)), address(2), 3, at(0));
-        assert!(!ahead.unwrap().verified);
-        let mut foreign = header(2, 2, Some(1));
-        foreign.echo.as_mut().unwrap().nonce = Uuid::from_u128(77);
-        let foreign = peers.accept(&foreign, address(2), 3, at(1)).unwrap();
-        assert!(!foreign.verified);
-        assert_eq!(foreign.echoed, None);
-    }
-
-    #[test]
-    fn replays_and_own_datagrams_are_dropped() {
-        let mut peers = peers();
-        let taken = header(2, 1, None);
-        assert!(peers.accept(&taken, address(2), 0, at(0)).is_ok());
-        assert_eq!(peers.accept(&taken, address(2), 0, at(1)), Err(Rejected::Replayed));
-        assert_eq!(peers.accept(&header(1, 1, None), address(2), 0, at(1)), Err(Rejected::Own));
-    }
-
-    #[test]
-    fn a_recording_is_news_for_no_longer_than_the_silence_floor() {
-        let mut peers = peers();
-        let news = |peers: &mut Peers, counter, millis| {
-            peers.accept(&header(2, counter, None), address(2), 0, at(millis)).unwrap().news
-        };
-        assert!(news(&mut peers, 1, 0));
-        assert!(news(&mut peers, 2, 9_000));
-        assert!(!news(&mut peers, 3, 11_000));
-    }
-
-    #[test]
-    fn a_session_at_a_new_address_has_to_prove_itself_again() {
-        let mut peers = peers();
-        peers.accept(&header(2, 1, Some(5)), address(2), 5, at(0)).unwrap();
-        let moved = peers.accept(&header(2, 2, Some(6)), address(3), 6, at(1)).unwrap();
-        assert!(!moved.verified && moved.challenge);
-        assert!(peers.sending(address(3), 9).is_some());
-        let stale = peers.accept(&header(2, 3, Some(8)), address(3), 9, at(2));
-        assert!(!stale.unwrap().verified);
-        let proven = peers.accept(&header(2, 4, Some(9)), address(3), 9, at(3));
-        assert!(proven.unwrap().verified);
-    }
-
-    #[test]
-    fn silent_peers_are_probed_often_at_first_and_more_rarely_later() {
-        let mut peers = peers();
-        peers.accept(&header(2, 1, Some(1)), address(2), 1, at(0)).unwrap();
-        let count = |peers: &mut Peers, from: u64, to: u64| {
-            (from..to).step_by(10).filter(|ms| !peers.due(at(*ms)).is_empty()).count()
-        };
-        assert_eq!(count(&mut peers, 0, 1000), 0);
-        let early = count(&mut peers, 1010, 2010);
-        assert!((7..=8).contains(&early), "{early}");
-        count(&mut peers, 2010, 100_000);
-        let late = count(&mut peers, 100_000, 200_000);
-        assert!((19..=20).contains(&late), "{late}");
-    }
-
-    #[test]
-    fn the_address_book_outlives_silence_and_forgets_who_left() {
-        let mut peers = peers();
-        for number in [2, 3] {
-            peers.accept(&header(number, 1, Some(1)), address(number as u16), 1, at(0)).unwrap();
-        }
-        peers.retire(&session(3), at(1));
-        peers.accept(&header(3, 2, Some(2)), address(3), 2, at(2)).unwrap();
-        let hours = |hours: u64| at(hours * 3600 * 1000);
-        assert_eq!(peers.due(hours(23)), [address(2)]);
-        assert_eq!(peers.book(), [(session(2), address(2))]);
-        assert_eq!(peers.due(hours(25)), []);
-        assert_eq!(peers.book(), []);
-    }
-
-    #[test]
-    fn a_seed_is_probed_for_ever_and_oneself_never() {
-        let mut peers = peers();
-        peers.add_own_address(address(1));
-        peers.add_seed(address(1), at(0));
-        peers.add_seed(address(2), at(0));
-        peers.probe(address(3), at(0));
-        assert_eq!(peers.due(at(0)), [address(2), address(3)]);
-        assert_eq!(peers.due(at(100_000_000)), [address(2)]);
-    }
-
-    #[test]
-    fn a_flood_of_sessions_pushes_out_nobody_who_is_heard() {
-        let mut peers = peers();
-        for number in 2..12 {
-            assert!(peers.accept(&header(number, 1, None), address(2), 0, at(0)).is_ok());
-        }
-        assert_eq!(peers.accept(&header(12, 1, None), address(2), 0, at(1)), Err(Rejected::Limit));
-        assert!(peers.accept(&header(12, 1, None), address(2), 0, at(11_000)).is_ok());
-        assert_eq!(peers.sessions.len(), 10);
-    }
-}
+mod tests;

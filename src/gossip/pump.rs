@@ -34,8 +34,17 @@ const TICK: Duration = Duration::from_millis(50);
 /// Every how many ticks sessions that are no longer known lose their fragments.
 const SWEEP: u32 = 64;
 
-/// Released claim numbers listed beside a fragment; probes list the rest.
-const RELEASED_BESIDE: usize = 16;
+/// How large a datagram's header may be, and its plaintext must be.
+#[derive(Clone, Copy)]
+struct Size {
+    /// Released claim numbers listed.
+    released: usize,
+    /// Padded to so many bytes.
+    least: usize,
+}
+
+/// Beside a fragment; probes list the rest of what is released.
+const BESIDE: Size = Size { released: 16, least: 0 };
 
 /// Receive errors in a row after which the socket counts as broken.
 const MAX_FAILURES: u32 = 100;
@@ -56,8 +65,8 @@ pub(super) struct Pump {
     next_message: u64,
     /// Room for a fragment's bytes in a datagram.
     fragment_room: usize,
-    /// Released numbers listed in a probe.
-    probe_released: usize,
+    /// The longest datagram sent.
+    room: usize,
     plain: Vec<u8>,
     sealed: Vec<u8>,
     ticks: u32,
@@ -83,8 +92,7 @@ impl Pump {
     ) -> Self {
         let node = session.node.as_str().len();
         let room = limits.max_datagram - seal::OVERHEAD;
-        let beside = header::max_len(node, RELEASED_BESIDE) + header::FRAGMENT_FIELDS;
-        let probe_released = (room - header::max_len(node, 0) - 1) / size_of::<u64>();
+        let beside = header::max_len(node, BESIDE.released) + header::FRAGMENT_FIELDS;
         Self {
             shared,
             session,
@@ -100,7 +108,7 @@ impl Pump {
             sent: SentLog::default(),
             next_message: 0,
             fragment_room: room - beside,
-            probe_released: probe_released.min(header::MAX_RELEASED),
+            room: limits.max_datagram,
             plain: Vec::new(),
             sealed: Vec::new(),
             ticks: 0,
@@ -147,8 +155,12 @@ impl Pump {
     }
 
     async fn receive(&mut self, datagram: &mut [u8], from: SocketAddr) -> Result<(), Rejected> {
-        let (header, payload) = header::decode(self.sealer.open(datagram)?)?;
         let now = self.shared.clock.boot();
+        let received = datagram.len();
+        if !lock(&self.shared.peers).admit(from, received, now) {
+            return Err(Rejected::Rate);
+        }
+        let (header, payload) = header::decode(self.sealer.open(datagram)?)?;
         let accepted = lock(&self.shared.peers).accept(&header, from, self.sent.last(), now)?;
         let session = header.session;
         if accepted.news {
@@ -156,9 +168,11 @@ impl Pump {
                 from: session.clone(),
                 address: from,
                 state: header.state,
+                version: header.version,
                 watermark: header.watermark,
                 released: header.released,
                 echoed: accepted.echoed.and_then(|counter| self.sent.time_of(counter)),
+                returned: accepted.returned,
             };
             if self.events.try_send(heard).is_err() {
                 metrics::counter!("handover_gossip_dropped_total", "what" => "event").increment(1);
@@ -167,13 +181,17 @@ impl Pump {
         if accepted.returned {
             lock(&self.shared.exchanges).forget(from);
             let _ = self.notes.try_send(Note::Returned(from));
+            // Others that were lost may be back too.
+            self.probe_silent().await;
         }
+        // Who may be a spoof draws no more bytes than it sent (X7).
+        let room = if accepted.verified { self.room } else { received.min(self.room) };
         match payload {
-            Payload::Probe => self.send_probe(from, Payload::Answer).await,
+            Payload::Probe => self.send_within(from, Payload::Answer, room).await,
             Payload::Answer => {}
             Payload::Fragment(_) | Payload::Missing { .. } if !accepted.verified => {
                 if accepted.challenge {
-                    self.send_probe(from, Payload::Probe).await;
+                    self.send_within(from, Payload::Probe, room).await;
                 }
                 return Err(Rejected::Unverified);
             }
@@ -219,7 +237,7 @@ impl Pump {
                 total: total as u32,
                 bytes,
             };
-            self.send(to, Payload::Fragment(fragment), RELEASED_BESIDE).await;
+            self.send(to, Payload::Fragment(fragment), BESIDE).await;
         }
         let now = self.shared.clock.boot();
         self.kept.keep(to, number, message, (chunk, count), now);
@@ -237,27 +255,43 @@ impl Pump {
                 total: resend.total,
                 bytes: &resend.bytes,
             };
-            self.send(to, Payload::Fragment(fragment), RELEASED_BESIDE).await;
+            self.send(to, Payload::Fragment(fragment), BESIDE).await;
         }
     }
 
-    async fn send_probe(&mut self, to: SocketAddr, payload: Payload<'_>) {
-        self.send(to, payload, self.probe_released).await;
+    /// Sends a probe or an answer of at most so many bytes, with as many released numbers as fit;
+    /// none at all if not even the header does.
+    async fn send_within(&mut self, to: SocketAddr, payload: Payload<'_>, room: usize) {
+        let bare = seal::OVERHEAD + header::max_len(self.session.node.as_str().len(), 0) + 1;
+        let Some(spare) = room.checked_sub(bare) else {
+            return;
+        };
+        let least = match payload {
+            // The answer may be no longer than the question.
+            Payload::Probe => header::PROBE_LEN.min(room - seal::OVERHEAD),
+            _ => 0,
+        };
+        self.send(to, payload, Size { released: spare / size_of::<u64>(), least }).await;
     }
 
-    async fn send(&mut self, to: SocketAddr, payload: Payload<'_>, released: usize) {
-        let counter = self.sent.next(self.shared.clock.boot());
-        let echo = lock(&self.shared.peers).sending(to, counter);
-        let own = self.shared.own(released);
+    async fn send(&mut self, to: SocketAddr, payload: Payload<'_>, size: Size) {
+        let now = self.shared.clock.boot();
+        let counter = self.sent.next(now);
+        let echo = lock(&self.shared.peers).sending(to, counter, now);
+        let own = self.shared.own(size.released.min(header::MAX_RELEASED));
         let header = Header {
             session: self.session.clone(),
             counter,
             echo,
             state: own.state,
+            version: own.version,
             watermark: own.watermark,
             released: own.released,
         };
         header::encode(&header, payload, &mut self.plain);
+        if self.plain.len() < size.least {
+            self.plain.resize(size.least, 0);
+        }
         if self.sealer.seal(&self.plain, &mut self.sealed).is_err() {
             return;
         }
@@ -270,7 +304,7 @@ impl Pump {
     async fn probe_silent(&mut self) {
         let due = lock(&self.shared.peers).due(self.shared.clock.boot());
         for address in due {
-            self.send_probe(address, Payload::Probe).await;
+            self.send_within(address, Payload::Probe, self.room).await;
         }
     }
 
@@ -279,7 +313,7 @@ impl Pump {
         let now = self.shared.clock.boot();
         for ask in self.reassembly.due(now) {
             let missing = Payload::Missing { message: ask.message, bitmap: &ask.bitmap };
-            self.send(ask.to, missing, RELEASED_BESIDE).await;
+            self.send(ask.to, missing, BESIDE).await;
         }
         self.kept.expire(now);
         self.ticks = self.ticks.wrapping_add(1);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use litemap::LiteMap;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::core::ids::Name;
@@ -24,7 +25,7 @@ pub(super) struct Reader {
 struct Seen {
     version: u64,
     /// Of a split page: those whose deeper page is not here yet.
-    records: BTreeMap<Name, u64>,
+    records: LiteMap<Name, u64>,
 }
 
 impl Reader {
@@ -58,7 +59,7 @@ impl Reader {
             Ok(page) => page,
             Err(reason) => return reason.count(),
         };
-        let mut before = self.pages.remove(&key).map_or_else(BTreeMap::new, |seen| seen.records);
+        let mut before = self.pages.remove(&key).map_or_else(LiteMap::new, |seen| seen.records);
         for prefix in key.prefix.above() {
             let table = key.table;
             if let Some(above) = self.pages.get_mut(&PageKey { table, prefix }) {
@@ -74,7 +75,7 @@ impl Reader {
         let seen = match page {
             Page::Split => Seen { version, records: before },
             Page::Records(records) => {
-                let mut hashes = BTreeMap::new();
+                let mut hashes = LiteMap::new();
                 for (name, record) in records {
                     if !key.prefix.covers(&name) || self.deeper(key, &name) {
                         continue;
@@ -87,7 +88,7 @@ impl Reader {
                     }
                     hashes.insert(name, hash);
                 }
-                changes.extend(before.into_keys().map(|name| (name, None)));
+                changes.extend(before.into_iter().map(|(name, _)| (name, None)));
                 Seen { version, records: hashes }
             }
         };

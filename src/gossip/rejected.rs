@@ -3,6 +3,8 @@
 /// Why a datagram, or a part of one, was dropped. Nothing is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rejected {
+    /// Its source has sent more than its share. Not even looked at.
+    Rate,
     /// Too short to be sealed.
     Short,
     /// Sealed in another format.
@@ -23,6 +25,8 @@ pub(super) enum Rejected {
     Limit,
     /// A heartbeat or generation that time does not explain.
     Implausible,
+    /// An advertised address outside of the networks allowed.
+    Advertised,
     /// The engine is behind; chitchat will repeat it.
     Busy,
 }
@@ -30,6 +34,7 @@ pub(super) enum Rejected {
 impl Rejected {
     const fn reason(self) -> &'static str {
         match self {
+            Self::Rate => "rate",
             Self::Short => "short",
             Self::Version => "version",
             Self::Key => "key",
@@ -40,6 +45,7 @@ impl Rejected {
             Self::Unverified => "unverified",
             Self::Limit => "limit",
             Self::Implausible => "implausible",
+            Self::Advertised => "advertised",
             Self::Busy => "busy",
         }
     }

@@ -17,32 +17,34 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::core::record::{Load, NodeRecord};
-use crate::core::time::Time;
 use crate::net::Datagrams;
 
-use super::digest::{Screen, Step};
+use super::catchup::CatchUp;
+use super::digest::{Screen, Shown, Step};
 use super::exchange::Exchanges;
 use super::pages::{PageKey, Pages};
 use super::peers::Peers;
 use super::pump::{Ends, Pump};
 use super::seal::Sealer;
 use super::shared::{Shared, lock};
-use super::transport::{ChannelTransport, LARGE, Note, Processed};
+use super::transport::{ChannelTransport, LARGE, Note};
 use super::view::{self, View};
 use super::{GossipConfig, GossipEvent};
 
 /// Changes within this time travel together.
 const COALESCE: Duration = Duration::from_millis(1);
 
-/// Pushes are at least this far apart: a first change travels at once, a flood of them in bulk, since
-/// each push costs an exchange of digests with every peer.
+/// Pushes are at least this far apart: each costs an exchange with every peer.
 const PUSH_EVERY: Duration = Duration::from_millis(20);
+
+/// A flood of changes travels in bulk: just then the node has more urgent things to do.
+const COALESCE_FLOOD: Duration = Duration::from_millis(100);
+
+/// So many changes at once are a flood.
+const FLOOD: usize = 64;
 
 /// How many peers a change is pushed to; rounds bring it to the others.
 const PUSH_TO: usize = 8;
-
-/// How long a pull may stay unanswered before another one is made.
-const PULL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// phi over which the engine's detector suspects; here it is elapsed time over mean interval.
 const PHI: f64 = 8.0;
@@ -65,7 +67,14 @@ pub(super) fn start(
         advertise.set_port(local.port());
     }
     let limits = &config.limits;
-    let mut peers = Peers::new(config.session.clone(), &config.timing, limits.max_peers);
+    let mut peers = Peers::new(
+        config.session.clone(),
+        &config.timing,
+        limits.max_peers,
+        &config.network_limits,
+        config.advertised_within.clone(),
+        now,
+    );
     peers.add_own_address(local);
     peers.add_own_address(advertise);
     for seed in &config.seeds {
@@ -122,8 +131,7 @@ pub(super) fn start(
         events,
         cancel,
         expected_version: 0,
-        pull: None,
-        wanted: BTreeSet::new(),
+        catch_up: CatchUp::default(),
     };
     (shared, tokio::spawn(runner.run(pump)))
 }
@@ -144,10 +152,7 @@ struct Runner {
     load: Option<Load>,
     /// The version of the engine's own state after the last write: a higher one is not mine.
     expected_version: u64,
-    /// The one pull that is not answered yet.
-    pull: Option<(SocketAddr, Time)>,
-    /// Peers that probably have more.
-    wanted: BTreeSet<SocketAddr>,
+    catch_up: CatchUp,
 }
 
 /// Why the engine is no longer driven.
@@ -203,8 +208,7 @@ impl Runner {
                     self.generation = (self.generation + 1).max(self.shared.clock.wall_ms());
                     (self.config.on_generation)(self.generation);
                     self.view.engine_restarted(now);
-                    self.pull = None;
-                    self.wanted.clear();
+                    self.catch_up.clear();
                 }
             }
         }
@@ -272,7 +276,9 @@ impl Runner {
                 }),
                 () = shared.renew.notified() => handle.abort(),
                 () = shared.changed.notified(), if push_at.is_none() => {
-                    push_at = Some((Instant::now() + COALESCE).max(pushed + PUSH_EVERY));
+                    let flood = shared.pending_records() >= FLOOD;
+                    let wait = if flood { COALESCE_FLOOD } else { COALESCE };
+                    push_at = Some((Instant::now() + wait).max(pushed + PUSH_EVERY));
                 }
                 () = tokio::time::sleep_until(push_at.unwrap_or_else(Instant::now)),
                     if push_at.is_some() =>
@@ -378,46 +384,38 @@ impl Runner {
 
     /// Takes in this note and those that wait behind it.
     async fn note(&mut self, handle: &ChitchatHandle, first: Note) {
+        let now = self.shared.clock.boot();
         let mut processed = Vec::new();
         let mut next = Some(first);
         while let Some(note) = next {
             match note {
-                Note::Returned(address) => self.gossip(handle, address),
+                Note::Returned(address) => {
+                    if self.catch_up.returned(address, now) {
+                        self.gossip(handle, address);
+                    }
+                }
                 Note::Processed(message) => processed.push(message),
             }
             next = self.notes.try_recv().ok();
         }
-        if processed.is_empty() {
-            return;
-        }
         self.poll(handle).await;
-        let now = self.shared.clock.boot();
         for message in processed {
-            self.pull(handle, &message);
             if message.step == Step::SynAck {
+                let missing = missing(handle, &message.shown).await;
+                self.catch_up.replied(message.from, missing);
                 for event in self.view.shown(&message.session, &message.shown, now) {
                     self.tell(event).await;
                 }
+            } else if message.len > LARGE {
+                self.catch_up.large(message.from);
             }
         }
+        self.pull(handle);
     }
 
-    /// Catch-up in a closed loop: after a large message its sender is asked for more, one peer at a
-    /// time. On a timer instead, stale replies would queue and each draw another delta.
-    fn pull(&mut self, handle: &ChitchatHandle, processed: &Processed) {
-        let now = self.shared.clock.boot();
-        if processed.len > LARGE {
-            self.wanted.insert(processed.from);
-        }
-        if let Some((from, asked)) = self.pull {
-            let answered = processed.step == Step::SynAck && processed.from == from;
-            if !answered && now.since(asked) < PULL_PATIENCE {
-                return;
-            }
-            self.pull = None;
-        }
-        if let Some(next) = self.wanted.pop_first() {
-            self.pull = Some((next, now));
+    /// Gossips out of turn with whom there is more to be had from.
+    fn pull(&mut self, handle: &ChitchatHandle) {
+        if let Some(next) = self.catch_up.next(self.shared.clock.boot()) {
             self.gossip(handle, next);
         }
     }
@@ -432,8 +430,14 @@ impl Runner {
             chitchat.node_states().keys().cloned().collect()
         };
         let now = self.shared.clock.boot();
+        let one_way = lock(&self.shared.peers).one_way(now);
+        for (direction, count) in [("unechoed", one_way.unechoed), ("unheard", one_way.unheard)] {
+            metrics::gauge!("handover_gossip_one_way", "direction" => direction).set(count as f64);
+        }
         let lately = now.back(self.config.timing.silence_floor);
         lock(&self.shared.screen).retain(&known, lately);
+        self.catch_up.retry();
+        self.pull(handle);
         let incomplete = self.poll(handle).await;
         for address in incomplete.choose_multiple(&mut rand::rng(), PUSH_TO) {
             self.gossip(handle, *address);
@@ -448,11 +452,20 @@ impl Runner {
             let chitchat = chitchat.lock().await;
             self.view.poll(&chitchat, now)
         };
-        {
+        let located = {
             let mut peers = lock(&self.shared.peers);
             for (session, address) in &found.alive {
-                peers.remember(session, *address, now);
+                peers.advertised(session, *address, now);
             }
+            for event in &found.events {
+                if let GossipEvent::Forgotten { of } = event {
+                    peers.mislay(of);
+                }
+            }
+            peers.take_located()
+        };
+        for (of, address) in located {
+            self.tell(GossipEvent::Located { of, address }).await;
         }
         for event in found.events {
             self.tell(event).await;
@@ -467,4 +480,15 @@ impl Runner {
             _ = self.events.send(event) => {}
         }
     }
+}
+
+/// How many versions a peer has shown that the engine does not hold.
+async fn missing(handle: &ChitchatHandle, shown: &[Shown]) -> u64 {
+    let chitchat = handle.chitchat();
+    let chitchat = chitchat.lock().await;
+    let states = chitchat.node_states();
+    shown.iter().fold(0, |missing, Shown { id, version }| {
+        let held = states.get(id).map_or(0, |state| state.max_version());
+        missing.saturating_add(version.saturating_sub(held))
+    })
 }

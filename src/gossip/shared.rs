@@ -39,6 +39,7 @@ pub(super) struct Shared {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Own {
     pub(super) state: NodeState,
+    pub(super) version: u64,
     pub(super) watermark: u64,
     /// Ascending.
     pub(super) released: Vec<u64>,
@@ -84,14 +85,25 @@ impl Shared {
         self.changed.notify_one();
     }
 
+    /// How many records wait to be published.
+    pub(super) fn pending_records(&self) -> usize {
+        lock(&self.pending).records.len()
+    }
+
     pub(super) fn take_pending(&self) -> Pending {
         std::mem::take(&mut *lock(&self.pending))
     }
 
-    pub(super) fn set_header(&self, state: NodeState, watermark: u64, mut released: Vec<u64>) {
+    pub(super) fn set_header(
+        &self,
+        state: NodeState,
+        version: u64,
+        watermark: u64,
+        mut released: Vec<u64>,
+    ) {
         released.retain(|number| *number > watermark);
         released.sort_unstable();
-        *lock(&self.own) = Own { state, watermark, released };
+        *lock(&self.own) = Own { state, version, watermark, released };
     }
 
     /// What to say of oneself, with as many released numbers as there is room for.
@@ -99,6 +111,7 @@ impl Shared {
         let own = lock(&self.own);
         Own {
             state: own.state,
+            version: own.version,
             watermark: own.watermark,
             released: own.released.iter().take(released).copied().collect(),
         }

@@ -95,6 +95,10 @@ impl Socket for ChannelSocket {
         if self.shared.is_fenced() {
             return Ok(());
         }
+        // Where nobody has proved to be, nothing is sent but the pump's probes.
+        let Some(to) = lock(&self.shared.peers).route(to) else {
+            return Ok(());
+        };
         let now = self.shared.clock.boot();
         if matches!(message, ChitchatMessage::Syn { .. }) {
             if !lock(&self.shared.exchanges).may_ask(to, now) {

@@ -53,8 +53,8 @@ pub(super) struct Connection {
     pub(super) opener: Opener,
     /// Goes out first.
     pub(super) opening: Vec<u8>,
-    /// Where the peer listens.
-    pub(super) address: SocketAddr,
+    /// Where the peer listens, if that is known.
+    pub(super) address: Option<SocketAddr>,
 }
 
 impl Connection {

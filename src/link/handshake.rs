@@ -9,6 +9,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use futures_util::FutureExt;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -117,7 +118,6 @@ pub(super) struct Dialled {
     stream: Box<dyn Stream>,
     sealer: Sealer,
     opener: Opener,
-    address: SocketAddr,
 }
 
 /// Sends the first message and reads the second.
@@ -153,13 +153,17 @@ pub(super) async fn dial(
         return Err(DialError::WrongPeer { found: peer.session });
     }
     let (sealer, opener) = seal::split(noise).map_err(|_| DialError::NotAuthentic)?;
-    Ok(Dialled { stream, sealer, opener, address: peer.address })
+    Ok(Dialled { stream, sealer, opener })
 }
 
 impl Dialled {
-    /// Confirms dial number `attempt` and waits to be accepted. Returns with the connection the number
-    /// up to which the peer's own dials are void.
-    pub(super) async fn confirm(mut self, attempt: u64) -> Result<(Connection, u64), DialError> {
+    /// Confirms dial number `attempt` to `address` and waits to be accepted. Returns with the connection
+    /// the number up to which the peer's own dials are void.
+    pub(super) async fn confirm(
+        mut self,
+        attempt: u64,
+        address: SocketAddr,
+    ) -> Result<(Connection, u64), DialError> {
         let mut third = Vec::new();
         encode(&Verdict::Yes(attempt))
             .and_then(|plain| self.sealer.seal(&plain, &mut third).ok())
@@ -177,7 +181,7 @@ impl Dialled {
                     sealer: self.sealer,
                     opener: self.opener,
                     opening: Vec::new(),
-                    address: self.address,
+                    address: Some(address),
                 },
                 void,
             )),
@@ -191,8 +195,10 @@ impl Dialled {
 pub(super) struct Candidate {
     /// Who it is.
     pub(super) session: SessionId,
-    /// Where it listens.
+    /// Where it says it listens.
     address: SocketAddr,
+    /// Whether that is to be believed.
+    located: bool,
     /// Its number of this dial.
     pub(super) attempt: u64,
     stream: Box<dyn Stream>,
@@ -249,10 +255,26 @@ pub(super) async fn answer(
     let Ok(Verdict::Yes(attempt)) = rmp_serde::from_slice(plain) else {
         return Err(AnswerError::NotAuthentic);
     };
-    Ok(Candidate { session: peer.session, address: peer.address, attempt, stream, sealer, opener })
+    Ok(Candidate {
+        session: peer.session,
+        address: peer.address,
+        located: false,
+        attempt,
+        stream,
+        sealer,
+        opener,
+    })
 }
 
 impl Candidate {
+    /// Believes the peer's word of where it listens, if it connected from that host or the address is
+    /// within the networks allowed: nobody else's listener is to be tried in its name (Rule 5).
+    pub(super) fn locate(&mut self, from: SocketAddr, within: &[IpNet]) {
+        let said = self.address.ip();
+        self.located = said.to_canonical() == from.ip().to_canonical()
+            || within.iter().any(|network| network.contains(&said));
+    }
+
     /// Takes the connection; all own dials to this peer up to number `void` are void.
     pub(super) fn accept(mut self, void: u64) -> Option<Connection> {
         let mut opening = Vec::new();
@@ -263,7 +285,7 @@ impl Candidate {
             sealer: self.sealer,
             opener: self.opener,
             opening,
-            address: self.address,
+            address: self.located.then_some(self.address),
         })
     }
 

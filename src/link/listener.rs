@@ -1,46 +1,98 @@
-//! Who connects is nobody until the handshake is complete, and there are never many of them.
+//! Who connects is nobody until the handshake is complete, and there are never many of them, from
+//! one source or together.
 
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 
 use super::Shared;
 use super::handshake;
-use crate::net::Listener;
+use crate::net::{Listener, Stream};
+use crate::rate::{Rate, Sources, network};
 
 /// Out of file descriptors, say: accepting again at once would spin.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Accepts until dropped, which also ends handshakes under way.
 pub(super) async fn listen(mut listener: Box<dyn Listener>, shared: Arc<Shared>) {
-    let places = Arc::new(Semaphore::new(shared.limits.unauthenticated));
-    let mut handshakes = JoinSet::new();
+    let mut door = Door::new(shared);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            Some(_) = handshakes.join_next() => continue,
-        };
-        let (stream, from) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(target: "handover::link", %error, "cannot accept a connection");
-                sleep(PAUSE).await;
+            Some(ended) = door.handshakes.join_next_with_id() => {
+                door.ended(ended);
                 continue;
             }
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            tracing::debug!(target: "handover::link", %from, "too many handshakes: turned away");
-            continue;
-        };
-        let shared = shared.clone();
-        handshakes.spawn(async move {
-            let _place = place;
+        match accepted {
+            Ok((stream, from)) => match door.check(from) {
+                Ok(()) => door.begin(stream, from),
+                Err(reason) => {
+                    metrics::counter!("handover_link_rejected_total", "reason" => reason)
+                        .increment(1);
+                    tracing::debug!(target: "handover::link", %from, reason, "turned away");
+                }
+            },
+            Err(error) => {
+                tracing::warn!(target: "handover::link", %error, "cannot accept a connection");
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Who stands at the door, and who may come up to it.
+struct Door {
+    shared: Arc<Shared>,
+    handshakes: JoinSet<()>,
+    /// Where each of them comes from.
+    sources: HashMap<Id, IpAddr>,
+    rates: Sources,
+}
+
+impl Door {
+    fn new(shared: Arc<Shared>) -> Self {
+        let each = Rate { count: shared.limits.connections_of_source, bytes: 0 };
+        // All together are bounded by the handshakes that may be under way.
+        let all = Rate { count: u32::MAX, bytes: 0 };
+        let rates = Sources::new(each, all, shared.clock.boot());
+        Self { shared, handshakes: JoinSet::new(), sources: HashMap::new(), rates }
+    }
+
+    /// Whether one more may come from there; if not, why.
+    fn check(&mut self, from: SocketAddr) -> Result<(), &'static str> {
+        while let Some(ended) = self.handshakes.try_join_next_with_id() {
+            self.ended(ended);
+        }
+        let limits = &self.shared.limits;
+        let source = network(from.ip());
+        if !self.rates.admit(from.ip(), 0, self.shared.clock.boot()) {
+            return Err("rate");
+        }
+        if self.sources.values().filter(|open| **open == source).count()
+            >= limits.unauthenticated_of_source
+        {
+            return Err("source");
+        }
+        if self.sources.len() >= limits.unauthenticated {
+            return Err("full");
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, stream: Box<dyn Stream>, from: SocketAddr) {
+        let shared = self.shared.clone();
+        let handshake = self.handshakes.spawn(async move {
             let answer = handshake::answer(stream, &shared.local);
             match timeout(shared.limits.handshake, answer).await {
-                Ok(Ok(candidate)) => shared.deliver(candidate),
+                Ok(Ok(mut candidate)) => {
+                    candidate.locate(from, &shared.within);
+                    shared.deliver(candidate);
+                }
                 Ok(Err(why)) => {
                     tracing::debug!(target: "handover::link", %from, %why, "turned away");
                 }
@@ -49,5 +101,11 @@ pub(super) async fn listen(mut listener: Box<dyn Listener>, shared: Arc<Shared>)
                 }
             }
         });
+        self.sources.insert(handshake.id(), network(from.ip()));
+    }
+
+    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = ended.map_or_else(|error| error.id(), |(id, ())| id);
+        self.sources.remove(&id);
     }
 }

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use ipnet::IpNet;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -58,6 +59,8 @@ pub(crate) struct LinkConfig {
     pub(crate) advertise: SocketAddr,
     /// Bounds and times.
     pub(crate) limits: LinkLimits,
+    /// Networks whose addresses peers may advertise from elsewhere.
+    pub(crate) advertised_within: Vec<IpNet>,
     /// Time.
     pub(crate) clock: SharedClock,
     /// The network.
@@ -78,8 +81,12 @@ pub(crate) struct QueueLimits {
 pub(crate) struct LinkLimits {
     /// How long each end gives a handshake. Default 2 s.
     pub(crate) handshake: Duration,
-    /// Accepted connections whose handshake is not complete; more are closed at once. Default 64.
+    /// Accepted connections whose handshake is not complete; more are closed at once. Default 128.
     pub(crate) unauthenticated: usize,
+    /// As many of one source. Default 32.
+    pub(crate) unauthenticated_of_source: usize,
+    /// Connections a second of one source; more are closed at once. Default 100.
+    pub(crate) connections_of_source: u32,
     /// Peers, linked or wanted; strangers beyond are turned away. Default 2,048.
     pub(crate) peers: usize,
     /// The longest message, sent or received, in bytes. Default 64 MiB + 64 KiB.
@@ -105,7 +112,9 @@ impl Default for LinkLimits {
     fn default() -> Self {
         Self {
             handshake: Duration::from_secs(2),
-            unauthenticated: 64,
+            unauthenticated: 128,
+            unauthenticated_of_source: 32,
+            connections_of_source: 100,
             peers: 2048,
             max_message: (64 << 20) + (64 << 10),
             control: QueueLimits { messages: 8192, bytes: 16 << 20 },
@@ -126,8 +135,9 @@ pub(crate) enum LinkEvent {
     Up {
         /// With whom.
         session: SessionId,
-        /// Where it says it listens.
-        address: SocketAddr,
+        /// Where it listens, if that is known: where it was dialled, or where it says, if it connected
+        /// from that host or the networks allowed contain it.
+        address: Option<SocketAddr>,
     },
     /// A link broke, or was replaced by a newer connection, which is then reported up.
     Down {
@@ -187,6 +197,7 @@ struct Peers {
 struct Shared {
     local: Local,
     limits: LinkLimits,
+    within: Vec<IpNet>,
     clock: SharedClock,
     network: Arc<dyn Network>,
     events: mpsc::Sender<LinkEvent>,
@@ -268,6 +279,7 @@ impl Links {
                 address: advertise,
             },
             limits: config.limits,
+            within: config.advertised_within,
             clock: config.clock,
             network: config.network,
             events,
@@ -291,6 +303,14 @@ impl Links {
             Entry::Vacant(entry) => {
                 entry.insert(Peer::spawn(&self.shared, session.clone(), Some(address)));
             }
+        }
+    }
+
+    /// This session was heard again after silence: its link is dialled now, if it is wanted and there is
+    /// none.
+    pub(crate) fn hasten(&self, session: &SessionId) {
+        if let Some(peer) = self.shared.peers().map.get(session) {
+            peer.hasten();
         }
     }
 

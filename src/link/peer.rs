@@ -89,6 +89,14 @@ impl Peer {
         }
     }
 
+    /// Dials again now, if it is to be dialled, rather than when the pause after the last failure is
+    /// over, or the present attempt: what that sent may have been lost.
+    pub(super) fn hasten(&self) {
+        if !self.is_up() {
+            self.want.send_if_modified(|wanted| wanted.is_some());
+        }
+    }
+
     /// Hands over a connection that the peer has made. One too many is dropped: the peer dials again.
     pub(super) fn deliver(&self, candidate: Candidate) {
         let _ = self.candidates.try_send(candidate);
@@ -181,7 +189,12 @@ impl Keeper {
             let broken = self.verdict.as_ref().and(self.advertised);
             let Some(address) = wanted.or(broken) else {
                 self.outbox.close();
-                return self.arrived();
+                let arrived = self.arrived();
+                if arrived.is_none() {
+                    // Where to ask is not known.
+                    self.report_down(false);
+                }
+                return arrived;
             };
             let error = match self.dial(address).await {
                 Turn::Done(Ok(connection)) => return Some(connection),
@@ -237,7 +250,7 @@ impl Keeper {
             Turn::Candidate(candidate) => return Turn::Candidate(candidate),
             Turn::Address => return Turn::Address,
         };
-        let mut confirm = pin!(timeout(limit, dialled.confirm(number)));
+        let mut confirm = pin!(timeout(limit, dialled.confirm(number, address)));
         loop {
             match self.turn(confirm.as_mut()).await {
                 Turn::Done(result) => {
@@ -276,8 +289,8 @@ impl Keeper {
         let address = connection.address;
         self.report_down(false);
         self.reports.push(LinkEvent::Up { session: self.session.clone(), address });
-        tracing::debug!(target: "handover::link", peer = %self.session, %address, "link up");
-        self.advertised = Some(address);
+        tracing::debug!(target: "handover::link", peer = %self.session, ?address, "link up");
+        self.advertised = address;
         self.failures = self.failures.min(1);
         self.outbox.open();
         self.outbox.rewind();

@@ -80,7 +80,7 @@ mod tests {
         let (events, mut heard) = mpsc::channel(16);
         let mut reports = Reports::new(events);
         let session = SessionId::new(NodeId::new("a").unwrap(), Uuid::nil());
-        let address = ([127, 0, 0, 1], 1).into();
+        let address = Some(([127, 0, 0, 1], 1).into());
         for round in 0..1000 {
             reports.push(LinkEvent::Down { session: session.clone(), refused: round == 500 });
             reports.push(LinkEvent::Refused { session: session.clone() });

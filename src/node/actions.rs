@@ -50,8 +50,8 @@ impl Control {
                 self.put(Table::Desires, &desired.name, Some(&desired));
             }
             Action::RetractDesired(name) => self.put(Table::Desires, &name, None::<&()>),
-            Action::Header { state, watermark, released } => {
-                self.gossip.set_header(state, watermark, released);
+            Action::Header { state, version, watermark, released } => {
+                self.gossip.set_header(state, version, watermark, released);
                 self.show_state(state);
             }
             Action::PublishLoad(load) => self.gossip.set_load(load),
@@ -60,8 +60,9 @@ impl Control {
                     self.note_progress(header);
                     let now_ms = self.clock.wall_ms();
                     let age = now_ms.saturating_sub(header.wall_ms);
-                    metrics::checkpoint_age(Duration::from_millis(age));
+                    metrics::checkpoint_age(&header.kind, Duration::from_millis(age));
                 }
+                self.tally.begun(self.clock.boot(), &spec.name, spec.run, &from);
                 self.runner.start(spec, lease, from, lineage, seq);
             }
             Action::Reepoch { name, lease } => self.runner.reepoch(&name, lease),
@@ -72,6 +73,10 @@ impl Control {
                 self.runner.replicated(&name, position, replicas, wanted);
             }
             Action::Permit { until } => self.runner.permit(until),
+            Action::WriteVersion { kind, version } => {
+                tracing::info!(target: "handover::task", %kind, version, "states are written in this version from now on");
+                self.runner.write_version(&kind, version);
+            }
             Action::Store { spec, header, state, from } => {
                 self.note_progress(&header);
                 let answer = Written::Checkpoint { header: header.clone(), from };
@@ -174,6 +179,10 @@ impl Control {
         });
         if claim.is_none() {
             self.progress.remove(name);
+        }
+        if claim.is_none_or(|claim| claim.session != self.me) {
+            let before = self.board.registry.get(name).and_then(|entry| entry.ran_on);
+            self.tally.owned(self.clock.boot(), name, claim, before.as_ref());
         }
         self.board.registry.set(name, claim, revision);
     }

@@ -1,9 +1,11 @@
 //! Describing a node.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 use super::Node;
 use super::boot;
@@ -15,7 +17,7 @@ use crate::core::ids::{InvalidName, NodeId};
 use crate::core::machine::OnLostState;
 use crate::core::timing::Timing;
 use crate::key::{Key, Keyring};
-use crate::net::{Network, SystemNetwork};
+use crate::net::{Network, NetworkLimits, SystemNetwork};
 use crate::task::{Job, Kinds, RegisterError};
 
 /// What a user says of a node, unchecked.
@@ -30,6 +32,7 @@ pub(super) struct Settings {
     pub(super) kinds: Kinds,
     pub(super) bad_task: Option<RegisterError>,
     pub(super) revision: Option<String>,
+    pub(super) rollout: Option<u64>,
     pub(super) timing: Timing,
     pub(super) replicas: usize,
     pub(super) drain_budget: Duration,
@@ -43,6 +46,8 @@ pub(super) struct Settings {
     pub(super) known_dead: bool,
     pub(super) event_backlog: usize,
     pub(super) on_lost_state: OnLostState,
+    pub(super) network_limits: NetworkLimits,
+    pub(super) advertised_within: Vec<String>,
     pub(super) network: Arc<dyn Network>,
     pub(super) clock: SharedClock,
     pub(super) executor: Executor,
@@ -74,6 +79,7 @@ impl NodeBuilder {
             kinds: Kinds::default(),
             bad_task: None,
             revision: None,
+            rollout: None,
             timing: Timing::default(),
             replicas: 1,
             drain_budget: Duration::from_secs(25),
@@ -87,6 +93,8 @@ impl NodeBuilder {
             known_dead: true,
             event_backlog: 4096,
             on_lost_state: OnLostState::default(),
+            network_limits: NetworkLimits::default(),
+            advertised_within: Vec::new(),
             network: Arc::new(SystemNetwork),
             clock: Arc::new(SystemClock),
             executor: Executor::default(),
@@ -111,6 +119,24 @@ impl NodeBuilder {
     /// `0.0.0.0` or `[::]`, the address this host uses to reach the first seed.
     pub fn advertise(mut self, address: impl ToString) -> Self {
         self.0.advertise = Some(address.to_string());
+        self
+    }
+
+    /// Networks (`10.0.0.0/8`) that peers may advertise addresses of. Default: any.
+    ///
+    /// Whatever a peer advertises is used only once an echo has come from there, so that nobody can
+    /// direct this node's traffic at a third party. With networks given, an address outside of them is
+    /// not even probed, unless the peer's own datagrams come from there. Give the networks of published
+    /// addresses too where containers or NAT stand in between.
+    pub fn advertised_within<N: ToString>(mut self, networks: impl IntoIterator<Item = N>) -> Self {
+        self.0.advertised_within = networks.into_iter().map(|n| n.to_string()).collect();
+        self
+    }
+
+    /// What the node takes from strangers and spends on silent peers. Default:
+    /// [`NetworkLimits::default`].
+    pub fn network_limits(mut self, limits: NetworkLimits) -> Self {
+        self.0.network_limits = limits;
         self
     }
 
@@ -152,6 +178,14 @@ impl NodeBuilder {
     /// environment, or else a hash of the executable.
     pub fn revision(mut self, label: impl Into<String>) -> Self {
         self.0.revision = Some(label.into());
+        self
+    }
+
+    /// The number of the deploy that this process is part of: tasks go to the nodes with the highest.
+    /// Default: `HANDOVER_ROLLOUT` from the environment. Without numbers they go to the revision that
+    /// came last, as far as the nodes' clocks tell, which also gets a rollback right.
+    pub fn rollout(mut self, number: u64) -> Self {
+        self.0.rollout = Some(number);
         self
     }
 
@@ -271,6 +305,7 @@ pub(super) struct Config {
     pub(super) node_id: NodeId,
     pub(super) listen: SocketAddr,
     pub(super) advertise: Option<SocketAddr>,
+    pub(super) advertised_within: Vec<IpNet>,
     pub(super) keyring: Keyring,
 }
 
@@ -286,6 +321,12 @@ impl Settings {
             None => host_name()?,
         };
         self.timing.check()?;
+        self.network_limits.check()?;
+        let advertised_within = self
+            .advertised_within
+            .iter()
+            .map(|text| parse_network(text))
+            .collect::<Result<_, _>>()?;
         let listen = parse("listen", &self.listen)?;
         let advertise = match &self.advertise {
             Some(text) => Some(parse("advertise", text)?),
@@ -299,7 +340,7 @@ impl Settings {
             }
             None => return Err(StartError::ListenWithoutKey(listen)),
         };
-        Ok(Config { settings: self, node_id, listen, advertise, keyring })
+        Ok(Config { settings: self, node_id, listen, advertise, advertised_within, keyring })
     }
 }
 
@@ -318,6 +359,17 @@ fn check_cluster(cluster: &str) -> Result<(), InvalidName> {
 fn parse(what: &'static str, text: &str) -> Result<SocketAddr, StartError> {
     text.parse().map_err(|error: std::net::AddrParseError| StartError::InvalidAddress {
         what,
+        text: text.to_owned(),
+        why: error.to_string(),
+    })
+}
+
+fn parse_network(text: &str) -> Result<IpNet, StartError> {
+    let network = text.parse().or_else(|error: ipnet::AddrParseError| {
+        // One address is a network of one.
+        text.parse::<IpAddr>().map(IpNet::from).map_err(|_| error)
+    });
+    network.map_err(|error| StartError::InvalidNetwork {
         text: text.to_owned(),
         why: error.to_string(),
     })

@@ -34,7 +34,7 @@ use crate::link::{LinkEvent, Links};
 use crate::task::Runner;
 
 /// Events taken from one source before the others have their turn.
-const BATCH: usize = 256;
+const BATCH: usize = 1024;
 /// The clock is looked at that often, whatever the timers say: they may stand still in suspend.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a node that leaves waits for its disk.
@@ -145,9 +145,9 @@ impl Control {
             biased;
             command = inputs.commands.recv() => command.map_or(Input::Deserted, Input::Command),
             Some(event) = inputs.links.recv() => Input::Link(event),
-            Some(event) = inputs.gossip.recv() => Input::Gossip(event),
-            Some(event) = inputs.runner.recv() => Input::Runner(event),
             Some(answer) = inputs.store.recv() => Input::Store(answer),
+            Some(event) = inputs.runner.recv() => Input::Runner(event),
+            Some(event) = inputs.gossip.recv() => Input::Gossip(event),
             Some(addresses) = inputs.seeds.recv() => Input::Seeds(addresses),
             () = sleep(wait) => Input::Time,
         }
@@ -182,6 +182,7 @@ impl Control {
         }
         self.queries.expire(now);
         self.tally.expire(now);
+        self.measure_overlaps(now);
         if self.draining.as_mut().is_some_and(|draining| draining.is_overdue(now)) {
             tracing::warn!(target: "handover::drain", "the drain budget is spent: steps are dropped, what is left is released");
             self.feed(Event::DrainNow);
@@ -228,8 +229,7 @@ impl Control {
     }
 
     fn set_gauges(&mut self) {
-        let machine = &self.machine;
-        self.tally.gauge(&self.own, |name| machine.spec(name).map(|spec| spec.kind.to_string()));
+        self.tally.gauge(&self.own, &self.machine);
     }
 
     /// Shows where the node stands.
@@ -273,7 +273,7 @@ impl Drop for Closing {
     }
 }
 
-/// Takes what is there already, from every source in turn.
+/// Takes what is there already, from every source in turn: first what tasks wait for that do not run.
 fn ready(inputs: &mut Inputs) -> VecDeque<Input> {
     fn drain<T>(from: &mut mpsc::Receiver<T>, to: &mut VecDeque<Input>, wrap: fn(T) -> Input) {
         to.extend(std::iter::from_fn(|| from.try_recv().ok()).take(BATCH).map(wrap));
@@ -281,8 +281,8 @@ fn ready(inputs: &mut Inputs) -> VecDeque<Input> {
     let mut ready = VecDeque::new();
     drain(&mut inputs.commands, &mut ready, Input::Command);
     drain(&mut inputs.links, &mut ready, Input::Link);
-    drain(&mut inputs.gossip, &mut ready, Input::Gossip);
-    drain(&mut inputs.runner, &mut ready, Input::Runner);
     drain(&mut inputs.store, &mut ready, Input::Store);
+    drain(&mut inputs.runner, &mut ready, Input::Runner);
+    drain(&mut inputs.gossip, &mut ready, Input::Gossip);
     ready
 }

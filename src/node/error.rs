@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use crate::checkpoint::directory::DirectoryError;
 use crate::core::ids::{InvalidName, Kind};
 use crate::core::timing::InvalidTiming;
+use crate::net::InvalidLimit;
 use crate::task::{EncodeError, RegisterError};
 
 /// Why a node did not start. Nothing is left running or listening.
@@ -25,6 +26,17 @@ pub enum StartError {
     /// The durations contradict each other.
     #[error("the timing cannot hold: {0}")]
     Timing(#[from] InvalidTiming),
+    /// A network limit is too low.
+    #[error(transparent)]
+    Limit(#[from] InvalidLimit),
+    /// A network is no network.
+    #[error("`advertised_within` cannot use {text:?} ({why}): give it like 10.0.0.0/8")]
+    InvalidNetwork {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// An address is no address.
     #[error("`{what}` cannot use {text:?} ({why}): give it as IP:PORT, like 10.0.0.7:7946")]
     InvalidAddress {
@@ -59,6 +71,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The environment's number of the deploy is no number.
+    #[error("HANDOVER_ROLLOUT is {0:?}, which is no whole number: set it to one, or unset it")]
+    InvalidRollout(String),
     /// The data directory cannot be used.
     #[error(transparent)]
     DataDirectory(#[from] DirectoryError),

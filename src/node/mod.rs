@@ -34,7 +34,7 @@ pub use event::{Events, NodeEvent};
 pub use executor::Executor;
 pub use handle::Handle;
 pub use seeds::Seeds;
-pub use status::{PeerStatus, RunningTask, Status};
+pub use status::{KindStatus, PeerStatus, RunningTask, Status};
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -16,13 +16,17 @@ impl Control {
         let event = match notice {
             Notice::State(state) => self.on_state(state),
             Notice::PeerUp(peer) => self.on_peer_up(peer),
-            Notice::PeerGone(peer, why) => self.on_peer_gone(peer, why),
+            Notice::PeerGone(peer, why) => match self.on_peer_gone(peer, why) {
+                Some(event) => event,
+                None => return,
+            },
             Notice::Started { name, epoch, cause, from } => {
                 self.on_started(name, epoch, cause, from)
             }
             Notice::Moved { name, to, epoch } => self.on_moved(name, to, epoch),
             Notice::Released { name, replicas } => {
                 tracing::info!(target: "handover::move", %name, replicas, "released");
+                self.tally.released(&name);
                 if let Some(draining) = &mut self.draining {
                     draining.released(&name, replicas);
                 }
@@ -80,13 +84,17 @@ impl Control {
 
     fn on_peer_up(&mut self, peer: SessionId) -> NodeEvent {
         tracing::info!(target: "handover::node", %peer, "peer up");
-        self.peers.returned(&peer);
+        self.peers.is_there(&peer);
         self.want(&peer);
         NodeEvent::PeerUp { peer }
     }
 
-    fn on_peer_gone(&mut self, peer: SessionId, why: Gone) -> NodeEvent {
-        tracing::info!(target: "handover::node", %peer, ?why, "peer gone");
+    /// Nothing to tell of one that was gone before this node ever met it.
+    fn on_peer_gone(&mut self, peer: SessionId, why: Gone) -> Option<NodeEvent> {
+        let listed = self.peers.is_listed(&peer);
+        if listed {
+            tracing::info!(target: "handover::node", %peer, ?why, "peer gone");
+        }
         match why {
             // Its own end of the link closes it; cutting it now would cut off our answer.
             Gone::Left => {
@@ -100,11 +108,14 @@ impl Control {
                 self.peers.left(&peer);
             }
             // If it is heard again after all, it is dialled again.
-            Gone::Dead => self.unwant(&peer),
+            Gone::Dead => {
+                self.peers.died(&peer);
+                self.unwant(&peer);
+            }
             // Perhaps only cut off: its address goes on being tried until gossip forgets it.
             _ => {}
         }
-        NodeEvent::PeerGone { peer, why }
+        listed.then_some(NodeEvent::PeerGone { peer, why })
     }
 
     fn on_started(
@@ -122,12 +133,14 @@ impl Control {
         }
         if let Some(from) = from.as_ref().filter(|from| **from != self.me) {
             let from_revision = self.peers.revision(from);
-            let again = self.tally.moved_here(self.clock.boot(), &name);
+            let now = (self.clock.boot(), self.clock.wall_ms());
+            let heard = self.peers.last_sign_of(from);
+            let arrival = self.tally.moved_here(now, &name, cause, heard);
             metrics::moved_here(
                 cause,
                 from_revision.unwrap_or_else(|| "unknown".into()),
                 self.revision.clone(),
-                again,
+                arrival,
             );
         }
         NodeEvent::Started { name, epoch, cause, from }
@@ -151,10 +164,16 @@ impl Control {
         NodeEvent::Ended { name, state }
     }
 
+    /// Another node has stopped its copy of a task for the one that runs here.
+    pub(super) fn on_yielded(&mut self, name: Name, stopped: SessionId) {
+        let event = self.on_conflict(name, self.me.clone(), stopped);
+        self.board.tell(event);
+    }
+
     fn on_conflict(&mut self, name: Name, kept: SessionId, stopped: SessionId) -> NodeEvent {
         tracing::warn!(target: "handover::conflict", %name, %kept, %stopped, "two nodes held the task");
         if stopped == self.me {
-            self.tally.losing(self.clock.boot(), &name);
+            self.tally.losing(self.clock.boot(), &name, &kept);
         }
         metrics::conflict(kept == self.me);
         let event = TaskEvent::Conflict {

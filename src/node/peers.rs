@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::status::PeerStatus;
 use crate::core::ids::{NodeId, SessionId};
 use crate::core::record::{Load, NodeRecord, NodeState};
+use crate::core::time::Time;
 
 /// What is known of one session.
 #[derive(Debug, Default)]
@@ -14,19 +15,31 @@ pub(super) struct Peer {
     record: Option<NodeRecord>,
     load: Load,
     state: NodeState,
-    /// Where it was heard or linked; good until its record comes.
+    /// Of the header that says so.
+    version: u64,
+    /// Where an echo has come from that it advertises: what is dialled.
+    located: Option<SocketAddr>,
+    /// Where it was heard or linked; good for showing until its record comes.
     heard_at: Option<SocketAddr>,
     linked: bool,
     /// The address a link is kept to.
     wanted: Option<SocketAddr>,
     /// It said goodbye.
     left: bool,
+    /// It has been told of as being there, and not as having left: gossip goes on telling of sessions
+    /// that ended before this node began.
+    listed: bool,
+    /// The last that came from itself.
+    alive: Option<Time>,
+    /// When its link broke last.
+    broke: Option<Time>,
 }
 
 impl Peer {
-    /// Where its links are accepted.
+    /// Where it is, for all that is known.
     fn address(&self) -> Option<SocketAddr> {
-        self.record.as_ref().map(|record| record.address).or(self.heard_at)
+        let said = || self.record.as_ref().map(|record| record.address);
+        self.located.or_else(said).or(self.heard_at)
     }
 }
 
@@ -55,14 +68,32 @@ impl Peers {
         found.into_iter().map(|(session, _)| session).collect()
     }
 
-    pub(super) fn heard(&mut self, session: &SessionId, state: NodeState, at: SocketAddr) {
+    pub(super) fn heard(
+        &mut self,
+        session: &SessionId,
+        (state, version): (NodeState, u64),
+        at: SocketAddr,
+        now: Time,
+    ) {
         let Some(peer) = self.entry(session) else {
             return;
         };
-        let changed = peer.state != state;
-        peer.state = state;
+        peer.alive = Some(now);
+        // One datagram can overtake another.
+        let changed = peer.state != state && version >= peer.version;
+        if changed {
+            peer.state = state;
+        }
+        peer.version = peer.version.max(version);
         peer.heard_at = Some(at);
         self.dirty |= changed;
+    }
+
+    pub(super) fn located(&mut self, session: &SessionId, at: SocketAddr) {
+        if let Some(peer) = self.entry(session) {
+            peer.located = Some(at);
+            self.dirty = true;
+        }
     }
 
     pub(super) fn record(&mut self, session: &SessionId, record: NodeRecord) {
@@ -79,42 +110,73 @@ impl Peers {
         }
     }
 
-    pub(super) fn link_up(&mut self, session: &SessionId, address: SocketAddr) {
+    pub(super) fn link_up(&mut self, session: &SessionId, address: Option<SocketAddr>) {
         if let Some(peer) = self.entry(session) {
             peer.linked = true;
-            peer.heard_at.get_or_insert(address);
+            peer.heard_at = peer.heard_at.or(address);
             self.dirty = true;
         }
     }
 
     /// Whether the session had said goodbye, so that its link is not to be had again.
-    pub(super) fn link_down(&mut self, session: &SessionId) -> bool {
+    pub(super) fn link_down(&mut self, session: &SessionId, now: Time) -> bool {
         let Some(peer) = self.all.get_mut(session) else {
             return false;
         };
+        if peer.linked {
+            peer.broke = Some(now);
+        }
         self.dirty |= peer.linked;
         peer.linked = false;
         peer.left
+    }
+
+    /// A frame came from it.
+    pub(super) fn lives(&mut self, session: &SessionId, now: Time) {
+        if let Some(peer) = self.all.get_mut(session) {
+            peer.alive = Some(now);
+        }
+    }
+
+    /// It is known to be dead: its kernel closed its links, so it lived until then.
+    pub(super) fn died(&mut self, session: &SessionId) {
+        if let Some(peer) = self.all.get_mut(session) {
+            peer.alive = peer.alive.max(peer.broke);
+        }
+    }
+
+    /// The last sign of life of a session.
+    pub(super) fn last_sign_of(&self, session: &SessionId) -> Option<Time> {
+        self.all.get(session)?.alive
     }
 
     /// It said goodbye: its link is its own to close.
     pub(super) fn left(&mut self, session: &SessionId) {
         if let Some(peer) = self.all.get_mut(session) {
             peer.left = true;
+            self.dirty |= std::mem::take(&mut peer.listed);
         }
     }
 
-    /// It is back after all.
-    pub(super) fn returned(&mut self, session: &SessionId) {
+    /// It is there, perhaps after all.
+    pub(super) fn is_there(&mut self, session: &SessionId) {
         if let Some(peer) = self.entry(session) {
             peer.left = false;
+            peer.listed = true;
+            self.dirty = true;
         }
     }
 
-    /// The address to keep a link to, if that is not kept already.
+    /// Whether it has been told of as being there.
+    pub(super) fn is_listed(&self, session: &SessionId) -> bool {
+        self.all.get(session).is_some_and(|peer| peer.listed)
+    }
+
+    /// The address to keep a link to, if that is not kept already. Neither the source of a datagram,
+    /// which behind NAT is nobody's listener, nor an address that is only said to be the peer's.
     pub(super) fn wants(&mut self, session: &SessionId) -> Option<SocketAddr> {
         let peer = self.all.get_mut(session)?;
-        let address = peer.address()?;
+        let address = peer.located?;
         if peer.left || peer.wanted == Some(address) {
             return None;
         }
@@ -170,7 +232,7 @@ impl Peers {
             linked: peer.linked,
             kinds: peer.record.iter().flat_map(|record| record.kinds.keys().cloned()).collect(),
         };
-        self.all.iter().map(show).collect()
+        self.all.iter().filter(|(_, peer)| peer.listed).map(show).collect()
     }
 
     fn entry(&mut self, session: &SessionId) -> Option<&mut Peer> {

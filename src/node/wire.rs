@@ -1,5 +1,7 @@
 //! What travels over a link: the machine's messages, and questions that only the edge can answer.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -49,13 +51,18 @@ pub(crate) enum Query {
         /// Which run.
         run: RunId,
     },
+    /// "My copy of it has stopped for yours: for how long has yours been running?"
+    Yielded {
+        /// The task.
+        name: Name,
+    },
 }
 
 impl Query {
     /// Which task is asked about.
     pub(crate) const fn name(&self) -> &Name {
         match self {
-            Self::Progress { name } | Self::Output { name, .. } => name,
+            Self::Progress { name } | Self::Output { name, .. } | Self::Yielded { name } => name,
         }
     }
 }
@@ -68,6 +75,8 @@ pub(crate) enum Answer {
     Progress(Progress),
     /// What it brought (MessagePack with field names).
     Output(Bytes),
+    /// It has been running for this long.
+    RunsFor(Duration),
 }
 
 /// Nothing we send nests deeper; a hostile frame must not be able to exhaust the stack.
@@ -107,7 +116,7 @@ mod tests {
     fn every_frame_comes_back_as_it_was_sent() {
         let name = Name::new("t").unwrap();
         for wire in [
-            Wire::Core(Box::new(Message::State { state: NodeState::Draining })),
+            Wire::Core(Box::new(Message::State { state: NodeState::Draining, version: 2 })),
             Wire::Query { id: 7, query: Query::Progress { name } },
             Wire::Answer { id: 7, answer: Some(Answer::Output(Bytes::from_static(b"x"))) },
             Wire::Answer { id: 8, answer: None },

@@ -53,7 +53,7 @@ impl Registry {
             .filter(|entry| entry.name.as_str().starts_with(prefix))
             .map(|entry| entry.clone())
             .collect();
-        found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        found.sort_unstable_by(|a, b| a.name.as_str().cmp(b.name.as_str()));
         found
     }
 

@@ -79,7 +79,7 @@ async fn a_slow_watcher_gets_a_fresh_snapshot_instead_of_a_growing_queue() {
         Some(TaskEvent::Lagged { missed, entries }) => {
             assert_eq!(missed, 16);
             assert_eq!(entries.len(), 20);
-            assert!(entries.is_sorted_by(|x, y| x.name < y.name));
+            assert!(entries.is_sorted_by(|x, y| x.name.as_str() < y.name.as_str()));
         }
         other => panic!("{other:?}"),
     }

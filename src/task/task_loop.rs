@@ -14,7 +14,7 @@ use tracing::Span;
 
 use super::codec::Limits;
 use super::cx::{Cx, Turn, clipped};
-use super::erased::{self, AnyKind, Instance, Unreadable};
+use super::erased::{self, AnyKind, Instance, Unreadable, Writing};
 use super::kinds::Registered;
 use super::line::Line;
 use super::orders::{Halt, Wires, changed};
@@ -46,6 +46,7 @@ pub(crate) struct Manners {
 pub(crate) struct TaskLoop {
     spec: Spec,
     kind: Arc<dyn AnyKind>,
+    writing: Writing,
     cx: Cx,
     line: Line,
     wires: Wires,
@@ -100,16 +101,20 @@ impl TaskLoop {
         line: Line,
         wires: Wires,
         manners: Manners,
-    ) -> Self {
+    ) -> Box<Self> {
         let meters = Meters {
             step: metrics::histogram!("handover_step_seconds", "kind" => spec.kind.to_string()),
             age: metrics::histogram!(
-                "handover_checkpoint_age_seconds", "kind" => spec.kind.to_string()
+                "handover_checkpoint_age_seconds",
+                "kind" => spec.kind.to_string(),
+                "at" => "commit",
             ),
         };
         let failures = Failures { retry: kind.retry, in_a_row: 0, at: line.seq(), careful: false };
-        Self {
+        // What it is moved through is one future inside another, and each would hold all of it.
+        Box::new(Self {
             spec,
+            writing: Writing { limits: manners.limits, version: kind.writes },
             kind: kind.erased,
             cx,
             line,
@@ -122,22 +127,22 @@ impl TaskLoop {
             commits: 0,
             last_step: Duration::ZERO,
             warned: false,
-        }
+        })
     }
 
     /// Runs the task. The event returned is the last: when it is there, nothing of the task runs.
-    pub(crate) async fn run(mut self) -> Event {
+    pub(crate) async fn run(mut self: Box<Self>) -> Event {
         let mut resume_at = None;
         loop {
             // A step that never waits must not keep its worker from the other tasks.
             tokio::task::yield_now().await;
             let attempt = match self.boundary(resume_at.take()).await {
-                Ok(Next::Stop) => return self.stop(false).await,
+                Ok(Next::Stop) => return Box::pin(self.stop(false)).await,
                 Ok(Next::Step) => self.attempt().await,
                 Err(error) => Attempt::Failed(error),
             };
             let settled = match attempt {
-                Attempt::Cut => return self.stop(true).await,
+                Attempt::Cut => return Box::pin(self.stop(true)).await,
                 Attempt::Unreadable(why) => {
                     return Event::Unreadable {
                         name: self.spec.name.clone(),
@@ -146,7 +151,7 @@ impl TaskLoop {
                     };
                 }
                 Attempt::Stepped(Step::Done(output)) => {
-                    return self.ended(Outcome::Done(output)).await;
+                    return Box::pin(self.ended(Outcome::Done(output))).await;
                 }
                 Attempt::Stepped(Step::More) => self.settle().await,
                 Attempt::Stepped(Step::Wait(wait)) => {
@@ -158,7 +163,7 @@ impl TaskLoop {
             if let Err(error) = settled {
                 match self.failed(&error) {
                     Ok(delay) => resume_at = Some(self.wires.now() + delay),
-                    Err(text) => return self.ended(Outcome::Failed(text)).await,
+                    Err(text) => return Box::pin(self.ended(Outcome::Failed(text))).await,
                 }
             }
         }
@@ -225,7 +230,7 @@ impl TaskLoop {
                 let kept = self.line.kept();
                 let state = kept.map(|(header, state)| (header.state_version, state));
                 let kind = self.kind.as_ref();
-                match erased::open(kind, &self.spec.args, state, self.manners.limits) {
+                match erased::open(kind, &self.spec.args, state, self.writing.clone()) {
                     Ok(Ok(instance)) => none.insert(instance),
                     Ok(Err(Unreadable(why))) => return Attempt::Unreadable(why),
                     Err(error) => return Attempt::Failed(error),
@@ -322,15 +327,20 @@ impl TaskLoop {
     /// leaves behind carries the state instead.
     async fn commit(&mut self, forced: bool) -> Result<()> {
         self.keep()?;
-        if !self.permitted().await {
-            return Ok(());
-        }
-        let event = committed(&mut self.line, &self.meters, self.wires.now(), forced);
-        if let Some(event) = event {
-            if forced {
-                self.awaited = self.line.committed();
+        while self.permitted().await {
+            // Room comes first: what waits for it would be part of every task's future.
+            let room = room(&self.wires.events, Duration::ZERO).await;
+            if !self.wires.is_permitted() {
+                continue;
             }
-            self.wires.send(event).await;
+            let event = committed(&mut self.line, &self.meters, self.wires.now(), forced);
+            if let Some(event) = event {
+                room.send(event);
+                if forced {
+                    self.awaited = self.line.committed();
+                }
+            }
+            break;
         }
         Ok(())
     }
@@ -382,7 +392,7 @@ impl TaskLoop {
     }
 
     /// The task has ended by itself.
-    async fn ended(mut self, outcome: Outcome) -> Event {
+    async fn ended(mut self: Box<Self>, outcome: Outcome) -> Event {
         self.instance = None;
         self.cx.abandon();
         self.cx.join().await;
@@ -397,7 +407,7 @@ impl TaskLoop {
 
     /// The task was told to stop: returns when nothing of it runs any more (Rule 15). What it seals
     /// is its newest state, or if a step was cut the one kept before.
-    async fn stop(mut self, cut: bool) -> Event {
+    async fn stop(mut self: Box<Self>, cut: bool) -> Event {
         let mut dropped = cut;
         if !cut {
             match self.keep() {
@@ -422,7 +432,7 @@ impl TaskLoop {
             );
             let unstoppable =
                 Event::Unstoppable { name: self.spec.name.clone(), epoch: self.line.lease().epoch };
-            self.wires.send(unstoppable).await;
+            Box::pin(self.wires.send(unstoppable)).await;
             self.cx.join().await;
         }
         self.obey();
@@ -479,7 +489,10 @@ async fn guarded(instance: &mut dyn Instance, cx: &mut Cx) -> Result<Step<Bytes>
 
 /// Waits, then for room among the events.
 async fn room(events: &mpsc::Sender<Event>, wait: Duration) -> mpsc::Permit<'_, Event> {
-    sleep(wait).await;
+    // A timer that is due already still waits for the next tick of the wheel.
+    if !wait.is_zero() {
+        sleep(wait).await;
+    }
     match events.reserve().await {
         Ok(room) => room,
         Err(_) => std::future::pending().await,

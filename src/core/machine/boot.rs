@@ -75,6 +75,7 @@ impl Machine {
                 let runs = self.held.entry(name.clone()).or_default();
                 runs.entry(header.run).or_default().admit(header);
             }
+            self.note_pins(&name, stored.spec.run);
             if let Some(end) = stored.end {
                 self.view.raise(&name, end.epoch);
                 let newer = self.ends.get(&name).is_none_or(|(known, _)| end.beats(known));
@@ -203,7 +204,9 @@ impl Machine {
         if rank > 0 && waited < self.config.timing.boot_wait + delay {
             return;
         }
-        let purpose = if self.may_take(&spec, None) {
+        let held = self.held.get(name).and_then(|runs| runs.get(&spec.run));
+        let version = held.and_then(Branches::best).map(|header| header.state_version);
+        let purpose = if self.may_take(&spec, version) {
             Purpose::Run
         } else {
             // Only this node knows of it, perhaps: it keeps the name for a node that can run it.

@@ -120,13 +120,12 @@ impl Machine {
         let Some(runs) = self.held.get_mut(name) else {
             return;
         };
-        let newer = runs.split_off(&ended);
-        let older = std::mem::replace(runs, newer);
-        runs.remove(&ended);
+        let older: Vec<RunId> = runs.keys().copied().filter(|run| *run < ended).collect();
+        runs.retain(|run, _| *run > ended);
         if runs.is_empty() {
             self.held.remove(name);
         }
-        for run in older.into_keys() {
+        for run in older {
             self.push(Action::Discard { name: name.clone(), run, headers: Vec::new() });
         }
     }

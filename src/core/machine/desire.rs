@@ -1,7 +1,7 @@
 //! Pause, resume, cancel: a register per run that whoever owns the run obeys (Rule 23).
 
-use super::Machine;
 use super::task::{Caller, Doing, Purpose, Why};
+use super::{Machine, Needs};
 use crate::core::claim::{Desired, Phase, Want};
 use crate::core::ids::Name;
 use crate::core::io::{Action, CallError, Cause};
@@ -78,10 +78,16 @@ impl Machine {
                 self.withdraw_offer(name);
                 self.stop_for(name, Why::Pause, grace);
             }
-            // Under a new epoch: one epoch never starts twice.
             Want::Run if kept && self.resumes(name) => {
-                let spec = task.spec.clone();
-                self.claim(spec, Cause::Unparked, Purpose::Run, Vec::new());
+                let (spec, version) = (task.spec.clone(), self.state_version(task));
+                if self.may_take(&spec, version) {
+                    // Under a new epoch: one epoch never starts twice.
+                    self.claim(spec, Cause::Unparked, Purpose::Run, Vec::new());
+                } else {
+                    // Whoever can run it gets it.
+                    let why = Needs::Node(spec.kind, version).why();
+                    self.park(name, false, &why);
+                }
                 if let Some(task) = self.tasks.get_mut(name) {
                     task.claim.strikes = 0;
                 }
@@ -90,7 +96,7 @@ impl Machine {
         }
     }
 
-    /// Whether "run it" is about this pause or parking, and this node can.
+    /// Whether "run it" is about this pause or parking.
     fn resumes(&self, name: &Name) -> bool {
         let Some(task) = self.tasks.get(name) else {
             return false;
@@ -103,7 +109,7 @@ impl Machine {
             }
             _ => false,
         };
-        waits && task.hand.is_none() && self.may_take(&task.spec, None)
+        waits && task.hand.is_none()
     }
 
     /// Remembers which orders were given before a task was parked.

@@ -121,12 +121,10 @@ impl Machine {
             return;
         };
         if task.claim.epoch == epoch && task.runs() {
-            let readable = task.latest.as_ref().is_some_and(|header| {
-                let kinds = &self.config.record.kinds;
-                kinds.get(&header.kind).is_some_and(|v| v.reads(header.state_version))
-            });
-            // A build that claims to read the version and cannot is no reason to try the next one.
-            self.park(name, readable, &why);
+            let latest = task.latest.as_ref();
+            // A build that claims to read it and cannot is no reason to try the next one.
+            let claims = latest.is_none_or(|header| self.reads(&header.kind, header.state_version));
+            self.park(name, claims, &why);
         }
     }
 

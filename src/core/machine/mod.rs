@@ -12,6 +12,9 @@ mod copies;
 mod desire;
 mod drain;
 mod end;
+mod goodbyes;
+mod hearsay;
+mod needs;
 mod recover;
 mod replicate;
 mod settle;
@@ -19,15 +22,21 @@ mod start;
 mod takeover;
 mod task;
 mod transfer;
+mod versions;
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem::{Discriminant, discriminant};
 use std::time::Duration;
 
+use litemap::LiteMap;
+
 pub use boot::StoredOffer;
+pub use needs::Needs;
 use task::{Doing, Task};
+use transfer::OfferTerms;
 
 use super::branch::Branches;
 use super::claim::{Claim, Desired, Mode, Phase, Spec, Terms};
@@ -78,6 +87,8 @@ pub struct MachineConfig {
     pub known_dead: bool,
     /// How many tasks of a kind this node takes at most; none where there is no limit.
     pub kind_limits: BTreeMap<Kind, usize>,
+    /// Kinds whose tasks a draining node finishes itself if it can.
+    pub finish_here: BTreeSet<Kind>,
     /// Bound on names known.
     pub max_names: usize,
     /// See there.
@@ -100,7 +111,7 @@ pub struct Machine {
     desires: BTreeMap<Name, Desired>,
     tasks: BTreeMap<Name, Task>,
     /// Checkpoints held here, of my own tasks and as a replica.
-    held: BTreeMap<Name, BTreeMap<RunId, Branches>>,
+    held: BTreeMap<Name, LiteMap<RunId, Branches>>,
     /// Terminal records held here, with when they came.
     ends: BTreeMap<Name, (Claim, Time)>,
     /// Ends that are held without their output: it has been dropped, or never came.
@@ -116,9 +127,14 @@ pub struct Machine {
     /// Who asked about a name, until their claim is visible or they are gone (Rule 13).
     askers: BTreeMap<Name, BTreeSet<SessionId>>,
     starts: start::Starts,
+    readers: versions::Readers,
+    /// When each revision was first seen, by the clocks of its nodes.
+    revisions: BTreeMap<String, u64>,
     boot: boot::Boot,
     drain: Option<drain::Drain>,
     leave: Option<drain::Goodbye>,
+    /// Sessions whose address has refused this node since they were last heard: others were told.
+    refused: BTreeSet<SessionId>,
     /// Sessions whose claims are void here, and since when (Rule 24).
     buried: BTreeMap<SessionId, Time>,
     /// When burials were last looked at.
@@ -132,19 +148,44 @@ pub struct Machine {
     /// When a name that nobody holds was first seen free.
     free_since: BTreeMap<Name, Time>,
     header: Option<(NodeState, u64, Vec<u64>)>,
+    /// Of the header; ascends with its every change.
+    version: u64,
+    inquiry: hearsay::Inquiry,
     load: Load,
     permit: Time,
     ticked: Time,
-    /// When what this node holds is looked at because of who is there.
-    review: Option<Time>,
+    /// When what this node holds is looked at because of who is there, and when at the latest.
+    review: Option<(Time, Time)>,
     /// Names to look at before `handle` returns.
     dirty: BTreeSet<Name>,
     alarms: BTreeSet<(Time, Name)>,
     alarm_of: BTreeMap<Name, Time>,
     /// Asks and answers gathered in one `handle`, sent as one message per peer.
     asks: BTreeMap<SessionId, Vec<(Claim, Spec)>>,
-    shown: BTreeMap<Name, Claim>,
+    /// What lookups were last told of each name.
+    shown: BTreeMap<Name, Shown>,
     actions: VecDeque<Action>,
+}
+
+/// Tells a claim from any other: whoever writes one counts its changes, and a release can be counted
+/// here before it is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shown {
+    session: SessionId,
+    number: u64,
+    version: u32,
+    phase: Discriminant<Phase>,
+}
+
+impl Shown {
+    fn of(claim: &Claim) -> Self {
+        Self {
+            session: claim.session.clone(),
+            number: claim.number,
+            version: claim.version,
+            phase: discriminant(&claim.phase),
+        }
+    }
 }
 
 /// Between looks at the clock.
@@ -153,6 +194,8 @@ const TICK: Duration = Duration::from_millis(100);
 const MAX_BURIED: usize = 10_000;
 /// Bound on specs kept of runs of a name other than the newest.
 const MAX_OTHER_SPECS: usize = 4;
+/// Bound on the revisions remembered.
+const MAX_REVISIONS: usize = 256;
 /// Bound on the list of single releases in the header.
 const MAX_RELEASED: usize = 32;
 
@@ -186,9 +229,12 @@ impl Machine {
             idle: BTreeMap::new(),
             askers: BTreeMap::new(),
             starts: start::Starts::default(),
+            readers: versions::Readers::default(),
+            revisions: BTreeMap::new(),
             boot: boot::Boot::default(),
             drain: None,
             leave: None,
+            refused: BTreeSet::new(),
             buried: BTreeMap::new(),
             mourned: now.at,
             next_number: 1,
@@ -197,6 +243,8 @@ impl Machine {
             passed_over: BTreeSet::new(),
             free_since: BTreeMap::new(),
             header: None,
+            version: 0,
+            inquiry: hearsay::Inquiry::default(),
             load: Load::default(),
             permit: Time::ZERO,
             ticked: now.at,
@@ -235,7 +283,7 @@ impl Machine {
     pub fn next_timeout(&self) -> Time {
         let tick = self.ticked + TICK;
         let alarm = self.alarms.first().map(|(at, _)| *at);
-        [alarm, self.review].into_iter().flatten().fold(tick, Time::min)
+        [alarm, self.review.map(|(at, _)| at)].into_iter().flatten().fold(tick, Time::min)
     }
 
     /// My state.
@@ -265,8 +313,8 @@ impl Machine {
             return;
         }
         match event {
-            Event::Heard { from, state, watermark, released, echoed } => {
-                self.on_heard(&from, state, watermark, &released, echoed);
+            Event::Heard { from, state, version, watermark, released, echoed } => {
+                self.on_heard(&from, (state, version), watermark, &released, echoed);
             }
             Event::Heartbeat { of } => {
                 if self.members.heartbeat(self.now.at, &of) {
@@ -346,6 +394,10 @@ impl Machine {
                 if to == self.config.me {
                     // One hop only: a relayed relay is dropped.
                     if !matches!(*message, Message::Relay { .. }) {
+                        // The answer goes back by the way that is known to be open.
+                        if let Some(peer) = self.members.entry(&writer, self.now.at) {
+                            peer.via = Some((from.clone(), self.now.at));
+                        }
                         self.on_message(&writer, *message);
                     }
                 } else if self.members.get(&to).is_some_and(|peer| peer.linked) && writer == *from {
@@ -355,12 +407,14 @@ impl Machine {
                     });
                 }
             }
-            Message::State { state } => {
+            Message::State { state, version } => {
                 if let Some(peer) = self.members.entry(from, self.now.at) {
-                    peer.state = state;
+                    peer.states(self.now.at, state, version);
                 }
                 self.on_state(from);
             }
+            Message::Unheard { sessions } => self.on_unheard(from, &sessions),
+            Message::Hearsay { said } => self.on_hearsay(from, said),
             Message::Leave => {
                 self.send(from, Message::LeaveHeard);
                 self.gone(from, Gone::Left);
@@ -371,6 +425,7 @@ impl Machine {
                     self.on_gone(&session, Gone::Dead);
                 }
             }
+            Message::Gone { sessions } => self.on_told_gone(sessions),
             Message::Buried { sessions } => self.on_buried(sessions),
             Message::Start { call, spec } => self.on_start(from, call, spec),
             Message::StartReply { call, result } => self.on_start_reply(from, call, result),
@@ -378,8 +433,9 @@ impl Machine {
             Message::Answers { answers } => {
                 answers.into_iter().for_each(|answer| self.on_answer(from, answer));
             }
-            Message::Offer { claim, epoch, spec, desired, idle } => {
-                self.on_offer(from, claim, epoch, spec, desired, idle);
+            Message::Offer { claim, epoch, spec, desired, idle, version, cause } => {
+                let terms = OfferTerms { epoch, idle, version, cause };
+                self.on_offer(from, claim, spec, desired, terms);
             }
             Message::OfferReply { name, epoch, result } => {
                 self.on_offer_reply(from, &name, epoch, result);
@@ -416,7 +472,7 @@ impl Machine {
     fn on_heard(
         &mut self,
         from: &SessionId,
-        state: NodeState,
+        said: (NodeState, u64),
         watermark: u64,
         released: &[u64],
         echoed: Option<Time>,
@@ -424,18 +480,16 @@ impl Machine {
         if self.buried.remove(from).is_some() {
             self.touch_all_of(from);
         }
-        // Gossip may have told of it before: it is there once it has been heard itself.
+        self.refused.remove(from);
         let before = self.members.get(from).filter(|peer| peer.met).map(|peer| peer.state);
-        let back = self.members.heard(self.now.at, from, state, echoed);
-        if before.is_none() {
-            self.tell(Notice::PeerUp(from.clone()));
-        }
+        let back = self.members.heard(self.now.at, from, said, echoed);
         if back {
             self.on_back(from);
         }
+        self.announce(from);
         let freed = self.view.release(from, watermark, released);
         self.dirty.extend(freed);
-        if before != Some(state) {
+        if self.members.get(from).map(|peer| peer.state) != before {
             self.on_state(from);
         }
         self.conflict_evidence(from);
@@ -459,10 +513,41 @@ impl Machine {
                 self.gone(&old, Gone::Superseded);
             }
         }
+        let record = self.dated(of, record);
         if let Some(peer) = self.members.entry(of, self.now.at) {
             peer.record = Some(record);
         }
+        self.look_readers();
         self.review_later();
+    }
+
+    /// A record with the time at which its node was first seen with its revision: a process that
+    /// was only restarted is no newer than the one before it.
+    fn dated(&mut self, of: &SessionId, mut record: NodeRecord) -> NodeRecord {
+        let before = self.members.iter().filter(|(session, _)| session.node == of.node);
+        let same = before
+            .filter_map(|(_, peer)| peer.record.as_ref())
+            .filter(|before| before.revision == record.revision);
+        let first = same.map(|before| before.since_ms).min();
+        record.since_ms = first.map_or(record.since_ms, |first| first.min(record.since_ms));
+        let own = &mut self.config.record;
+        if of.node == self.config.me.node && own.revision == record.revision {
+            own.since_ms = own.since_ms.min(record.since_ms);
+        }
+        if let Some(first) = self.revisions.get_mut(&record.revision) {
+            *first = (*first).min(record.since_ms);
+        } else if self.revisions.len() < MAX_REVISIONS {
+            self.revisions.insert(record.revision.clone(), record.since_ms);
+        }
+        record
+    }
+
+    /// Whether a revision was there before mine: a node of it that takes over from me undoes a deploy.
+    fn is_older(&self, revision: &str) -> bool {
+        let own = &self.config.record;
+        let first = |revision: &str| self.revisions.get(revision).copied();
+        let mine = first(&own.revision).map_or(own.since_ms, |first| first.min(own.since_ms));
+        revision != own.revision && first(revision).is_some_and(|first| first < mine)
     }
 
     fn on_claims(&mut self, of: &SessionId, changes: Vec<(Name, Option<Claim>)>) {
@@ -485,19 +570,18 @@ impl Machine {
         if self.buried.remove(with).is_some() {
             self.touch_all_of(with);
         }
-        if let Some(peer) = self.members.entry(with, self.now.at) {
-            peer.linked = true;
+        self.refused.remove(with);
+        if self.members.link_up(self.now.at, with) {
+            self.on_back(with);
         }
         if self.state != NodeState::Joining {
+            let (state, version) = (self.state, self.version);
             self.push(Action::Send {
                 to: with.clone(),
-                message: Message::State { state: self.state },
+                message: Message::State { state, version },
             });
         }
-        if !self.buried.is_empty() {
-            let sessions = self.buried.keys().cloned().collect();
-            self.push(Action::Send { to: with.clone(), message: Message::Buried { sessions } });
-        }
+        self.tell_gone(with);
         self.found_to(with);
         self.resend_to(with);
     }
@@ -511,10 +595,13 @@ impl Machine {
             return;
         }
         dead |= self.members.observed_dead(self.now.at, with, &self.config.me.clone());
-        let others: Vec<SessionId> =
-            self.members.live().filter(|session| *session != with).cloned().collect();
-        for other in others {
-            self.send(&other, Message::Dead { session: with.clone() });
+        // Redialling goes on, and is refused each time.
+        if self.members.get(with).is_some() && self.refused.insert(with.clone()) {
+            let others: Vec<SessionId> =
+                self.members.live().filter(|session| *session != with).cloned().collect();
+            for other in others {
+                self.send(&other, Message::Dead { session: with.clone() });
+            }
         }
         if dead {
             self.on_gone(with, Gone::Dead);
@@ -546,16 +633,19 @@ impl Machine {
     }
 
     fn on_back(&mut self, session: &SessionId) {
-        self.tell(Notice::PeerUp(session.clone()));
+        if let Some(peer) = self.members.entry(session, self.now.at) {
+            peer.announced = false;
+        }
+        self.announce(session);
         self.touch_all_of(session);
     }
 
-    fn on_buried(&mut self, sessions: Vec<SessionId>) {
-        for session in sessions {
-            let fresh = self.members.get(&session).is_some_and(|peer| peer.gone.is_none());
-            if session != self.config.me && !fresh && self.buried.len() < MAX_BURIED {
-                self.bury(&session);
-            }
+    /// Says that a session is there, once.
+    fn announce(&mut self, session: &SessionId) {
+        if let Some(peer) = self.members.entry(session, self.now.at)
+            && !std::mem::replace(&mut peer.announced, true)
+        {
+            self.tell(Notice::PeerUp(session.clone()));
         }
     }
 
@@ -651,10 +741,14 @@ impl Machine {
 
     /// Sends over the link, or by one hop where the link is cut (Rule 13).
     fn send(&mut self, to: &SessionId, message: Message) {
-        let linked = |session: &SessionId| self.members.get(session).is_some_and(|p| p.linked);
-        let via = match linked(to) {
+        let via = match self.is_linked(to) {
             true => None,
-            false => self.members.live().find(|via| *via != to && linked(via)).cloned(),
+            // Who is known to have a link to it, or else anybody.
+            false => {
+                let known = self.members.get(to).and_then(|peer| Some(&peer.via.as_ref()?.0));
+                let anybody = || self.members.live().find(|v| *v != to && self.is_linked(v));
+                known.filter(|via| self.is_linked(via)).or_else(anybody).cloned()
+            }
         };
         if let Some(via) = via {
             let relay = Message::Relay {
@@ -720,16 +814,28 @@ impl Machine {
     }
 
     /// Who is there has changed. What runs or is kept here is not in a hurry, and there is much of it:
-    /// names that nobody holds any more come first.
+    /// names that nobody runs now come first.
     fn review_later(&mut self) {
-        self.review.get_or_insert(self.now.at + TICK);
+        let now = self.now.at;
+        self.review.get_or_insert((now + TICK, now + self.config.timing.convergence()));
+    }
+
+    fn review(&mut self, at: Time, latest: Time) {
+        let now = self.now.at;
+        if now < at {
+            return;
+        }
+        let starting = self.tasks.values().any(|task| task.is_starting());
+        self.review = (starting && now < latest).then(|| (now + TICK, latest));
+        if self.review.is_none() {
+            self.touch_kept();
+            self.review_copies();
+        }
     }
 
     fn ring(&mut self) {
-        if self.review.is_some_and(|at| at <= self.now.at) {
-            self.review = None;
-            self.touch_kept();
-            self.review_copies();
+        if let Some((at, latest)) = self.review {
+            self.review(at, latest);
         }
         while let Some((at, name)) = self.alarms.first().cloned() {
             if at > self.now.at {
@@ -795,6 +901,10 @@ impl Machine {
             Doing::Incoming { .. } => self.look_incoming(name),
             Doing::Ending { .. } => self.look_ending(name),
             Doing::Running | Doing::Kept if self.drain.is_some() && task.hand.is_none() => {
+                if self.finishes_here(task) {
+                    self.look_replicas(name);
+                    self.look_callers(name);
+                }
                 self.drain_one(name);
             }
             Doing::Running | Doing::Kept => {
@@ -813,12 +923,13 @@ impl Machine {
     /// Keeps what lookups answer from.
     fn show(&mut self, name: &Name) {
         let owner = self.view.owner(name);
-        if self.shown.get(name) == owner {
+        let show = owner.map(Shown::of);
+        if self.shown.get(name) == show.as_ref() {
             return;
         }
         let owner = owner.cloned();
-        match &owner {
-            Some(claim) => self.shown.insert(name.clone(), claim.clone()),
+        match show {
+            Some(show) => self.shown.insert(name.clone(), show),
             None => self.shown.remove(name),
         };
         self.push(Action::Owner { name: name.clone(), claim: owner });
@@ -832,7 +943,9 @@ impl Machine {
             (self.state, watermark, self.recently_released.iter().copied().collect::<Vec<_>>());
         if self.header.as_ref() != Some(&header) {
             let (state, watermark, released) = header.clone();
-            self.push(Action::Header { state, watermark, released });
+            self.version += 1;
+            let version = self.version;
+            self.push(Action::Header { state, version, watermark, released });
             self.header = Some(header);
         }
         let running = u32::try_from(self.holding.len()).unwrap_or(u32::MAX);
@@ -849,10 +962,12 @@ impl Machine {
         }
         self.state = state;
         self.tell(Notice::State(state));
+        self.publish_header();
+        let version = self.version;
         let peers: Vec<SessionId> =
             self.members.iter().filter(|(_, p)| p.linked).map(|(s, _)| s.clone()).collect();
         for peer in peers {
-            self.push(Action::Send { to: peer, message: Message::State { state } });
+            self.push(Action::Send { to: peer, message: Message::State { state, version } });
         }
         self.dirty.extend(self.view.names().cloned());
     }
@@ -884,6 +999,8 @@ impl Machine {
         self.tick_drain();
         self.tick_copies();
         self.tick_burials();
+        self.tick_inquiry();
+        self.tick_versions();
         self.starts_tick();
         let permit = self.now.at + self.config.timing.permit();
         if !self.state.is_fenced()
@@ -898,6 +1015,11 @@ impl Machine {
         {
             self.set_state(NodeState::Fenced);
         }
+    }
+
+    /// Whether this node's code reads a version of a kind's state.
+    pub(super) fn reads(&self, kind: &Kind, version: u32) -> bool {
+        self.config.record.kinds.get(kind).is_some_and(|versions| versions.reads(version))
     }
 
     /// Whether this node may take a task now.

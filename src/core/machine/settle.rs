@@ -1,10 +1,10 @@
 //! Nothing starts without settling (Rule 13): the claim is published, all live peers are asked at
 //! once, and the task starts when all have answered or `R_eta` has passed for those that have not.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::Machine;
 use super::task::{Caller, Doing, Prior, Purpose, Settling, Task};
+use super::{Machine, Needs};
 use crate::core::branch::higher;
 use crate::core::claim::{Claim, Phase, Spec, Want};
 use crate::core::ids::{Name, SessionId};
@@ -42,7 +42,14 @@ impl Machine {
             Some(top) if cause != Cause::Crash || top.phase != Phase::Running => top.strikes,
             _ => 0,
         };
-        let from = same_run.map(|top| top.session.clone()).filter(|from| *from != self.config.me);
+        // What was accepted before it is settled comes from its source.
+        let offered = self
+            .tasks
+            .get(&name)
+            .filter(|old| matches!(old.doing, Doing::Incoming { .. }))
+            .and_then(|old| old.from.clone());
+        let top = same_run.map(|top| top.session.clone());
+        let from = top.filter(|from| *from != self.config.me).or(offered);
         let (strikes, keep, from) = match carried {
             Some((strikes, ran, keep, from)) => {
                 prior.epoch = ran;
@@ -78,8 +85,9 @@ impl Machine {
             until: self.now.at + self.config.timing.convergence(),
             purpose,
         });
-        let task =
-            Task { cause, from, callers, prior, keep, ..Task::record(claim, spec.clone(), doing) };
+        let older = purpose == Purpose::Older;
+        let record = Task::record(claim, spec.clone(), doing);
+        let task = Task { cause, from, callers, prior, keep, older, ..record };
         self.tasks.insert(name.clone(), task);
         self.set_spec(spec.clone());
         self.push(crate::core::io::Action::PublishSpec(spec));
@@ -93,7 +101,7 @@ impl Machine {
     /// An epoch above every one seen; where nothing is known of the name, above what a forgotten
     /// past can have reached (Rule 10).
     pub(super) fn next_epoch(&self, name: &Name) -> Epoch {
-        let held = self.held.get(name).into_iter().flat_map(BTreeMap::values);
+        let held = self.held.get(name).into_iter().flat_map(|runs| runs.values());
         let written = held.flat_map(|branches| branches.iter().map(|h| h.position.epoch)).max();
         match self.view.epoch(name).max(written) {
             Some(epoch) => epoch.next(),
@@ -341,6 +349,7 @@ impl Machine {
     /// of it. False if it is to run.
     pub(super) fn hold_back(&mut self, name: &Name, purpose: Purpose) -> bool {
         let want = self.wanted(name);
+        let version = self.tasks.get(name).and_then(|task| self.state_version(task));
         let Some(task) = self.tasks.get_mut(name) else {
             return true;
         };
@@ -352,8 +361,7 @@ impl Machine {
             (_, Some(keep)) => (keep, "it was parked until somebody resumes it".to_owned()),
             (Want::Pause, None) => (Phase::Paused, String::new()),
             (Want::Run, None) if purpose == Purpose::Custody => {
-                let kind = &task.spec.kind;
-                let why = format!("no live node runs the kind {kind} and reads its state");
+                let why = Needs::Node(task.spec.kind.clone(), version).why();
                 (Phase::Parked { until_resumed: false }, why)
             }
             (Want::Run, None) => return false,
@@ -371,6 +379,7 @@ impl Machine {
         task.claim.phase = phase.clone();
         task.claim.note.clone_from(&note);
         task.doing = Doing::Kept;
+        task.parking.get_or_insert_default().since = Some(self.now.at);
         // What is kept is replicated as what runs is: this may be the last copy.
         if task.latest.is_none() {
             let runs = self.held.get(name);

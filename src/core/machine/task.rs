@@ -1,10 +1,11 @@
 //! One name on this node, from its first claim to its last record.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
+use litemap::LiteMap;
 
-use crate::core::branch::{Ancestor, Header, Position};
+use crate::core::branch::{Ancestor, Branches, Header, Position};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::Cause;
@@ -31,7 +32,7 @@ pub(super) struct Task {
     /// Its bytes, while they are on their way to a replica or a target.
     pub bytes: Option<Bytes>,
     /// The newest commit each replica has acknowledged.
-    pub acked: BTreeMap<SessionId, Position>,
+    pub acked: LiteMap<SessionId, Position>,
     /// Who gets its commits.
     pub replicas: Vec<SessionId>,
     /// A forced commit that waits for its acknowledgement.
@@ -40,8 +41,12 @@ pub(super) struct Task {
     pub refused: BTreeSet<SessionId>,
     /// It was parked until somebody resumes it, and whoever has it keeps it so.
     pub keep: Option<Phase>,
+    /// Nobody reads its newest state: it may go on from one of an older version.
+    pub older: bool,
+    /// What is known of it while it cannot run here.
+    pub parking: Option<Box<Parking>>,
     /// Live claims above mine, and when I first saw each (Rule 21).
-    pub rivals: BTreeMap<SessionId, Time>,
+    pub rivals: LiteMap<SessionId, Time>,
     /// The handover under way.
     pub hand: Option<Hand>,
     /// It did not stop in its grace (Rule 15).
@@ -120,6 +125,8 @@ pub(super) enum Purpose {
     Run,
     /// To keep it for others (Rule 24).
     Custody,
+    /// To run it, from a state of an older version if nobody reads the newest.
+    Older,
 }
 
 #[derive(Clone, Debug)]
@@ -143,6 +150,15 @@ pub(super) struct Prior {
     pub session: Option<SessionId>,
     /// Under which epoch it ran last.
     pub epoch: Option<Epoch>,
+}
+
+/// A task that is kept, or is to be, since it cannot run here.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Parking {
+    /// Since when it is kept.
+    pub since: Option<Time>,
+    /// Checkpoints of it that this node and others were found to hold.
+    pub found: Branches,
 }
 
 #[derive(Clone, Debug)]
@@ -176,12 +192,14 @@ impl Task {
             prior: Prior::default(),
             latest: None,
             bytes: None,
-            acked: BTreeMap::new(),
+            acked: LiteMap::new(),
             replicas: Vec::new(),
             forced: None,
             refused: BTreeSet::new(),
             keep: None,
-            rivals: BTreeMap::new(),
+            older: false,
+            parking: None,
+            rivals: LiteMap::new(),
             hand: None,
             unstoppable: false,
             order: 0,
@@ -192,5 +210,16 @@ impl Task {
     /// Whether code of the task may be running now.
     pub fn runs(&self) -> bool {
         matches!(self.doing, Doing::Running | Doing::Stopping(_))
+    }
+
+    /// On its way to running here.
+    pub const fn is_starting(&self) -> bool {
+        matches!(
+            self.doing,
+            Doing::Settling(_)
+                | Doing::Finding(_)
+                | Doing::Fetching { .. }
+                | Doing::Incoming { .. }
+        )
     }
 }

@@ -1,16 +1,24 @@
 //! Who is there, and who may speak.
 
-use super::super::seal::Sealer;
+use metrics::{
+    Counter, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+};
+
 use super::*;
 
 #[tokio::test]
 async fn state_and_watermark_reach_a_peer() {
     let a = Node::start(1, &[]).await;
     let b = Node::start(2, &[&a]).await;
-    a.gossip.set_header(NodeState::Draining, 17, vec![21, 19, 3]);
+    a.gossip.set_header(NodeState::Draining, 2, 17, vec![21, 19, 3]);
     b.until_event("the header arrives", |event| match event {
         GossipEvent::Heard {
-            from, state: NodeState::Draining, watermark: 17, released, ..
+            from,
+            state: NodeState::Draining,
+            version: 2,
+            watermark: 17,
+            released,
+            ..
         } => *from == a.session && *released == [19, 21],
         _ => false,
     })
@@ -24,7 +32,7 @@ async fn a_fenced_node_is_heard_but_its_heartbeat_stops() {
     let c = Node::start(3, &[&a]).await;
     b.until_caught_up(&a).await;
     c.until_caught_up(&a).await;
-    a.gossip.set_header(NodeState::Fenced, 0, Vec::new());
+    a.gossip.set_header(NodeState::Fenced, 2, 0, Vec::new());
     // What was under way, also from b to c, arrives.
     tokio::time::sleep(Duration::from_millis(500)).await;
     b.drain();
@@ -77,60 +85,6 @@ async fn silence_is_suspected_and_life_clears_it() {
     b.until_event("a is suspected", suspicion(a.session.clone(), true)).await;
     a.faults.cut.store(false, Ordering::Relaxed);
     b.until_event("a is cleared", suspicion(a.session.clone(), false)).await;
-}
-
-#[tokio::test]
-async fn strangers_are_not_answered_and_change_nothing() {
-    let a = Node::start(1, &[]).await;
-    let b = Node::start(2, &[&a]).await;
-    b.until_caught_up(&a).await;
-    let stranger = SystemNetwork.bind(([127, 0, 0, 1], 0).into()).await.unwrap();
-    let to = a.gossip.local_addr();
-    let foreign = [
-        Sealer::new(&Key::new([8; 32]).into(), "test"),
-        Sealer::new(&Key::new([7; 32]).into(), "other"),
-    ];
-    let mut plain = Vec::new();
-    let header = header::Header {
-        session: session(66),
-        counter: 1,
-        echo: None,
-        state: NodeState::Up,
-        watermark: 0,
-        released: Vec::new(),
-    };
-    header::encode(&header, header::Payload::Probe, &mut plain);
-    for sealer in foreign {
-        let mut datagram = Vec::new();
-        sealer.seal(&plain, &mut datagram).unwrap();
-        stranger.send_to(&datagram, to).await.unwrap();
-    }
-    for len in [0, 1, 45, 500] {
-        let noise: Vec<u8> = (0..len).map(|_| rand::random()).collect();
-        stranger.send_to(&noise, to).await.unwrap();
-    }
-    let mut buffer = [0; 2000];
-    let answer = stranger.recv_from(&mut buffer);
-    let answer = tokio::time::timeout(Duration::from_millis(300), answer).await;
-    assert!(answer.is_err(), "a stranger was answered");
-    assert_eq!(a.count(heard_of(&header.session)), 0);
-
-    // The same probe under the right key is answered, once, and the answer is small.
-    let right = Sealer::new(&Key::new([7; 32]).into(), "test");
-    let mut datagram = Vec::new();
-    right.seal(&plain, &mut datagram).unwrap();
-    stranger.send_to(&datagram, to).await.unwrap();
-    stranger.send_to(&datagram, to).await.unwrap();
-    let (len, _) =
-        tokio::time::timeout(PATIENCE, stranger.recv_from(&mut buffer)).await.unwrap().unwrap();
-    let (answer, payload) = header::decode(right.open(&mut buffer[..len]).unwrap()).unwrap();
-    assert_eq!(payload, header::Payload::Answer);
-    assert_eq!(answer.session, a.session);
-    assert_eq!(answer.echo, Some(header::Echo { nonce: header.session.nonce, counter: 1 }));
-    assert!(len <= datagram.len() + 32);
-    let again = stranger.recv_from(&mut buffer);
-    let again = tokio::time::timeout(Duration::from_millis(50), again).await;
-    assert!(again.is_err(), "a replayed probe was answered");
 }
 
 #[tokio::test]
@@ -209,4 +163,74 @@ async fn an_idle_pair_sends_little() {
     let sent = a.faults.sent.load(Ordering::Relaxed) - before;
     // 20 rounds a second each; of a handshake's three datagrams a sends one or two.
     assert!((20..=100).contains(&sent), "{sent} datagrams in a second");
+}
+
+/// The values that gauges were set to, by their names and labels.
+#[derive(Default)]
+struct Gauges(Mutex<BTreeMap<String, Arc<Values>>>);
+
+#[derive(Default)]
+struct Values(Mutex<Vec<f64>>);
+
+impl GaugeFn for Values {
+    fn increment(&self, _: f64) {}
+    fn decrement(&self, _: f64) {}
+    fn set(&self, value: f64) {
+        self.0.lock().unwrap().push(value);
+    }
+}
+
+impl Gauges {
+    fn take(&self, name: &str) -> Vec<f64> {
+        let gauges = self.0.lock().unwrap();
+        gauges
+            .get(name)
+            .map_or_else(Vec::new, |values| std::mem::take(&mut values.0.lock().unwrap()))
+    }
+}
+
+impl Recorder for Gauges {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn register_counter(&self, _: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::noop()
+    }
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        let labels: Vec<&str> = key.labels().map(metrics::Label::value).collect();
+        let name = format!("{} {}", key.name(), labels.join(" "));
+        Gauge::from_arc(Arc::clone(self.0.lock().unwrap().entry(name).or_default()))
+    }
+    fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::noop()
+    }
+}
+
+#[tokio::test]
+async fn a_path_open_in_one_direction_alone_shows_in_a_gauge() {
+    let gauges = Gauges::default();
+    let a = Node::start(1, &[]).await;
+    let b = Node::start(2, &[&a]).await;
+    let c = Node::start(3, &[&a]).await;
+    for (node, other) in [(&a, &b), (&a, &c), (&b, &c), (&c, &b)] {
+        node.until_caught_up(other).await;
+    }
+    // All nodes of a test run on its thread, and set the same gauges in turn.
+    let _guard = metrics::set_default_local_recorder(&gauges);
+    let ways = ["handover_gossip_one_way unheard", "handover_gossip_one_way unechoed"];
+    let until = async |what: &str, holds: fn(&[f64]) -> bool| {
+        let waiting = async {
+            let mut left = BTreeSet::from(ways);
+            while !left.is_empty() {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                left.retain(|way| !holds(&gauges.take(way)));
+            }
+        };
+        assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "in vain: {what}");
+    };
+    // It does not hear b, although c does, and so b is not echoed.
+    a.faults.deaf_to.lock().unwrap().insert(b.gossip.local_addr());
+    until("it is seen", |values| values.contains(&1.0)).await;
+    a.faults.deaf_to.lock().unwrap().clear();
+    until("it is over", |values| !values.is_empty() && values.iter().all(|v| *v == 0.0)).await;
 }

@@ -22,12 +22,13 @@ use crate::core::record::{Load, NodeRecord, NodeState, Versions};
 use crate::core::time::Time;
 use crate::core::timing::Timing;
 use crate::key::Key;
-use crate::net::{Datagrams, Listener, Network, Stream, SystemNetwork};
+use crate::net::{Datagrams, Listener, Network, NetworkLimits, Stream, SystemNetwork};
 
 use super::*;
 
 mod liveness;
 mod records;
+mod strangers;
 
 /// Unoptimised ciphers on a busy machine take a millisecond per datagram.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,6 +40,8 @@ struct Faulty {
     loss: u64,
     /// While set, nothing is sent nor received.
     cut: Arc<AtomicBool>,
+    /// What comes from there is lost.
+    deaf_to: Arc<Mutex<BTreeSet<SocketAddr>>>,
     sent: Arc<AtomicU64>,
 }
 
@@ -86,7 +89,8 @@ impl Datagrams for FaultyDatagrams {
     async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         loop {
             let received = self.inner.recv_from(buffer).await?;
-            if !self.faults.cut.load(Ordering::Relaxed) {
+            let deaf = self.faults.deaf_to.lock().unwrap().contains(&received.1);
+            if !deaf && !self.faults.cut.load(Ordering::Relaxed) {
                 return Ok(received);
             }
         }
@@ -139,6 +143,8 @@ fn config(session: SessionId, seeds: Vec<SocketAddr>, network: Faulty) -> Gossip
         seeds,
         timing: timing(),
         limits: GossipLimits::default(),
+        network_limits: NetworkLimits::default(),
+        advertised_within: Vec::new(),
         clock: Arc::new(SystemClock),
         network: Arc::new(network),
         known: Vec::new(),
@@ -162,7 +168,7 @@ impl Node {
         let used = Arc::clone(&generations);
         config.on_generation = Box::new(move |generation| used.lock().unwrap().push(generation));
         let gossip = Gossip::start(config, sender).await.unwrap();
-        gossip.set_header(NodeState::Up, 0, Vec::new());
+        gossip.set_header(NodeState::Up, 1, 0, Vec::new());
         let told = Arc::new(Mutex::new(Told::default()));
         let news = Arc::new(Notify::new());
         let (teller, notify) = (Arc::clone(&told), Arc::clone(&news));

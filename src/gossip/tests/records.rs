@@ -52,6 +52,7 @@ async fn three_nodes_learn_of_each_other_through_one_seed() {
         address: b.gossip.local_addr(),
         revision: "r1".into(),
         since_ms: 5,
+        rollout: None,
         kinds: [(Kind::new("zip").unwrap(), Versions { oldest: 1, newest: 2 })].into(),
         max_running: 9,
         succeeds: None,
@@ -274,4 +275,34 @@ async fn a_forged_version_near_the_end_of_numbers_only_costs_a_generation() {
     .await;
     a.put(&name(1), Some("two"));
     b.until_record(&a, &name(1), Some("two")).await;
+}
+
+/// A heal does not wait for rounds: what either side has published meanwhile, many messages long, is
+/// exchanged until both are equal.
+#[tokio::test]
+async fn what_both_sides_of_a_cut_published_is_exchanged_at_once_when_it_heals() {
+    let slow = |number, seeds, faults: Faulty| {
+        let mut config = config(session(number), seeds, faults.clone());
+        config.timing.gossip_interval = Duration::from_secs(4);
+        Node::with(config, faults)
+    };
+    let a = slow(1, Vec::new(), Faulty::default()).await;
+    let b = slow(2, vec![a.gossip.local_addr()], Faulty { loss: 5, ..Faulty::default() }).await;
+    b.until_caught_up(&a).await;
+    a.until_caught_up(&b).await;
+    b.faults.cut.store(true, Ordering::Relaxed);
+    const RECORDS: usize = 700;
+    for number in 0..RECORDS {
+        a.put(&name(number), Some(&noise(300)));
+        b.put(&name(number), Some(&noise(300)));
+    }
+    // Silent is who was not heard for two rounds.
+    tokio::time::sleep(Duration::from_millis(8500)).await;
+    let start = SystemClock.boot();
+    b.faults.cut.store(false, Ordering::Relaxed);
+    for node in [&a, &b] {
+        node.until("all is there", |told| told.records.len() == RECORDS).await;
+        let took = SystemClock.boot().since(start);
+        assert!(took < Duration::from_millis(3500), "{took:?}");
+    }
 }

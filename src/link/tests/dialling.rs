@@ -177,7 +177,7 @@ async fn a_connection_that_was_given_up_does_not_displace_a_later_one() {
     let dial = async |number: u64| {
         let stream = tokio::net::TcpStream::connect(a.links.local_addr()).await.unwrap();
         let dialled = handshake::dial(Box::new(stream), &local(&b), &a.session).await.ok().unwrap();
-        dialled.confirm(number).await
+        dialled.confirm(number, ([127, 0, 0, 1], 1).into()).await
     };
     let second = dial(2).await.ok().unwrap();
     let late = dial(1).await.err().unwrap();
@@ -204,7 +204,7 @@ async fn a_dial_that_began_before_the_peer_accepted_ours_is_void() {
         .await
         .ok()
         .unwrap();
-    let late = dialled.confirm(5).await.err().unwrap();
+    let late = dialled.confirm(5, ([127, 0, 0, 1], 1).into()).await.err().unwrap();
     assert!(matches!(late, DialError::Rejected), "{late}");
     a.expect_nothing_for(Duration::from_millis(20)).await;
     drop(connection);
@@ -277,6 +277,32 @@ async fn the_bound_on_peers_holds_for_strangers() {
     d.expect_nothing_for(Duration::from_millis(200)).await;
     a.expect_nothing_for(Duration::from_millis(1)).await;
     expect_exchange(&mut a, &mut b).await;
+}
+
+/// A cut has healed: nobody waits for a pause that was meant for it.
+#[tokio::test]
+async fn a_peer_that_is_heard_again_is_dialled_at_once() {
+    let mut a = Node::with("a", |config| {
+        config.limits.backoff_min = Duration::from_secs(60);
+        config.limits.backoff_max = Duration::from_secs(60);
+    })
+    .await;
+    let mut config = config(&session("b"));
+    let free = TcpListener::bind(loopback()).await.unwrap();
+    config.listen = free.local_addr().unwrap();
+    drop(free);
+    let session = config.session.clone();
+    a.links.hasten(&session);
+    a.links.want(&session, config.listen);
+    assert_eq!(a.next().await, LinkEvent::Refused { session: session.clone() });
+    let (sender, _events) = mpsc::channel(16);
+    let _links = Links::start(config, sender).await.unwrap();
+    a.expect_nothing_for(Duration::from_millis(300)).await;
+    a.links.hasten(&session);
+    a.expect_up(&session).await;
+    // Where there is a link nothing is dialled.
+    a.links.hasten(&session);
+    a.expect_nothing_for(Duration::from_millis(200)).await;
 }
 
 #[tokio::test]

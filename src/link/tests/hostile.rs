@@ -90,6 +90,7 @@ async fn a_flood_of_half_open_connections_is_turned_away_and_hurts_no_link() {
     let mut a = Node::with("a", |config| {
         config.limits.handshake = Duration::from_secs(3);
         config.limits.unauthenticated = 8;
+        config.limits.connections_of_source = 1000;
     })
     .await;
     let mut b = Node::start("b").await;
@@ -118,11 +119,75 @@ async fn a_flood_of_half_open_connections_is_turned_away_and_hurts_no_link() {
     linked(&mut c, &mut a).await;
 }
 
+/// What one source leaves half open does not keep another one out.
+#[tokio::test]
+async fn one_source_takes_no_more_than_its_share_of_the_handshakes() {
+    let mut a = Node::with("a", |config| {
+        config.limits.handshake = Duration::from_secs(3);
+        config.limits.unauthenticated = 8;
+        config.limits.unauthenticated_of_source = 3;
+    })
+    .await;
+    let mut flood = Vec::new();
+    for _ in 0..20 {
+        flood.push(TcpStream::connect(a.address()).await.unwrap());
+    }
+    let mut held = 0;
+    for stream in &mut flood {
+        let closed = timeout(Duration::from_millis(5), stream.read(&mut [0; 8])).await;
+        held += usize::from(closed.is_err());
+    }
+    assert_eq!(held, 3);
+    drop(flood);
+    // The places are free as soon as the connections are.
+    let mut c = Node::start("c").await;
+    linked(&mut c, &mut a).await;
+}
+
+#[tokio::test]
+async fn one_source_connects_no_more_often_than_it_may() {
+    let a = Node::with("a", |config| config.limits.connections_of_source = 5).await;
+    let since = Instant::now();
+    let mut turned_away = 0;
+    for _ in 0..40 {
+        // Each gives its place up again at once.
+        let mut stream = TcpStream::connect(a.address()).await.unwrap();
+        let closed = timeout(Duration::from_millis(2), stream.read(&mut [0; 8])).await;
+        turned_away += usize::from(closed.is_ok());
+    }
+    let allowed = 5 + (since.elapsed().as_millis() / 200) as usize + 1;
+    assert!(turned_away >= 40 - allowed, "{turned_away} of 40");
+    assert!(turned_away <= 35, "{turned_away} of 40");
+}
+
+/// Rule 5: a peer could otherwise have somebody else's closed port taken for its own.
+#[tokio::test]
+async fn an_address_that_a_peer_merely_claims_is_not_tried_in_its_name() {
+    // Loopback too, but not the source.
+    let elsewhere: SocketAddr = "[::1]:1".parse().unwrap();
+    for (within, tried) in [(Vec::new(), false), (vec!["::1/128".parse().unwrap()], true)] {
+        let mut a = Node::with("a", |config| config.advertised_within = within).await;
+        let name = session("liar");
+        let local = Local { address: elsewhere, ..local(&name) };
+        let stream = TcpStream::connect(a.address()).await.unwrap();
+        let dialled = handshake::dial(Box::new(stream), &local, &a.session).await.ok().unwrap();
+        let connection = dialled.confirm(1, a.address()).await.ok().unwrap();
+        match a.next().await {
+            LinkEvent::Up { address, .. } => assert_eq!(address, tried.then_some(elsewhere)),
+            other => panic!("{}", brief(&other)),
+        }
+        drop(connection);
+        if !tried {
+            a.expect_down(&name, false).await;
+        }
+    }
+}
+
 async fn authenticated(node: &mut Node, name: &SessionId) -> Connection {
     let stream = TcpStream::connect(node.address()).await.unwrap();
     let dialled =
         handshake::dial(Box::new(stream), &local(name), &node.session).await.ok().unwrap();
-    let (connection, _) = dialled.confirm(1).await.ok().unwrap();
+    let (connection, _) = dialled.confirm(1, node.address()).await.ok().unwrap();
     node.expect_up(name).await;
     connection
 }

@@ -44,6 +44,7 @@ fn config(session: &SessionId) -> LinkConfig {
         listen: loopback(),
         advertise: loopback(),
         limits: LinkLimits::default(),
+        advertised_within: Vec::new(),
         clock: Arc::new(SystemClock),
         network: Arc::new(SystemNetwork),
     }

@@ -1,8 +1,11 @@
 //! Starting, and what keeps a node from it.
 
+use futures_util::FutureExt;
+
 use super::*;
 use crate::checkpoint::directory::DirectoryError;
 use crate::key::Key;
+use crate::net::NetworkLimits;
 
 fn plain() -> NodeBuilder {
     builder("a", Seeds::None, Arc::default())
@@ -40,6 +43,13 @@ async fn settings_that_cannot_hold_are_refused_with_the_reason() {
     ));
     let hasty = Timing { silence_floor: Duration::from_millis(1), ..timing() };
     assert!(matches!(refused(plain().timing(hasty)).await, StartError::Timing(_)));
+    let deaf = NetworkLimits { stranger_datagrams: 0, ..NetworkLimits::default() };
+    assert!(matches!(refused(plain().network_limits(deaf)).await, StartError::Limit(_)));
+    let nowhere = plain().advertised_within(["10.0.0.0/8", "10.0.0.1", "10.0.0.0/99"]);
+    assert!(matches!(
+        refused(nowhere).await,
+        StartError::InvalidNetwork { text, .. } if text == "10.0.0.0/99"
+    ));
     let twice = plain().task(Count { may_end: Arc::default() });
     assert!(matches!(refused(twice).await, StartError::Task(_)));
     let lost = plain().seeds(Seeds::Dns("no such host:1".into()));
@@ -149,4 +159,66 @@ async fn a_node_that_was_killed_resumes_from_its_data_directory() {
     assert_eq!(node.whereis("disk/1").unwrap().state, TaskState::Finished);
     timeout(SOON, node.get::<Count>("disk/1").output()).await.unwrap().unwrap();
     node.leave().await.unwrap();
+}
+
+/// Gossip tells a newcomer of sessions that are no more: it is neither shown nor told of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newcomer_is_not_told_of_those_who_left_before_it_came() {
+    let a = start("a", None).await;
+    let b = start("b", Some(&a)).await;
+    let left = b.session().clone();
+    until("they know each other", || a.peers().iter().any(|peer| peer.linked)).await;
+    b.leave().await.unwrap();
+    until("it has left", || a.peers().is_empty()).await;
+
+    let c = builder("c", a.address().into(), Arc::default()).start().await.unwrap();
+    let mut told = c.events();
+    timeout(SOON, c.wait_ready()).await.unwrap().unwrap();
+    // Longer than it takes to find that somebody is silent.
+    let end = Instant::now() + timing().silence_floor + Duration::from_secs(2);
+    while Instant::now() < end {
+        assert!(c.peers().iter().all(|peer| peer.session != left), "it is shown");
+        while let Some(event) = told.next().now_or_never().flatten() {
+            let of_it = match event {
+                NodeEvent::PeerUp { peer } | NodeEvent::PeerGone { peer, .. } => peer == left,
+                _ => false,
+            };
+            assert!(!of_it, "it is told of");
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(c.peers().len(), 1);
+    a.leave().await.unwrap();
+    c.leave().await.unwrap();
+}
+
+/// Else a node of the old build that is restarted in the middle of a deploy is taken for the newest.
+#[cfg(feature = "redb")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_node_is_as_old_as_its_data_directory_says() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let may_end = Arc::new(AtomicBool::new(false));
+    let old = |seeds: Seeds| builder("a", seeds, may_end.clone()).data_dir(dir.path());
+    old(Seeds::None).start().await.unwrap().leave().await.unwrap();
+    let new = builder("b", Seeds::None, may_end.clone()).revision("r2").start().await.unwrap();
+    timeout(SOON, new.wait_ready()).await.unwrap().unwrap();
+    let again = old(new.address().into()).start().await.unwrap();
+    timeout(SOON, again.wait_ready()).await.unwrap().unwrap();
+    until("they know each other", || {
+        let up = |node: &Node| {
+            node.peers()
+                .iter()
+                .any(|p| p.state == NodeState::Up && p.revision.is_some() && p.linked)
+        };
+        up(&new) && up(&again)
+    })
+    .await;
+    for name in ["one", "two", "three"] {
+        again.run::<Count>(name, CountTo { end: 1, pause_ms: 5 }).await.unwrap();
+        until("it is known", || again.whereis(name).is_some()).await;
+        assert_eq!(again.whereis(name).unwrap().node.as_str(), "b", "the newest revision");
+    }
+    again.close().await;
+    new.close().await;
 }

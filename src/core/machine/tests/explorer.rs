@@ -127,6 +127,7 @@ fn record() -> NodeRecord {
         kinds: BTreeMap::from([(Kind::new("count").unwrap(), versions)]),
         max_running: 100,
         succeeds: None,
+        rollout: None,
     }
 }
 
@@ -139,6 +140,7 @@ fn machine(me: usize, knows: &[Knows; NODES]) -> Machine {
         timing: Timing::default(),
         mode: Mode::Available,
         replicas: 1,
+        finish_here: BTreeSet::new(),
         seeds: true,
         members: Vec::new(),
         boot: Vec::new(),
@@ -161,6 +163,7 @@ fn machine(me: usize, knows: &[Knows; NODES]) -> Machine {
             let heard = Event::Heard {
                 from: of.clone(),
                 state,
+                version: 1,
                 watermark: 0,
                 released: Vec::new(),
                 echoed: Some(start.at),

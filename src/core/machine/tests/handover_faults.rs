@@ -115,7 +115,7 @@ fn killed_at_any_point_of_a_handover_at_either_end_one_copy_goes_on() {
             let setup = Setup { known_dead, ..Setup::default() };
             let (mut world, owner, others) = owned(seed, 4, &setup);
             // Other load makes the target another node than the replica.
-            for i in 0..seed * 3 {
+            for i in 0..seed * 2 {
                 world.start(&others[0], &format!("other{i}"));
                 world.run_for(MS * 100);
             }
@@ -290,6 +290,23 @@ fn a_second_signal_waits_for_no_step_boundary() {
     world.assert_no_overlap();
     assert_eq!(world.running("a").len(), 1);
     assert_eq!(world.stretches.last().unwrap().from_seq, 1, "the committed step is not redone");
+}
+
+/// A decision that is not acknowledged is safe: its target has the state.
+#[test]
+fn a_second_signal_waits_for_no_acknowledgement_either() {
+    let (mut world, owner, _) = owned(8, 3, &Setup::default());
+    world.blocked = Some(|_, _, message| is_transferred(message));
+    world.drain(&owner, S * 60);
+    world.run_for(S * 3);
+    let moving =
+        |w: &World| matches!(w.claim_of(&owner, "a").unwrap().phase, Phase::Transferred { .. });
+    assert!(moving(&world) && world.nodes[&owner].drained.is_none());
+    world.give(&owner, Event::DrainNow);
+    world.run_until(S * 2, "drained", |w| w.nodes[&owner].drained.is_some());
+    world.blocked = None;
+    world.run_for(S * 3);
+    assert_moved(&world);
 }
 
 #[test]

@@ -10,11 +10,11 @@ use super::world::World;
 use crate::core::branch::{Ancestor, Header, Position};
 use crate::core::claim::{Claim, Spec};
 use crate::core::ids::{Kind, Name, RunId, SessionId};
-use crate::core::io::{Event, Now};
+use crate::core::io::{Cause, Event, Gone, Now};
 use crate::core::laws::{claim, desired, name, phase, run, session};
 use crate::core::lease::Epoch;
 use crate::core::machine::Machine;
-use crate::core::message::{Answer, Message, Refusal, Rejection, Verdict};
+use crate::core::message::{Answer, Message, Refusal, Rejection, Said, Verdict};
 use crate::core::record::NodeState;
 
 fn epoch() -> impl Strategy<Value = Epoch> {
@@ -50,15 +50,15 @@ fn header() -> impl Strategy<Value = Header> {
         seq,
     });
     let lineage = prop::collection::vec(ancestor, 0..3);
-    (name(), run(), position(), session(), lineage, 0..3u64).prop_map(
-        |(name, run, position, writer, lineage, len)| Header {
+    (name(), run(), position(), session(), lineage, 0..3u64, 0..4u32).prop_map(
+        |(name, run, position, writer, lineage, len, state_version)| Header {
             name,
             run,
             kind: Kind::new("count").unwrap(),
             position,
             writer,
             lineage,
-            state_version: 1,
+            state_version,
             revision: String::new(),
             wall_ms: 0,
             len,
@@ -66,6 +66,10 @@ fn header() -> impl Strategy<Value = Header> {
             progress: None,
         },
     )
+}
+
+fn cause() -> impl Strategy<Value = Cause> {
+    prop_oneof![Just(Cause::Drain), Just(Cause::Rollback), Just(Cause::Unparked)]
 }
 
 fn refusal() -> impl Strategy<Value = Refusal> {
@@ -100,6 +104,17 @@ fn plain() -> impl Strategy<Value = Message> {
     ];
     let ran = prop_oneof![run().prop_map(Ok), refusal().prop_map(Err)];
     let sessions = prop::collection::vec(session(), 0..4);
+    let gone = prop::sample::select(vec![Gone::Left, Gone::Superseded, Gone::Dead, Gone::Silent]);
+    let said = (session(), node_state.clone(), any::<u64>(), any::<u64>(), any::<bool>()).prop_map(
+        |(session, state, version, watermark, linked)| Said {
+            session,
+            version,
+            state,
+            watermark,
+            released: vec![1, watermark, u64::MAX],
+            linked,
+        },
+    );
     let answer = (name(), epoch(), verdict(), prop::collection::vec(session(), 0..4))
         .prop_flat_map(|(name, epoch, verdict, askers)| {
             prop::collection::vec(wild_claim(), 0..3).prop_map(move |known| Answer {
@@ -111,10 +126,19 @@ fn plain() -> impl Strategy<Value = Message> {
             })
         });
     let all: Vec<BoxedStrategy<Message>> = vec![
-        node_state.prop_map(|state| Message::State { state }).boxed(),
+        (node_state.clone(), 0..4u64)
+            .prop_map(|(state, version)| Message::State { state, version })
+            .boxed(),
+        prop::collection::vec(session(), 0..4)
+            .prop_map(|sessions| Message::Unheard { sessions })
+            .boxed(),
+        prop::collection::vec(said, 0..3).prop_map(|said| Message::Hearsay { said }).boxed(),
         Just(Message::Leave).boxed(),
         Just(Message::LeaveHeard).boxed(),
         session().prop_map(|session| Message::Dead { session }).boxed(),
+        prop::collection::vec((session(), gone), 0..4)
+            .prop_map(|sessions| Message::Gone { sessions })
+            .boxed(),
         sessions.prop_map(|sessions| Message::Buried { sessions }).boxed(),
         header().prop_map(|header| Message::Obsolete { header }).boxed(),
         (0..3u64, spec()).prop_map(|(call, spec)| Message::Start { call, spec }).boxed(),
@@ -125,13 +149,15 @@ fn plain() -> impl Strategy<Value = Message> {
         prop::collection::vec(answer, 0..3)
             .prop_map(|answers| Message::Answers { answers })
             .boxed(),
-        (wild_claim(), epoch(), spec(), prop::option::of(desired()), any::<bool>())
-            .prop_map(|(claim, epoch, spec, desired, idle)| Message::Offer {
+        (wild_claim(), epoch(), spec(), prop::option::of(desired()), any::<bool>(), cause())
+            .prop_map(|(claim, epoch, spec, desired, idle, cause)| Message::Offer {
                 claim,
                 epoch,
                 spec,
                 desired,
                 idle,
+                version: idle.then_some(1),
+                cause,
             })
             .boxed(),
         (name(), epoch(), result)

@@ -137,6 +137,7 @@ fn a_buried_session_that_comes_back_counts_again() {
     let heard = |echoed| Event::Heard {
         from: runner.clone(),
         state: NodeState::Up,
+        version: 1,
         watermark: 0,
         released: Vec::new(),
         echoed,

@@ -7,9 +7,10 @@ use uuid::Uuid;
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Claim, Mode, Phase, Terms};
 use crate::core::ids::{NodeId, RunId, SessionId};
-use crate::core::io::{Gone, Notice};
+use crate::core::io::{Event, Gone, Notice};
 use crate::core::lease::Epoch;
 use crate::core::members::Members;
+use crate::core::message::Message;
 use crate::core::record::NodeState;
 use crate::core::time::Time;
 use crate::core::timing::Timing;
@@ -28,7 +29,7 @@ fn members(peers: &[&str], known_dead: bool, persisted: &[&str]) -> Members {
     let persisted: Vec<SessionId> = persisted.iter().map(|node| session(node)).collect();
     let mut members = Members::new(START, session("me"), Timing::default(), known_dead, &persisted);
     for peer in peers {
-        members.heard(START, &session(peer), NodeState::Up, Some(START));
+        members.heard(START, &session(peer), (NodeState::Up, 1), Some(START));
         members.suspicion(START, &session(peer), true);
     }
     members
@@ -206,7 +207,7 @@ fn a_session_heard_of_second_hand_is_silent_from_then_on() {
     let mut now = START;
     for second in 0..30 {
         now = now + S;
-        members.heard(now, &session("b"), NodeState::Up, Some(now));
+        members.heard(now, &session("b"), (NodeState::Up, 1), Some(now));
         if second == 14 {
             members.entry(&session("c"), now);
             members.suspicion(now, &session("c"), true);
@@ -244,12 +245,40 @@ fn a_standing_link_outweighs_reports_of_death() {
     assert!(members.link_broke(START, &session("b")));
 }
 
+/// Rule 5: a dead node is redialled for long, and refuses each time.
+#[test]
+fn a_refusal_is_told_once_until_the_session_is_heard_again() {
+    let (mut world, nodes) = World::cluster(7, 3);
+    let [suspect, witness, other] = [&nodes[0], &nodes[1], &nodes[2]];
+    let refused = Event::LinkDown { with: suspect.clone(), refused: true };
+    let told = |world: &World| {
+        let dead = |m: &Message| matches!(m, Message::Dead { session } if session == suspect);
+        world.sent.iter().filter(|(_, from, _, m)| from == witness && dead(m)).count()
+    };
+    world.record_messages = true;
+    world.isolate(suspect);
+    for _ in 0..20 {
+        world.give(witness, refused.clone());
+        world.run_for(MS * 50);
+    }
+    assert_eq!(told(&world), 1, "to the one other node");
+    // Who was not there gets to know when it is.
+    world.give(witness, Event::LinkUp { with: other.clone() });
+    assert_eq!(told(&world), 2);
+    // It was heard: what was seen before says nothing.
+    world.heal();
+    world.run_for(S * 2);
+    world.give(witness, refused);
+    world.run_for(MS * 50);
+    assert_eq!(told(&world), 3);
+}
+
 /// Rule 5: a process that is closing has closed its listener, not died.
 #[test]
 fn known_dead_is_void_for_who_drains_or_leaves() {
     for state in [NodeState::Draining, NodeState::Leaving] {
         let mut members = members(&["b"], true, &[]);
-        members.heard(START, &session("b"), state, None);
+        members.heard(START, &session("b"), (state, 1), None);
         assert!(!members.observed_dead(START, &session("b"), &session("me")));
     }
 }
@@ -260,10 +289,10 @@ fn a_later_datagram_voids_known_death() {
     for state in [NodeState::Up, NodeState::Fencing] {
         let mut members = members(&["b", "c"], true, &[]);
         members.observed_dead(START, &session("b"), &session("me"));
-        members.heard(START, &session("b"), state, None);
+        members.heard(START, &session("b"), (state, 1), None);
         assert!(!members.observed_dead(START, &session("b"), &session("c")), "counted anew");
         assert!(members.observed_dead(START, &session("b"), &session("me")));
-        assert!(members.heard(START, &session("b"), state, None), "it is back");
+        assert!(members.heard(START, &session("b"), (state, 1), None), "it is back");
         assert!(!members.is_gone(&session("b")));
     }
 }
@@ -381,7 +410,7 @@ fn a_proven_pair_waits_for_the_floor_only() {
 #[test]
 fn a_stranger_in_the_place_of_the_second_node_is_no_pair() {
     let mut members = Members::new(START, session("me"), Timing::default(), true, &[session("b")]);
-    members.heard(START, &session("c"), NodeState::Up, Some(START));
+    members.heard(START, &session("c"), (NodeState::Up, 1), Some(START));
     ticks(&mut members, START, 50);
     assert!(!members.is_gone(&session("c")));
 }
@@ -400,7 +429,7 @@ fn many_silent_at_once_look_like_a_fault_of_ones_own() {
         for _ in 0..12 {
             now = now + S;
             for peer in &names[silent..silent + lively] {
-                members.heard(now, &session(peer), NodeState::Up, Some(now));
+                members.heard(now, &session(peer), (NodeState::Up, 1), Some(now));
             }
             brake |= members.tick(now).braked.is_some();
         }

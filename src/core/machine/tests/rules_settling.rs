@@ -9,7 +9,7 @@ use super::rules_claims::claim;
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Kind, NodeId, RunId, SessionId};
-use crate::core::io::Event;
+use crate::core::io::{Cause, Event};
 use crate::core::lease::Epoch;
 use crate::core::message::{Message, Refusal, Verdict};
 use crate::core::record::NodeState;
@@ -126,6 +126,8 @@ fn who_said_ok_refuses_lower_offers() {
             spec: spec.clone(),
             desired: None,
             idle: false,
+            version: None,
+            cause: Cause::Drain,
         };
         world.give(&others[1], Event::Message { from: owner.clone(), message: offer });
     }

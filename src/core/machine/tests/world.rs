@@ -76,8 +76,17 @@ pub(super) struct Trip {
 /// How a node is made.
 #[derive(Clone, Debug)]
 pub(super) struct Setup {
+    /// Each with the newest version of its state.
     pub kinds: Vec<(&'static str, u32)>,
+    /// The oldest version that any of them reads.
+    pub oldest: u32,
+    /// Whether their code writes older versions when it is to.
+    pub downgrades: bool,
     pub revision: &'static str,
+    pub since_ms: u64,
+    pub rollout: Option<u64>,
+    /// Tasks are finished here, if there is time.
+    pub finish_here: bool,
     pub durable: bool,
     pub seeds: bool,
     pub replicas: usize,
@@ -92,7 +101,12 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             kinds: vec![("count", 1)],
+            oldest: 1,
+            downgrades: true,
             revision: "r1",
+            since_ms: 1,
+            rollout: None,
+            finish_here: false,
             durable: false,
             seeds: true,
             replicas: 1,
@@ -137,6 +151,9 @@ struct Loop {
     committed: Option<(Header, Bytes)>,
 }
 
+/// What a datagram says: state, version, watermark, released.
+type Says = (NodeState, u64, u64, Vec<u64>);
+
 /// What one session publishes, as gossip carries it.
 #[derive(Clone, Debug, Default)]
 struct Published {
@@ -158,7 +175,7 @@ pub(super) struct Node {
     pub disk: Disk,
     loops: BTreeMap<Name, Loop>,
     gossip: BTreeMap<SessionId, Rc<Published>>,
-    header: (NodeState, u64, Vec<u64>),
+    header: Says,
     /// Send time of the newest datagram of each peer that arrived here.
     seen: BTreeMap<SessionId, Time>,
     beaten: BTreeMap<SessionId, Time>,
@@ -166,6 +183,8 @@ pub(super) struct Node {
     permit: Time,
     /// When its machine is woken next.
     wakes: Time,
+    /// What each kind is to be written in, where that was said.
+    pub writes: BTreeMap<Kind, u32>,
     pub notices: Vec<(Time, Notice)>,
     pub replies: BTreeMap<u64, Result<RunId, CallError>>,
     pub owners: BTreeMap<Name, Claim>,
@@ -203,7 +222,7 @@ enum Due {
         to: SessionId,
         sent: Time,
         echo: Option<Time>,
-        header: (NodeState, u64, Vec<u64>),
+        header: Says,
         /// It is to be answered at once.
         probe: bool,
     },
@@ -253,6 +272,10 @@ pub(super) struct World {
     pub goal: u64,
     /// Names whose step hangs and cannot be stopped.
     pub stuck: BTreeSet<Name>,
+    /// Names that no code can open.
+    pub unreadable: BTreeSet<Name>,
+    /// How often each of them was tried.
+    pub refused: BTreeMap<Name, u64>,
     /// Names whose code kills its process at the first step.
     pub poison: BTreeSet<Name>,
     /// Messages dropped once, by a test's own rule.
@@ -305,6 +328,8 @@ impl World {
             goal: 1_000,
             stuck: BTreeSet::new(),
             poison: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
+            refused: BTreeMap::new(),
             lose: Vec::new(),
             faults: Vec::new(),
             noise: Noise::default(),
@@ -350,13 +375,16 @@ impl World {
             .kinds
             .iter()
             .map(|(kind, version)| {
-                (Kind::new(kind).unwrap(), Versions { oldest: 1, newest: *version })
+                (Kind::new(kind).unwrap(), Versions { oldest: setup.oldest, newest: *version })
             })
             .collect();
+        let finish_here = setup.kinds.iter().filter(|_| setup.finish_here);
+        let finish_here = finish_here.map(|(kind, _)| Kind::new(kind).unwrap()).collect();
         let record = NodeRecord {
             address: "127.0.0.1:1".parse().unwrap(),
             revision: setup.revision.to_owned(),
-            since_ms: 1,
+            since_ms: setup.since_ms,
+            rollout: setup.rollout,
             kinds,
             max_running: setup.max_running,
             succeeds: disk.nonce.filter(|_| setup.durable),
@@ -382,6 +410,7 @@ impl World {
                 .map(|limit| (Kind::new("count").unwrap(), limit))
                 .into_iter()
                 .collect(),
+            finish_here,
             max_names: 100_000,
             on_lost_state: setup.on_lost_state,
         };
@@ -396,12 +425,13 @@ impl World {
             disk,
             loops: BTreeMap::new(),
             gossip: BTreeMap::from([(session.clone(), Rc::new(published))]),
-            header: (NodeState::Joining, 0, Vec::new()),
+            header: (NodeState::Joining, 0, 0, Vec::new()),
             seen: BTreeMap::new(),
             beaten: BTreeMap::new(),
             suspected: BTreeSet::new(),
             permit: Time::ZERO,
             wakes: self.now,
+            writes: BTreeMap::new(),
             notices: Vec::new(),
             replies: BTreeMap::new(),
             owners: BTreeMap::new(),
@@ -655,9 +685,10 @@ impl World {
                     let seen = node.seen.entry(from.clone()).or_insert(sent);
                     *seen = (*seen).max(sent);
                 }
-                let (state, watermark, released) = header;
+                let (state, version, watermark, released) = header;
                 let sender = from.clone();
-                let event = Event::Heard { from, state, watermark, released, echoed: echo };
+                let event =
+                    Event::Heard { from, state, version, watermark, released, echoed: echo };
                 self.give(&to, event);
                 if probe {
                     self.datagram(&to, &sender, false);
@@ -1058,8 +1089,8 @@ impl World {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(session) else { return };
         match action {
-            Action::Header { state, watermark, released } => {
-                node.header = (state, watermark, released);
+            Action::Header { state, version, watermark, released } => {
+                node.header = (state, version, watermark, released);
             }
             Action::Reepoch { name, lease } => {
                 node.changed.insert(name.clone());
@@ -1107,6 +1138,9 @@ impl World {
                 node.slots.remove(&name);
             }
             Action::Permit { until } => node.permit = until,
+            Action::WriteVersion { kind, version } => {
+                node.writes.insert(kind, version);
+            }
             Action::Load { header } => {
                 let key = (header.name.clone(), header.run);
                 let state = node.disk.runs.get(&key).and_then(|run| {
@@ -1199,8 +1233,19 @@ impl World {
         lineage: Vec<Ancestor>,
         seq: u64,
     ) {
-        if let From::Checkpoint { state, .. } = &from {
+        if let From::Checkpoint { header, state } = &from {
             assert_eq!(state.as_ref(), seq.to_le_bytes(), "the state is the one its header names");
+            let setup = &self.nodes[session].setup;
+            let newest =
+                setup.kinds.iter().find(|(kind, _)| *kind == spec.kind.as_str()).unwrap().1;
+            let reads = setup.oldest..=newest;
+            assert!(reads.contains(&header.state_version), "{session} reads {reads:?}: {header:?}");
+        }
+        if self.unreadable.contains(&spec.name) {
+            *self.refused.entry(spec.name.clone()).or_default() += 1;
+            let why = "it does not fit".to_owned();
+            let event = Event::Unreadable { name: spec.name, epoch: lease.epoch, why };
+            return self.at(MS, Due::Deliver { to: session.clone(), event });
         }
         let started_before = self.stretches.iter().any(|s| {
             s.name == spec.name
@@ -1251,12 +1296,15 @@ impl World {
         let poisoned = self.poison.contains(name);
         let failing = self.failing.contains(&(name.clone(), session.clone()));
         let Some(node) = self.nodes.get_mut(session) else { return };
-        let permit = node.permit;
+        let (permit, setup, writes) = (node.permit, &node.setup, &node.writes);
         let Some(task) = node.loops.get_mut(name).filter(|t| t.generation == generation) else {
             return;
         };
         let again = Due::Step { node: session.clone(), name: name.clone(), generation };
-        let step = task.step;
+        let (step, kind) = (task.step, &task.spec.kind);
+        let newest = setup.kinds.iter().find(|(known, _)| *known == kind.as_str()).unwrap().1;
+        let wanted = writes.get(kind).filter(|_| setup.downgrades);
+        let state_version = wanted.copied().unwrap_or(newest);
         if paused || task.stuck {
             return self.at(step, again);
         }
@@ -1287,7 +1335,7 @@ impl World {
             position: Position { epoch: task.lease.epoch, seq: task.seq },
             writer: session.clone(),
             lineage: task.lineage.clone(),
-            state_version: 1,
+            state_version,
             revision: "r1".to_owned(),
             wall_ms: 0,
             len: 8,
