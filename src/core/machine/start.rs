@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::Machine;
 use super::task::{Caller, Doing, Purpose};
-use crate::core::claim::{Phase, Spec};
+use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Kind, Name, RunId, SessionId};
 use crate::core::io::{Action, CallError, Cause};
 use crate::core::message::{Message, Refusal};
@@ -29,6 +29,8 @@ struct Following {
     /// What to start if no run of that number or a higher one comes of the claim.
     spec: Spec,
     callers: Vec<Caller>,
+    /// Since when the claim has stopped, for all that is known here.
+    stopped: Option<Time>,
 }
 
 impl Starts {
@@ -73,7 +75,7 @@ impl Machine {
             pending.callers.push(caller);
             return;
         }
-        let claimed = self.claimed_elsewhere(&name);
+        let claimed = self.claimed_elsewhere(&name).map(|claim| claim.run);
         let standing = self.view.standing(&name);
         if let (None, Some(run)) = (standing, claimed) {
             return self.follow(spec, run, vec![caller]);
@@ -106,12 +108,13 @@ impl Machine {
     }
 
     /// A new run that another node claims and has not settled, as far as is known here: it may step
-    /// back for one that is not known here.
-    fn claimed_elsewhere(&self, name: &Name) -> Option<RunId> {
+    /// back for one that is not known here. One that has stopped has done so, or has ended, and a
+    /// header said so first.
+    fn claimed_elsewhere(&self, name: &Name) -> Option<&Claim> {
         let owner = self.view.owner(name)?;
-        let unsettled = owner.phase == Phase::Claimed && !owner.checkpointed;
+        let unsettled = matches!(owner.phase, Phase::Claimed | Phase::Released);
         let elsewhere = owner.session != self.config.me && !self.is_void(owner);
-        (unsettled && elsewhere).then_some(owner.run)
+        (unsettled && elsewhere && !owner.checkpointed).then_some(owner)
     }
 
     /// Waits for what comes of a claim.
@@ -121,30 +124,46 @@ impl Machine {
         }
         let name = spec.name.clone();
         spec.run.number = claimed.number;
-        let new = Following { spec, callers: Vec::new() };
+        let new = Following { spec, callers: Vec::new(), stopped: None };
         self.starts.following.entry(name.clone()).or_insert(new).callers.extend(callers);
         self.dirty.insert(name);
     }
 
     /// Has anything come of the claim that callers wait for?
     pub(super) fn look_following(&mut self, name: &Name) {
-        let Some(number) = self.starts.following.get(name).map(|f| f.spec.run.number) else {
+        let Some(following) = self.starts.following.get(name) else {
             return;
         };
-        let standing = self.view.standing(name).map(|claim| claim.run);
-        let standing = standing.filter(|run| run.number >= number);
-        if standing.is_none() && self.claimed_elsewhere(name).is_some() {
-            return;
+        let number = following.spec.run.number;
+        let since = following.stopped;
+        let found = self.view.standing(name).or_else(|| self.view.owner(name));
+        let found = found.filter(|c| c.run.number >= number && c.phase != Phase::Superseded);
+        let run = found.map(|claim| claim.run);
+        if found.is_some_and(|claim| !claim.has_won())
+            && let Some(claimed) = self.claimed_elsewhere(name)
+        {
+            // It tells what has become of it when gossip comes round.
+            let stopped = (claimed.phase == Phase::Released).then(|| since.unwrap_or(self.now.at));
+            let due = stopped.map(|at| at + self.config.timing.convergence());
+            if let Some(following) = self.starts.following.get_mut(name) {
+                following.stopped = stopped;
+            }
+            if due.is_none_or(|due| self.now.at < due) {
+                return due.into_iter().for_each(|due| self.alarm(name, due));
+            }
         }
-        let Some(following) = self.starts.following.remove(name) else {
+        let Some(Following { spec, callers, .. }) = self.starts.following.remove(name) else {
             return;
         };
-        match standing {
-            Some(run) => {
-                following.callers.into_iter().for_each(|caller| self.reply_to(caller, Ok(run)));
+        let settling =
+            self.tasks.get_mut(name).filter(|task| matches!(task.doing, Doing::Settling(_)));
+        match (settling, run) {
+            (Some(task), _) => task.callers.extend(callers),
+            (None, Some(run)) => {
+                callers.into_iter().for_each(|caller| self.reply_to(caller, Ok(run)));
             }
             // It came to nothing.
-            None => self.place_anew(following.spec, following.callers),
+            (None, None) => self.place_anew(spec, callers),
         }
     }
 

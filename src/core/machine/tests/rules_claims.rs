@@ -19,7 +19,7 @@ fn session(node: &str) -> SessionId {
     SessionId::new(NodeId::new(node).unwrap(), Uuid::from_u128(1))
 }
 
-fn claim(task: &str, run: RunId, epoch: u64, of: &str, phase: Phase) -> Claim {
+pub(super) fn claim(task: &str, run: RunId, epoch: u64, of: &str, phase: Phase) -> Claim {
     Claim {
         name: name(task),
         session: session(of),

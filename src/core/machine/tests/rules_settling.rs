@@ -5,8 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use super::rules_claims::claim;
 use super::world::{Disk, MS, Setup, World, name};
-use crate::core::claim::{Phase, Spec};
+use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Kind, NodeId, RunId, SessionId};
 use crate::core::io::{Cause, Event};
 use crate::core::lease::Epoch;
@@ -108,7 +109,7 @@ fn who_said_ok_refuses_lower_offers() {
     let spec = world.nodes[&owner].machine.spec(&name("a")).unwrap().clone();
     // Another node claims far above, and everybody has said OK to it.
     let epoch = Epoch(mine.epoch.0 + 10);
-    let asked = crate::core::claim::Claim {
+    let asked = Claim {
         session: others[0].clone(),
         number: 99,
         epoch,
@@ -232,6 +233,38 @@ fn nodes_that_are_up_at_the_same_time_start_a_name_once() {
         world.run_for(S * 5);
         assert_one_run(&world, &calls, seed);
     }
+}
+
+/// Rules 2 and 13: a header can say that a claim has stopped before anybody has read that its run has
+/// ended. Whoever waits for what comes of the claim starts no other run meanwhile.
+#[test]
+fn a_claim_whose_end_is_overtaken_by_a_header_is_not_taken_for_nothing() {
+    let (mut world, nodes) = World::cluster(6, 3);
+    let (at, claimant) = (&nodes[0], nodes[1].clone());
+    let run = RunId { number: 1, uuid: Uuid::from_u128(7) };
+    let spec = Spec { name: name("a"), run, kind: Kind::new("count").unwrap(), args: Bytes::new() };
+    let claimed = Claim { session: claimant.clone(), ..claim("a", run, 5, "n1", Phase::Claimed) };
+    let ask = Message::Ask { asks: vec![(claimed.clone(), spec)] };
+    world.give(at, Event::Message { from: claimant.clone(), message: ask });
+    let call = world.start(at, "a");
+    world.run_for(MS * 100);
+    assert_eq!(world.nodes[at].replies.get(&call), None, "it is not settled");
+    let heard = Event::Heard {
+        from: claimant.clone(),
+        state: NodeState::Up,
+        watermark: 1,
+        released: Vec::new(),
+        echoed: None,
+    };
+    world.give(at, heard);
+    world.run_for(MS * 100);
+    assert_eq!(world.nodes[at].replies.get(&call), None, "it has only stopped");
+    let finished = Claim { version: 9, phase: Phase::Finished, ..claimed };
+    let changes = vec![(name("a"), Some(finished))];
+    world.give(at, Event::Claims { of: claimant, changes });
+    assert_eq!(world.nodes[at].replies.get(&call), Some(&Ok(run)));
+    world.run_for(S * 3);
+    assert!(world.stretches.is_empty());
 }
 
 /// Rule 8: of two that start another run at once, both get the same one.
