@@ -244,7 +244,7 @@ fn a_claim_whose_end_is_overtaken_by_a_header_is_not_taken_for_nothing() {
     let run = RunId { number: 1, uuid: Uuid::from_u128(7) };
     let spec = Spec { name: name("a"), run, kind: Kind::new("count").unwrap(), args: Bytes::new() };
     let claimed = Claim { session: claimant.clone(), ..claim("a", run, 5, "n1", Phase::Claimed) };
-    let ask = Message::Ask { asks: vec![(claimed.clone(), spec)] };
+    let ask = Message::Ask { asks: vec![Question { claim: claimed.clone(), spec, from: None }] };
     world.give(at, Event::Message { from: claimant.clone(), message: ask });
     let call = world.start(at, "a");
     world.run_for(MS * 100);
@@ -252,6 +252,7 @@ fn a_claim_whose_end_is_overtaken_by_a_header_is_not_taken_for_nothing() {
     let heard = Event::Heard {
         from: claimant.clone(),
         state: NodeState::Up,
+        version: 1_000,
         watermark: 1,
         released: Vec::new(),
         echoed: None,
