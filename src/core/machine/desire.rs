@@ -11,7 +11,7 @@ use crate::core::placement;
 impl Machine {
     pub(super) fn on_want(&mut self, call: u64, name: &Name, want: Want) {
         let caller = Caller::Here(call);
-        let Some(owner) = self.view.owner(name) else {
+        let Some(owner) = self.view.holder(name) else {
             return self.reply_to(caller, Err(CallError::Unknown));
         };
         if owner.phase.is_terminal() {

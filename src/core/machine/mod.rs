@@ -905,7 +905,7 @@ impl Machine {
 
     /// Keeps what lookups answer from.
     fn show(&mut self, name: &Name) {
-        let owner = self.view.owner(name);
+        let owner = self.view.holder(name);
         let show = owner.map(Shown::of);
         if self.shown.get(name) == show.as_ref() {
             return;

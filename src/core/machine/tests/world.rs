@@ -183,6 +183,8 @@ pub(super) struct Node {
     pub notices: Vec<(Time, Notice)>,
     pub replies: BTreeMap<u64, Result<RunId, CallError>>,
     pub owners: BTreeMap<Name, Claim>,
+    /// Who each name was shown to be with, and since when.
+    pub shown: BTreeMap<Name, Vec<(Time, SessionId, Phase)>>,
     /// The newest run of each name that this node has shown as ended, and since when.
     pub ended: BTreeMap<Name, (RunId, Time)>,
     pub drained: Option<Time>,
@@ -427,6 +429,7 @@ impl World {
             notices: Vec::new(),
             replies: BTreeMap::new(),
             owners: BTreeMap::new(),
+            shown: BTreeMap::new(),
             ended: BTreeMap::new(),
             drained: None,
             left: None,
@@ -1133,6 +1136,13 @@ impl World {
                     && node.ended.get(&name).is_none_or(|(run, _)| *run < claim.run)
                 {
                     node.ended.insert(name.clone(), (claim.run, now));
+                }
+                if let Some(claim) = &claim {
+                    let shown = node.shown.entry(name.clone()).or_default();
+                    let now = (now, claim.session.clone(), claim.phase.clone());
+                    if shown.last().is_none_or(|(_, by, phase)| (by, phase) != (&now.1, &now.2)) {
+                        shown.push(now);
+                    }
                 }
                 match claim {
                     Some(claim) => node.owners.insert(name, claim),
