@@ -183,6 +183,8 @@ pub(super) struct Node {
     pub notices: Vec<(Time, Notice)>,
     pub replies: BTreeMap<u64, Result<RunId, CallError>>,
     pub owners: BTreeMap<Name, Claim>,
+    /// What was found on disk.
+    pub found: BTreeMap<Name, Option<Header>>,
     /// Who each name was shown to be with, and since when.
     pub shown: BTreeMap<Name, Vec<(Time, SessionId, Phase)>>,
     /// The newest run of each name that this node has shown as ended, and since when.
@@ -429,6 +431,7 @@ impl World {
             notices: Vec::new(),
             replies: BTreeMap::new(),
             owners: BTreeMap::new(),
+            found: BTreeMap::new(),
             shown: BTreeMap::new(),
             ended: BTreeMap::new(),
             drained: None,
@@ -1130,6 +1133,9 @@ impl World {
                 {
                     *output = None;
                 }
+            }
+            Action::Found { name, best, .. } => {
+                node.found.insert(name, best);
             }
             Action::Owner { name, claim } => {
                 if let Some(claim) = claim.as_ref().filter(|claim| claim.phase.is_terminal())
