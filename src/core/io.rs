@@ -415,6 +415,16 @@ pub enum Action {
         /// The highest claim that counts; none when the name is forgotten.
         claim: Option<Claim>,
     },
+    /// A name was found on disk, and nothing else is known of it yet: until `Owner` says more, lookups
+    /// answer with that (Rule 14).
+    Found {
+        /// The name.
+        name: Name,
+        /// Its newest run.
+        run: RunId,
+        /// The best checkpoint of it, if there is any.
+        best: Option<Header>,
+    },
     /// A call has its result.
     Reply {
         /// Which call.

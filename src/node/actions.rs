@@ -18,7 +18,7 @@ use crate::core::io::{Action, From};
 use crate::core::message::Message;
 use crate::gossip::Table;
 use crate::link::Class;
-use crate::registry::TaskEvent;
+use crate::registry::{Entry, TaskEvent};
 
 /// Frames up to this size may overtake bulk transfers.
 const SMALL: usize = 16 << 10;
@@ -112,6 +112,14 @@ impl Control {
                 let answer = Written::Deletion { name: name.clone() };
                 let write = Write::DropOutput { name, run };
                 self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
+            }
+            Action::Found { name, run, best } => {
+                let epoch = best.as_ref().map(|header| header.position.epoch);
+                let found = Entry::found(&self.me, &self.revision, name, run, epoch);
+                self.board.registry.found(found);
+                if let Some(header) = best {
+                    self.note_progress(&header);
+                }
             }
             Action::Owner { name, claim } => self.show_owner(&name, claim.as_ref()),
             Action::Reply { call, result } => {

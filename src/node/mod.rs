@@ -164,6 +164,11 @@ impl Node {
     }
 
     /// Who holds a name, as far as this node knows. Answered from memory, never waits.
+    ///
+    /// None says that the name is unknown *here*, not that there is no such task: gossip may not have
+    /// brought it yet, in particular to a node that is not ready. What a node finds on its own disk
+    /// is known from the start, as [`TaskState::Stored`](crate::TaskState::Stored), until the others
+    /// have been heard. To be sure that something runs, [`Node::run`] it: the name makes it one task.
     pub fn whereis(&self, name: &str) -> Option<Entry> {
         self.registry().get(&Name::new(name).ok()?)
     }

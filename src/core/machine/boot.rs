@@ -7,7 +7,7 @@ use super::task::Purpose;
 use crate::core::branch::{Branches, Header, Position};
 use crate::core::claim::{Claim, Spec};
 use crate::core::ids::{Name, NodeId, RunId, SessionId};
-use crate::core::io::Cause;
+use crate::core::io::{Action, Cause};
 use crate::core::message::Message;
 use crate::core::placement;
 use crate::core::record::NodeState;
@@ -45,6 +45,11 @@ pub(super) struct Boot {
 impl Boot {
     pub(super) fn is_offered(&self, name: &Name) -> bool {
         self.offers.contains_key(name)
+    }
+
+    /// The run of a name that was found on disk and is not settled yet.
+    pub(super) fn offered(&self, name: &Name) -> Option<RunId> {
+        Some(self.offers.get(name)?.run)
     }
 
     pub(super) fn readers(&mut self, header: &Header, reader: &SessionId) {
@@ -92,6 +97,11 @@ impl Machine {
         }
         let ends = &self.ends;
         self.boot.offers.retain(|name, spec| ends.get(name).is_none_or(|(e, _)| e.run < spec.run));
+        for (name, spec) in &self.boot.offers {
+            let held = self.held.get(name).and_then(|runs| runs.get(&spec.run));
+            let best = held.and_then(Branches::best).cloned();
+            self.actions.push_back(Action::Found { name: name.clone(), run: spec.run, best });
+        }
     }
 
     /// Joining: when does this node know enough to be up?

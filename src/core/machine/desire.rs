@@ -11,13 +11,15 @@ use crate::core::placement;
 impl Machine {
     pub(super) fn on_want(&mut self, call: u64, name: &Name, want: Want) {
         let caller = Caller::Here(call);
-        let Some(owner) = self.view.owner(name) else {
-            return self.reply_to(caller, Err(CallError::Unknown));
+        let (run, session) = match (self.view.holder(name), self.boot.offered(name)) {
+            (Some(owner), _) if owner.phase.is_terminal() => {
+                return self.reply_to(caller, Err(CallError::Ended));
+            }
+            (Some(owner), _) => (owner.run, owner.session.clone()),
+            // Whoever comes to have it obeys.
+            (None, Some(run)) => (run, self.config.me.clone()),
+            (None, None) => return self.reply_to(caller, Err(CallError::Unknown)),
         };
-        if owner.phase.is_terminal() {
-            return self.reply_to(caller, Err(CallError::Ended));
-        }
-        let (run, session) = (owner.run, owner.session.clone());
         let version = self.desires.get(name).filter(|d| d.run == run).map_or(0, |d| d.version) + 1;
         let writer = self.config.me.clone();
         let desired = Desired { name: name.clone(), run, version, writer, want };

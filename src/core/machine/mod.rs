@@ -922,7 +922,7 @@ impl Machine {
 
     /// Keeps what lookups answer from.
     fn show(&mut self, name: &Name) {
-        let owner = self.view.owner(name);
+        let owner = self.view.holder(name);
         let show = owner.map(Shown::of);
         if self.shown.get(name) == show.as_ref() {
             return;

@@ -141,6 +141,10 @@ async fn a_node_that_was_killed_resumes_from_its_data_directory() {
     node.close().await;
 
     let node = on_disk().start().await.unwrap();
+    until("what is on its disk is known", || node.whereis("disk/1").is_some()).await;
+    let stored = node.whereis("disk/1").unwrap();
+    assert_eq!((stored.state, stored.node), (TaskState::Stored, node.session().node.clone()));
+    assert!(node.get::<Count>("disk/1").progress().await.unwrap().done >= 15);
     timeout(SOON, node.wait_ready()).await.unwrap().unwrap();
     until("it runs again", || {
         node.whereis("disk/1").is_some_and(|entry| entry.state == TaskState::Running)

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::rules_claims::short;
 use super::world::{Disk, MS, Setup, World, name};
-use crate::core::claim::Phase;
+use crate::core::claim::{Phase, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{CallError, Event, Notice};
 use crate::core::message::Refusal;
@@ -240,4 +240,35 @@ fn whoever_cannot_start_a_task_is_told_why() {
     world.give(&other, Event::Cordon(true));
     world.run_for(S);
     assert_eq!(refused(&mut world, "c", "count"), Some(Refusal::NotUp), "the asker itself, too");
+}
+
+/// Unknown is not absent: what is on disk is shown, and can be given orders, before it is settled.
+#[test]
+fn what_a_booting_node_finds_is_known_and_obeys_before_it_is_settled() {
+    let setup = Setup { seeds: false, timing: short(), ..durable() };
+    let mut world = World::new(42);
+    let node = world.boot("n0", setup.clone(), Disk::default());
+    world.run_for(S * 2);
+    world.goal = 100_000;
+    world.start(&node, "a");
+    world.run_for(S * 2);
+    world.goal = 5;
+    world.start(&node, "ended");
+    world.run_for(S);
+    world.goal = 100_000;
+    let disk = world.disk_of(&node);
+    world.crash(&node);
+    let node = world.boot("n0", setup, disk);
+    let found = &world.nodes[&node].found;
+    assert_eq!(found.keys().collect::<Vec<_>>(), [&name("a")], "what has ended is no offer");
+    assert!(found[&name("a")].as_ref().unwrap().position.seq > 10);
+    assert_eq!(world.owner(&node, "a"), None);
+    let call = world.want(&node, "a", Want::Pause);
+    assert!(world.nodes[&node].replies[&call].is_ok());
+    world.run_for(S * 6);
+    assert!(world.running("a").is_empty());
+    assert_eq!(world.owner(&node, "a").unwrap().phase, Phase::Paused);
+    world.want(&node, "a", Want::Run);
+    world.run_for(S);
+    assert_eq!(world.running("a").len(), 1);
 }

@@ -188,6 +188,10 @@ pub(super) struct Node {
     pub notices: Vec<(Time, Notice)>,
     pub replies: BTreeMap<u64, Result<RunId, CallError>>,
     pub owners: BTreeMap<Name, Claim>,
+    /// What was found on disk.
+    pub found: BTreeMap<Name, Option<Header>>,
+    /// Who each name was shown to be with, and since when.
+    pub shown: BTreeMap<Name, Vec<(Time, SessionId, Phase)>>,
     /// The newest run of each name that this node has shown as ended, and since when.
     pub ended: BTreeMap<Name, (RunId, Time)>,
     pub drained: Option<Time>,
@@ -435,6 +439,8 @@ impl World {
             notices: Vec::new(),
             replies: BTreeMap::new(),
             owners: BTreeMap::new(),
+            found: BTreeMap::new(),
+            shown: BTreeMap::new(),
             ended: BTreeMap::new(),
             drained: None,
             left: None,
@@ -1170,11 +1176,21 @@ impl World {
                     *output = None;
                 }
             }
+            Action::Found { name, best, .. } => {
+                node.found.insert(name, best);
+            }
             Action::Owner { name, claim } => {
                 if let Some(claim) = claim.as_ref().filter(|claim| claim.phase.is_terminal())
                     && node.ended.get(&name).is_none_or(|(run, _)| *run < claim.run)
                 {
                     node.ended.insert(name.clone(), (claim.run, now));
+                }
+                if let Some(claim) = &claim {
+                    let shown = node.shown.entry(name.clone()).or_default();
+                    let now = (now, claim.session.clone(), claim.phase.clone());
+                    if shown.last().is_none_or(|(_, by, phase)| (by, phase) != (&now.1, &now.2)) {
+                        shown.push(now);
+                    }
                 }
                 match claim {
                     Some(claim) => node.owners.insert(name, claim),
