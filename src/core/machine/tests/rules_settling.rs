@@ -251,6 +251,7 @@ fn a_claim_whose_end_is_overtaken_by_a_header_is_not_taken_for_nothing() {
     let heard = Event::Heard {
         from: claimant.clone(),
         state: NodeState::Up,
+        version: 1,
         watermark: 1,
         released: Vec::new(),
         echoed: None,
