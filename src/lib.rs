@@ -117,11 +117,12 @@ pub use self::net::{
     Datagrams, InvalidLimit, Listener, Network, NetworkLimits, Stream, SystemNetwork,
 };
 pub use self::node::{
-    DrainReport, Events, Executor, Handle, HandleError, LeaveError, Node, NodeBuilder, NodeClosed,
-    NodeEvent, OutputError, PeerStatus, RunError, RunningTask, Seeds, StartError, Status, Trigger,
+    DrainReport, Events, Executor, Handle, HandleError, KindStatus, LeaveError, Node, NodeBuilder,
+    NodeClosed, NodeEvent, OutputError, PeerStatus, RunError, RunningTask, Seeds, StartError,
+    Status, Trigger,
 };
 pub use self::registry::{Entry, TaskEvent, TaskState, Watch};
 pub use self::task::{
     Cx, DecodeError, EncodeError, Job, RegisterError, Retry, Run, RunCx, Running, Step, Task,
-    Tracked, Value, decode,
+    Tracked, Value, assert_resumable, decode, encode,
 };

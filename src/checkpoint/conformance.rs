@@ -21,6 +21,7 @@ pub(crate) fn all(fresh: Fresh<'_>) {
     what_was_put_is_read_back(fresh);
     only_the_newest_of_a_line_is_listed(fresh);
     a_late_or_repeated_put_changes_nothing(fresh);
+    the_last_of_an_older_version_is_kept_beside_a_newer_one(fresh);
     branches_are_kept_apart(fresh);
     runs_of_one_name_are_kept_apart(fresh);
     names_that_share_a_prefix_are_kept_apart(fresh);
@@ -94,6 +95,28 @@ fn a_late_or_repeated_put_changes_nothing(fresh: Fresh<'_>) {
     store.write(put("a", 3, 2, &state(2, 50))).unwrap();
     assert_eq!(store.runs().unwrap()[0].checkpoints, std::slice::from_ref(&newest));
     assert_eq!(read(&*store, &newest), Some((newest, state(9, 50))));
+}
+
+fn the_last_of_an_older_version_is_kept_beside_a_newer_one(fresh: Fresh<'_>) {
+    let store = fresh();
+    let of = |version, seq| Header {
+        state_version: version,
+        ..header("a", 3, seq, "w", &state(seq, 50))
+    };
+    for (version, seq) in [(1, 1), (1, 2), (2, 3), (2, 4), (2, 5)] {
+        store.write(put_as(of(version, seq), &state(seq, 50))).unwrap();
+    }
+    assert_eq!(store.runs().unwrap()[0].checkpoints, [of(1, 2), of(2, 5)]);
+    for (version, seq) in [(1, 2), (2, 5)] {
+        let expected = (of(version, seq), state(seq, 50));
+        assert_eq!(read(&*store, &of(version, seq)), Some(expected));
+    }
+    let pinned = of(1, 2);
+    let headers = vec![(pinned.position, pinned.writer.clone())];
+    store.write(Write::Discard { name: name("a"), run: run(1), headers }).unwrap();
+    assert_eq!(store.runs().unwrap()[0].checkpoints, [of(2, 5)]);
+    assert_eq!(read(&*store, &pinned), None);
+    assert!(read(&*store, &of(2, 5)).is_some());
 }
 
 fn branches_are_kept_apart(fresh: Fresh<'_>) {

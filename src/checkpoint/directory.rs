@@ -106,6 +106,16 @@ struct Identity {
     /// The highest generation of gossip in use so far.
     generation: u64,
     members: Vec<Member>,
+    /// The revision that opened the directory last.
+    #[serde(default)]
+    revision: Option<Revision>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Revision {
+    label: String,
+    /// Since when it has been the one, Unix milliseconds.
+    since_ms: u64,
 }
 
 /// What the previous process left.
@@ -147,6 +157,7 @@ impl DataDirectory {
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(unusable)?;
         let lock = lock(path)?;
         let known = read(path)?;
+        let revision = known.as_ref().and_then(|known| known.revision.clone());
         if let Some(known) = &known {
             if known.node != *node {
                 return Err(DirectoryError::OtherNode {
@@ -174,6 +185,7 @@ impl DataDirectory {
             nonce,
             generation: inheritance.generation,
             members: inheritance.members.clone(),
+            revision,
         };
         write(path, &identity).map_err(unusable)?;
         let directory = Self { path: path.to_owned(), identity: Mutex::new(identity), _lock: lock };
@@ -199,6 +211,24 @@ impl DataDirectory {
     /// As the system says. What was remembered before still is.
     pub(crate) fn save_members(&self, members: Vec<Member>) -> Result<(), DirectoryError> {
         self.save(|identity| identity.members = members)
+    }
+
+    /// Since when this node has had this revision: since `now_ms` if it is another than the last
+    /// process had. A process that is only restarted is no newer than the one before it.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub(crate) fn has_had(&self, label: &str, now_ms: u64) -> Result<u64, DirectoryError> {
+        let known = {
+            let identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+            identity.revision.clone().filter(|known| known.label == label)
+        };
+        if let Some(known) = known {
+            return Ok(known.since_ms);
+        }
+        let revision = Revision { label: label.to_owned(), since_ms: now_ms };
+        self.save(|identity| identity.revision = Some(revision))?;
+        Ok(now_ms)
     }
 
     fn save(&self, change: impl FnOnce(&mut Identity)) -> Result<(), DirectoryError> {
@@ -321,6 +351,42 @@ mod tests {
             |n| Inheritance { predecessor: Some(nonce(n)), generation: 40, members: members() };
         assert_eq!(open(&path, 2).unwrap().1, expected(1));
         assert_eq!(open(&path, 3).unwrap().1, expected(2), "inherited unsaved");
+    }
+
+    #[test]
+    fn a_revision_is_as_old_as_its_first_start_unless_another_came_between() {
+        let temp = tempdir().unwrap();
+        let has_had = |n, label, now| open(temp.path(), n).unwrap().0.has_had(label, now).unwrap();
+        assert_eq!(has_had(1, "old", 10), 10);
+        assert_eq!(has_had(2, "old", 20), 10, "only restarted");
+        assert_eq!(has_had(3, "new", 30), 30);
+        assert_eq!(has_had(4, "new", 40), 30);
+        assert_eq!(has_had(5, "old", 50), 50, "rolled back: these are the newest nodes");
+    }
+
+    #[test]
+    fn a_directory_of_a_build_that_knew_no_revisions_is_read() {
+        #[derive(Serialize)]
+        struct Before {
+            node: NodeId,
+            cluster: String,
+            nonce: Uuid,
+            generation: u64,
+            members: Vec<Member>,
+        }
+        let temp = tempdir().unwrap();
+        let before = Before {
+            node: node("a"),
+            cluster: "c".into(),
+            nonce: nonce(9),
+            generation: 7,
+            members: members(),
+        };
+        let body = rmp_serde::to_vec_named(&before).unwrap();
+        fs::write(temp.path().join(IDENTITY), FORMAT.seal(&[], &body).unwrap()).unwrap();
+        let (directory, inheritance) = open(temp.path(), 1).unwrap();
+        assert_eq!((inheritance.predecessor, inheritance.generation), (Some(nonce(9)), 7));
+        assert_eq!(directory.has_had("old", 10).unwrap(), 10);
     }
 
     #[test]

@@ -78,6 +78,8 @@ pub(crate) fn claim(task: &str, epoch: u64, phase: Phase) -> Claim {
         checkpointed: true,
         strikes: 0,
         note: String::new(),
+        heeded: 0,
+        expired: false,
     }
 }
 

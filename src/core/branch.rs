@@ -102,6 +102,13 @@ impl Header {
                 }))
     }
 
+    /// Whether this checkpoint stands for `other`: its line contains it, and whoever reads `other`
+    /// reads this one. The last checkpoint of an older version stays beside a newer one, pinned, so
+    /// that a rollback has something to go on from.
+    pub fn replaces(&self, other: &Self) -> bool {
+        self.state_version <= other.state_version && self.descends_from(other)
+    }
+
     /// Whether this checkpoint's line contains a point of it, or reaches so far beyond that the point
     /// has been forgotten.
     pub fn contains(&self, point: &Ancestor) -> bool {
@@ -133,8 +140,9 @@ impl Header {
     }
 }
 
-/// The newest checkpoint of each branch of one run, in ascending order of position and writer, so
-/// that what was learnt in another order compares equal.
+/// The newest checkpoint of each branch of one run, and of each older version of the state in it
+/// (pinned), in ascending order of position and writer, so that what was learnt in another order
+/// compares equal.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Branches(Vec<Header>);
 
@@ -166,13 +174,22 @@ impl Branches {
         self.0.is_empty()
     }
 
-    /// Takes a checkpoint in, dropping what its line contains.
+    /// Takes a checkpoint in, dropping what it replaces.
     pub fn admit(&mut self, header: Header) -> Admission {
-        if self.0.iter().any(|kept| kept.descends_from(&header)) {
+        if self.0.iter().any(|kept| kept.replaces(&header)) {
             return Admission::Known;
         }
-        let superseded: Vec<Header> =
-            self.0.extract_if(.., |kept| header.descends_from(kept)).collect();
+        let mut superseded: Vec<Header> =
+            self.0.extract_if(.., |kept| header.replaces(kept)).collect();
+        // What is pinned must not keep work out.
+        if self.0.len() >= Self::MAX
+            && let Some(pin) = self.0.iter().position(|old| {
+                header.descends_from(old)
+                    || self.0.iter().any(|other| other != old && other.descends_from(old))
+            })
+        {
+            superseded.push(self.0.remove(pin));
+        }
         if self.0.len() >= Self::MAX {
             return Admission::Full;
         }
@@ -181,6 +198,12 @@ impl Branches {
         self.0.reserve_exact(1);
         self.0.insert(at, header);
         Admission::Kept { superseded }
+    }
+
+    /// The checkpoints of older versions that are kept beside a newer one of their line.
+    pub fn pinned(&self) -> impl Iterator<Item = &Header> {
+        let newer = |old: &Header| self.0.iter().any(|h| h != old && h.descends_from(old));
+        self.0.iter().filter(move |old| newer(old))
     }
 
     /// Forgets one of the branches' newest checkpoints: reconciled, or found to be damaged.
@@ -210,9 +233,19 @@ impl Branches {
     /// The best branch that contains the floor (Rule 20). A higher position is not enough: it may
     /// have forked off below.
     pub fn best_from(&self, floor: Option<&Ancestor>) -> Option<&Header> {
-        let Some(floor) = floor else { return self.best() };
-        let above = self.0.iter().filter(|header| header.contains(floor)).cloned().collect();
-        let best = Self(above).best().cloned()?;
+        self.best_of(floor, |_| true)
+    }
+
+    /// The best checkpoint that contains the floor, of those whose version `reads` accepts.
+    pub fn best_of(
+        &self,
+        floor: Option<&Ancestor>,
+        reads: impl Fn(u32) -> bool,
+    ) -> Option<&Header> {
+        let fits = |header: &&Header| {
+            floor.is_none_or(|floor| header.contains(floor)) && reads(header.state_version)
+        };
+        let best = Self(self.0.iter().filter(fits).cloned().collect()).best().cloned()?;
         self.0.iter().find(|header| **header == best)
     }
 
@@ -221,12 +254,12 @@ impl Branches {
         self.0.retain(|kept| kept != header);
     }
 
-    /// Forgets what a checkpoint's line contains, and names it.
-    pub fn drop_contained(&mut self, header: &Header) -> Vec<Header> {
-        let (contained, rest) =
-            std::mem::take(&mut self.0).into_iter().partition(|kept| header.descends_from(kept));
+    /// Forgets what a checkpoint replaces, itself included, and names it.
+    pub fn drop_replaced(&mut self, header: &Header) -> Vec<Header> {
+        let (replaced, rest) =
+            std::mem::take(&mut self.0).into_iter().partition(|kept| header.replaces(kept));
         self.0 = rest;
-        contained
+        replaced
     }
 }
 

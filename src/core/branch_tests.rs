@@ -75,6 +75,41 @@ fn two_sides_of_a_split_under_one_epoch_are_two_branches() {
 }
 
 #[test]
+fn the_last_checkpoint_of_an_older_version_stays_until_its_own_version_replaces_it() {
+    let of = |version, seq| Header { state_version: version, ..first(10, 1, seq) };
+    let mut branches = Branches::default();
+    branches.admit(of(1, 1));
+    branches.admit(of(1, 2));
+    branches.admit(of(2, 3));
+    branches.admit(of(2, 4));
+    assert_eq!(kept(&branches), [(10, 2), (10, 4)]);
+    assert_eq!(branches.pinned().collect::<Vec<_>>(), [&of(1, 2)]);
+    assert_eq!(branches.best(), Some(&of(2, 4)));
+    assert_eq!(branches.best_of(None, |version| version == 1), Some(&of(1, 2)));
+    let floor = of(2, 3).point();
+    assert_eq!(branches.best_of(Some(&floor), |version| version == 1), None, "below the floor");
+    // A late copy of what it replaced changes nothing.
+    assert_eq!(branches.admit(of(1, 1)), Admission::Known);
+    // An older version again: whoever reads it reads all there is.
+    branches.admit(of(1, 5));
+    assert_eq!(kept(&branches), [(10, 5)]);
+}
+
+#[test]
+fn a_pinned_checkpoint_gives_way_to_work() {
+    let mut branches = Branches::default();
+    for by in 0..Branches::MAX as u8 {
+        branches.admit(first(10, by, 5));
+    }
+    let newer = Header { state_version: 2, ..first(10, 3, 6) };
+    let Admission::Kept { superseded } = branches.admit(newer.clone()) else {
+        panic!("{branches:?}");
+    };
+    assert_eq!(superseded, [first(10, 3, 5)]);
+    assert!(branches.iter().any(|header| *header == newer));
+}
+
+#[test]
 fn another_run_is_never_an_ancestor() {
     let one = first(10, 1, 5);
     let mut other = first(10, 1, 4);
@@ -137,44 +172,50 @@ struct History {
 }
 
 fn history() -> impl Strategy<Value = History> {
-    prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 1u64..4), 1..24).prop_map(
-        |steps| {
-            let mut commits = vec![first(1, 0, 1)];
-            let mut ancestors = vec![BTreeSet::from([0])];
-            for (parent, takeover, skipped) in steps {
-                let parent = parent.index(commits.len());
-                let from: &Header = &commits[parent];
-                let seq = from.position.seq + skipped;
-                // A lease is one line: only its last commit can be continued under it.
-                let is_last = !commits.iter().any(|other| {
-                    other.writer == from.writer
-                        && other.position.epoch == from.position.epoch
-                        && other.position.seq > from.position.seq
-                });
-                let next = if takeover || !is_last {
-                    // Two takers may mint one epoch; their sessions differ.
-                    let by = commits.len() as u8;
-                    forked(from, from.position.epoch.0 + 1, by, seq)
-                } else {
-                    let mut next = from.clone();
-                    next.position.seq = seq;
-                    next
-                };
-                let mut line = ancestors[parent].clone();
-                line.insert(commits.len());
-                commits.push(next);
-                ancestors.push(line);
-            }
-            History { commits, ancestors }
-        },
-    )
+    let step = (any::<prop::sample::Index>(), any::<bool>(), 1u64..4, 1u32..3);
+    prop::collection::vec(step, 1..24).prop_map(|steps| {
+        let mut commits = vec![first(1, 0, 1)];
+        let mut ancestors = vec![BTreeSet::from([0])];
+        for (parent, takeover, skipped, version) in steps {
+            let parent = parent.index(commits.len());
+            let from: &Header = &commits[parent];
+            let seq = from.position.seq + skipped;
+            // A lease is one line: only its last commit can be continued under it.
+            let is_last = !commits.iter().any(|other| {
+                other.writer == from.writer
+                    && other.position.epoch == from.position.epoch
+                    && other.position.seq > from.position.seq
+            });
+            let mut next = if takeover || !is_last {
+                // Two takers may mint one epoch; their sessions differ.
+                let by = commits.len() as u8;
+                forked(from, from.position.epoch.0 + 1, by, seq)
+            } else {
+                let mut next = from.clone();
+                next.position.seq = seq;
+                next
+            };
+            next.state_version = version;
+            let mut line = ancestors[parent].clone();
+            line.insert(commits.len());
+            commits.push(next);
+            ancestors.push(line);
+        }
+        History { commits, ancestors }
+    })
 }
 
+/// The last of each branch, and of each older version in it.
 fn leaves(history: &History) -> BTreeSet<usize> {
     let all = 0..history.commits.len();
+    let version = |commit: usize| history.commits[commit].state_version;
     all.clone()
         .filter(|leaf| {
-            !all.clone().any(|other| other != *leaf && history.ancestors[other].contains(leaf))
+            !all.clone().any(|other| {
+                other != *leaf
+                    && history.ancestors[other].contains(leaf)
+                    && version(other) <= version(*leaf)
+            })
         })
         .collect()
 }
@@ -193,7 +234,8 @@ proptest! {
         }
     }
 
-    /// Whatever the order of arrival, and however often: exactly the newest of each branch is kept.
+    /// Whatever the order of arrival, and however often: exactly the newest of each branch is kept,
+    /// and of each older version in it.
     #[test]
     fn any_order_of_arrival_keeps_the_newest_of_each_branch(
         (history, order) in history().prop_flat_map(|history| {
@@ -209,13 +251,15 @@ proptest! {
             let had: Vec<Header> = branches.iter().cloned().collect();
             match branches.admit(header.clone()) {
                 Admission::Kept { superseded } => {
-                    for gone in &superseded {
-                        prop_assert!(header.descends_from(gone), "only an ancestor goes");
+                    // More of them for a while than there are in the end: pins give way.
+                    if superseded.iter().any(|gone| !header.replaces(gone)) {
+                        prop_assert!(had.len() >= Branches::MAX, "only what is replaced goes");
+                        return Ok(());
                     }
                     prop_assert_eq!(branches.iter().count(), had.len() + 1 - superseded.len());
                 }
                 Admission::Known => {
-                    prop_assert!(had.iter().any(|kept| kept.descends_from(header)));
+                    prop_assert!(had.iter().any(|kept| kept.replaces(header)));
                 }
                 // More branches for a while than there are in the end.
                 Admission::Full => return Ok(()),

@@ -151,6 +151,17 @@ pub struct Claim {
     /// Why it is parked, failed or quarantined, for people; at most [`Claim::MAX_NOTE`] bytes.
     #[serde(rename = "o", default, skip_serializing_if = "String::is_empty")]
     pub note: String,
+    /// The version of the desired state that was known when it was parked until somebody resumes it:
+    /// only a later order does, whoever keeps it by then.
+    #[serde(rename = "h", default, skip_serializing_if = "is_default")]
+    pub heeded: u64,
+    /// It has ended, and its output is kept no longer.
+    #[serde(rename = "g", default, skip_serializing_if = "is_default")]
+    pub expired: bool,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl Claim {

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::branch::{Ancestor, Header, Position};
 use super::claim::{Claim, Desired, Phase, Spec, Want};
-use super::ids::{Name, RunId, SessionId};
+use super::ids::{Kind, Name, RunId, SessionId};
 use super::lease::{Epoch, Lease};
 use super::message::{Message, Refusal};
 use super::record::{Load, NodeRecord, NodeState};
@@ -345,6 +346,13 @@ pub enum Action {
         /// How many it could have; zero when there is no peer.
         wanted: usize,
     },
+    /// From now on, write a kind's state in this version, if that is possible (DEPLOYS 3.3).
+    WriteVersion {
+        /// The kind, one that this node runs.
+        kind: Kind,
+        /// One that its code reads.
+        version: u32,
+    },
     /// Renew every task's permit (Rule 17), or end it.
     Permit {
         /// No step starts after this.
@@ -407,6 +415,16 @@ pub enum Action {
         /// The highest claim that counts; none when the name is forgotten.
         claim: Option<Claim>,
     },
+    /// A name was found on disk, and nothing else is known of it yet: until `Owner` says more, lookups
+    /// answer with that (Rule 14).
+    Found {
+        /// The name.
+        name: Name,
+        /// Its newest run.
+        run: RunId,
+        /// The best checkpoint of it, if there is any.
+        best: Option<Header>,
+    },
     /// A call has its result.
     Reply {
         /// Which call.
@@ -449,14 +467,17 @@ pub enum CallError {
 }
 
 /// Why a name changed hands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Cause {
     /// Started afresh.
     Start,
     /// Handed over by a node that drains.
+    #[default]
     Drain,
+    /// Handed over by a node that drains, to a revision that was there before its own.
+    Rollback,
     /// Taken over from a dead or silent session.
     Crash,
     /// Taken after its owner released it.

@@ -64,6 +64,8 @@ pub(crate) fn claim() -> impl Strategy<Value = Claim> {
             checkpointed: seq > 0,
             strikes: 0,
             note: String::new(),
+            heeded: 0,
+            expired: false,
         },
     )
 }

@@ -389,12 +389,6 @@ impl Members {
         })
     }
 
-    /// Whether I saw a session die myself (Rule 5).
-    pub fn saw_die(&self, session: &SessionId) -> bool {
-        let dead = |peer: &Peer| peer.is_known_dead() && peer.dead_to.contains(&self.me);
-        self.peers.get(session).is_some_and(dead)
-    }
-
     /// An observer saw a session's link break and its address refuse. Returns whether that makes it
     /// known dead (Rule 5).
     pub fn observed_dead(&mut self, now: Time, suspect: &SessionId, by: &SessionId) -> bool {

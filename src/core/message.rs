@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::branch::{Header, Position};
 use super::claim::{Claim, Desired, Spec};
 use super::ids::{Name, RunId, SessionId};
-use super::io::Gone;
+use super::io::{Cause, Gone};
 use super::lease::Epoch;
 use super::record::NodeState;
 
@@ -84,8 +84,8 @@ pub enum Message {
     },
     /// "May I start these?" (Rule 13)
     Ask {
-        /// Each with its spec, which the asked keeps.
-        asks: Vec<(Claim, Spec)>,
+        /// One for each name.
+        asks: Vec<Question>,
     },
     /// To an [`Message::Ask`], for each name.
     Answers {
@@ -104,6 +104,12 @@ pub enum Message {
         desired: Option<Desired>,
         /// The source never started under `claim`, or has stopped: nothing runs there.
         idle: bool,
+        /// The version of its newest state, if it has one.
+        #[serde(default)]
+        version: Option<u32>,
+        /// Why it is offered.
+        #[serde(default)]
+        cause: Cause,
     },
     /// To an [`Message::Offer`].
     OfferReply {
@@ -243,6 +249,18 @@ pub struct Said {
     pub linked: bool,
 }
 
+/// "May I start this?" (Rule 13)
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Question {
+    /// The claim under which it would start.
+    pub claim: Claim,
+    /// What, for the asked to keep.
+    pub spec: Spec,
+    /// The session that it would be taken over from, which is gone as far as the claimant knows.
+    #[serde(default)]
+    pub from: Option<SessionId>,
+}
+
 /// What a peer says of a claim it was asked about (Rule 13).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Answer {
@@ -267,7 +285,7 @@ pub enum Verdict {
     Yields,
     /// I run it, or my own claim is higher. Carries that claim.
     Held(Box<Claim>),
-    /// That claim's session is dead and buried here (Rule 24).
+    /// The session it would be taken over from is dead and buried here (Rule 24).
     Buried,
 }
 

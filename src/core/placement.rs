@@ -53,12 +53,15 @@ pub fn rendezvous<'a>(
 /// The target of a start or a handover: newest revision, then least loaded, then the rendezvous
 /// order, so that nodes that drain at once agree.
 ///
-/// The newest revision is that of the node that was first seen last with it: it gets a rollback
-/// right, whose label is older but whose nodes are the newest.
+/// The newest revision is that of the node that has had its revision for the shortest time: it gets
+/// a rollback right, whose label is older but whose nodes are the newest. Numbers of deploys, where
+/// they are given, go before that.
 pub fn choose<'a>(name: &Name, candidates: &[Candidate<'a>]) -> Option<&'a SessionId> {
     let newest = candidates
         .iter()
-        .max_by_key(|candidate| (candidate.record.since_ms, candidate.session))
+        .max_by_key(|candidate| {
+            (candidate.record.rollout, candidate.record.since_ms, candidate.session)
+        })
         .map(|candidate| &candidate.record.revision)?;
     candidates
         .iter()

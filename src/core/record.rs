@@ -70,7 +70,7 @@ impl NodeState {
 pub struct Versions {
     /// The oldest it reads.
     pub oldest: u32,
-    /// The newest it reads, which is what it writes.
+    /// The newest it reads, and writes where nobody needs an older one.
     pub newest: u32,
 }
 
@@ -88,8 +88,11 @@ pub struct NodeRecord {
     pub address: SocketAddr,
     /// An opaque label of the program's revision.
     pub revision: String,
-    /// When this node id was first seen with this revision, Unix milliseconds (placement only).
+    /// Since when this node has had this revision, Unix milliseconds (placement only).
     pub since_ms: u64,
+    /// The number of the deploy, where one is given: it goes before `since_ms`.
+    #[serde(default)]
+    pub rollout: Option<u64>,
     /// The kinds it runs.
     pub kinds: BTreeMap<Kind, Versions>,
     /// How many tasks it runs at most.

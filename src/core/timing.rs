@@ -30,6 +30,9 @@ pub struct Timing {
     pub dead_node_grace: Duration,
     /// How long a session stays in the address book unseen. Default 24 h.
     pub address_book: Duration,
+    /// How long after the last node of an older build was seen states are written as it reads them,
+    /// or the last that it reads is kept: the time in which a deploy can be rolled back. Default 10 min.
+    pub finalize_after: Duration,
 }
 
 impl Default for Timing {
@@ -49,6 +52,7 @@ impl Default for Timing {
             tombstone_retention: Duration::from_secs(24 * 3600),
             dead_node_grace: Duration::from_secs(12 * 60),
             address_book: Duration::from_secs(24 * 3600),
+            finalize_after: Duration::from_secs(10 * 60),
         }
     }
 }

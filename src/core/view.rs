@@ -251,6 +251,21 @@ impl View {
         self.claims(name).filter(|claim| claim.has_won()).max_by(|a, b| a.order(b))
     }
 
+    /// Who has a name in hand, for lookups and orders: its owner, but as long as the target of a
+    /// transfer has only accepted it, its source.
+    pub fn holder(&self, name: &Name) -> Option<&Claim> {
+        let owner = self.owner(name)?;
+        let source = match &owner.phase {
+            Phase::Incoming { from } => self.get(name, from),
+            _ => None,
+        };
+        Some(
+            source
+                .filter(|source| source.run == owner.run && source.phase.is_held())
+                .unwrap_or(owner),
+        )
+    }
+
     /// The run that ended under the highest claim, if the newest run has ended.
     pub fn ended(&self, name: &Name) -> Option<&Claim> {
         self.owner(name).filter(|claim| claim.phase.is_terminal())

@@ -18,7 +18,7 @@ use crate::core::io::{Action, From};
 use crate::core::message::Message;
 use crate::gossip::Table;
 use crate::link::Class;
-use crate::registry::TaskEvent;
+use crate::registry::{Entry, TaskEvent};
 
 /// Frames up to this size may overtake bulk transfers.
 const SMALL: usize = 16 << 10;
@@ -60,8 +60,9 @@ impl Control {
                     self.note_progress(header);
                     let now_ms = self.clock.wall_ms();
                     let age = now_ms.saturating_sub(header.wall_ms);
-                    metrics::checkpoint_age(Duration::from_millis(age));
+                    metrics::checkpoint_age(&header.kind, Duration::from_millis(age));
                 }
+                self.tally.begun(self.clock.boot(), &spec.name, spec.run, &from);
                 self.runner.start(spec, lease, from, lineage, seq);
             }
             Action::Reepoch { name, lease } => self.runner.reepoch(&name, lease),
@@ -72,6 +73,10 @@ impl Control {
                 self.runner.replicated(&name, position, replicas, wanted);
             }
             Action::Permit { until } => self.runner.permit(until),
+            Action::WriteVersion { kind, version } => {
+                tracing::info!(target: "handover::task", %kind, version, "states are written in this version from now on");
+                self.runner.write_version(&kind, version);
+            }
             Action::Store { spec, header, state, from } => {
                 self.note_progress(&header);
                 let answer = Written::Checkpoint { header: header.clone(), from };
@@ -107,6 +112,14 @@ impl Control {
                 let answer = Written::Deletion { name: name.clone() };
                 let write = Write::DropOutput { name, run };
                 self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
+            }
+            Action::Found { name, run, best } => {
+                let epoch = best.as_ref().map(|header| header.position.epoch);
+                let found = Entry::found(&self.me, &self.revision, name, run, epoch);
+                self.board.registry.found(found);
+                if let Some(header) = best {
+                    self.note_progress(&header);
+                }
             }
             Action::Owner { name, claim } => self.show_owner(&name, claim.as_ref()),
             Action::Reply { call, result } => {
@@ -174,6 +187,10 @@ impl Control {
         });
         if claim.is_none() {
             self.progress.remove(name);
+        }
+        if claim.is_none_or(|claim| claim.session != self.me) {
+            let before = self.board.registry.get(name).and_then(|entry| entry.ran_on);
+            self.tally.owned(self.clock.boot(), name, claim, before.as_ref());
         }
         self.board.registry.set(name, claim, revision);
     }

@@ -129,7 +129,12 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
         // Reads the whole executable.
         None => spawn_blocking(revision::detect).await.unwrap_or_else(|_| "unknown".into()),
     };
+    let rollout = match settings.rollout {
+        Some(rollout) => Some(rollout),
+        None => revision::rollout()?,
+    };
     let disk = disk::open(settings.data_dir.as_deref(), &settings.cluster, &me, wall_ms).await?;
+    let since_ms = disk.has_had(&revision, wall_ms).await?;
     let seeds = settings.seeds.resolve(&*network).await?;
     let (found_seeds, seed_inputs) = mpsc::channel(1);
     let resolving = settings.seeds.keep_resolving(network.clone(), found_seeds);
@@ -144,13 +149,14 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
     let record = NodeRecord {
         address,
         revision: revision.clone(),
-        since_ms: wall_ms,
+        since_ms,
+        rollout,
         kinds: kinds.versions(),
         max_running: settings.max_running,
         succeeds: disk.succeeds,
     };
     sockets.gossip.set_record(&record);
-    let kind_limits = kinds.limits_by_kind();
+    let (kind_limits, finish_here) = (kinds.limits_by_kind(), kinds.finished_here());
     let machine = Machine::new(
         clock::now(&*clock),
         MachineConfig {
@@ -165,6 +171,7 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
             durable: disk.keep.is_durable(),
             known_dead: settings.known_dead,
             kind_limits,
+            finish_here,
             max_names: settings.max_names,
             on_lost_state: settings.on_lost_state,
         },

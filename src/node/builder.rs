@@ -32,6 +32,7 @@ pub(super) struct Settings {
     pub(super) kinds: Kinds,
     pub(super) bad_task: Option<RegisterError>,
     pub(super) revision: Option<String>,
+    pub(super) rollout: Option<u64>,
     pub(super) timing: Timing,
     pub(super) replicas: usize,
     pub(super) drain_budget: Duration,
@@ -78,6 +79,7 @@ impl NodeBuilder {
             kinds: Kinds::default(),
             bad_task: None,
             revision: None,
+            rollout: None,
             timing: Timing::default(),
             replicas: 1,
             drain_budget: Duration::from_secs(25),
@@ -180,6 +182,14 @@ impl NodeBuilder {
     /// environment, or else a hash of the executable.
     pub fn revision(mut self, label: impl Into<String>) -> Self {
         self.0.revision = Some(label.into());
+        self
+    }
+
+    /// The number of the deploy that this process is part of: tasks go to the nodes with the highest.
+    /// Default: `HANDOVER_ROLLOUT` from the environment. Without numbers they go to the revision that
+    /// came last, as far as the nodes' clocks tell, which also gets a rollback right.
+    pub fn rollout(mut self, number: u64) -> Self {
+        self.0.rollout = Some(number);
         self
     }
 

@@ -182,6 +182,7 @@ impl Control {
         }
         self.queries.expire(now);
         self.tally.expire(now);
+        self.measure_overlaps(now);
         if self.draining.as_mut().is_some_and(|draining| draining.is_overdue(now)) {
             tracing::warn!(target: "handover::drain", "the drain budget is spent: steps are dropped, what is left is released");
             self.feed(Event::DrainNow);
@@ -228,8 +229,7 @@ impl Control {
     }
 
     fn set_gauges(&mut self) {
-        let machine = &self.machine;
-        self.tally.gauge(&self.own, |name| machine.spec(name).map(|spec| spec.kind.to_string()));
+        self.tally.gauge(&self.own, &self.machine);
     }
 
     /// Shows where the node stands.

@@ -72,6 +72,17 @@ impl Keep {
 }
 
 impl Disk {
+    /// Since when this node has had this revision, without a break.
+    pub(super) async fn has_had(&self, revision: &str, wall_ms: u64) -> Result<u64, StartError> {
+        let Some(directory) = self.keep.directory.clone() else {
+            return Ok(wall_ms);
+        };
+        let revision = revision.to_owned();
+        let known = spawn_blocking(move || directory.has_had(&revision, wall_ms)).await;
+        // It fails only when the runtime ends, and then nobody waits for the node.
+        Ok(known.unwrap_or(Ok(wall_ms))?)
+    }
+
     /// Persists each later generation before it is used.
     pub(super) fn on_generation(&self) -> Box<dyn Fn(u64) + Send + Sync> {
         let directory = self.keep.directory.clone();

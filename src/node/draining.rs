@@ -125,6 +125,16 @@ impl Draining {
         self.fates.insert(name.clone(), Fate::Unstoppable);
     }
 
+    /// Gives the report to those who wait for it.
+    pub(super) fn tell(&mut self) {
+        if let Some(report) = &self.report {
+            for waiting in self.waiting.drain(..) {
+                // Whoever asked may have stopped waiting.
+                let _ = waiting.send(report.clone());
+            }
+        }
+    }
+
     /// Ends the drain. `own` are the claims that this node publishes.
     pub(super) fn finish(
         &mut self,
@@ -177,10 +187,6 @@ impl Draining {
             }
         }
         report.abandoned = abandoned.into_iter().collect();
-        for waiting in self.waiting.drain(..) {
-            // Whoever asked may have stopped waiting.
-            let _ = waiting.send(report.clone());
-        }
         self.report.insert(report)
     }
 }

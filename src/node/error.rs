@@ -71,6 +71,9 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The environment's number of the deploy is no number.
+    #[error("HANDOVER_ROLLOUT is {0:?}, which is no whole number: set it to one, or unset it")]
+    InvalidRollout(String),
     /// The data directory cannot be used.
     #[error(transparent)]
     DataDirectory(#[from] DirectoryError),
@@ -110,6 +113,12 @@ pub enum RunError {
     /// No known node registers the kind. Nothing was started.
     #[error("no known node can run tasks of kind {0}: start one that registers it with `task`")]
     UnknownKind(Kind),
+    /// Those nodes that can, or of which it is not known yet, take no tasks now: they are joining,
+    /// cordoned or draining. Nothing was started.
+    #[error(
+        "no node that can run tasks of kind {0} takes any now: wait until one is ready, or uncordon one"
+    )]
+    NotUp(Kind),
     /// Every node that could run it is full. Nothing was started.
     #[error(
         "every node that can run the task is full: raise `max_running`, add a node, or try again later"

@@ -173,6 +173,9 @@ impl<T: Job> Handle<T> {
             _ => return Err(OutputError::Superseded),
         }
         for attempt in 0..ATTEMPTS {
+            if self.node.registry().get(&name).is_some_and(|e| e.run == run && e.expired) {
+                break;
+            }
             let query = Query::Output { name: name.clone(), run };
             match self.ask(query, attempt).await? {
                 Some(Answer::Output(bytes)) => {

@@ -6,12 +6,14 @@ use super::control::Control;
 use super::event::NodeEvent;
 use super::metrics;
 use super::pending::{Pending, Whom, Written};
+use super::queries::Asker;
 use super::records::{self, Named};
-use super::wire::{self, Answer, Wire};
+use super::wire::{self, Answer, Query, Wire};
 use crate::checkpoint::{self as store, Damage, QueueFull, Reply, Request, StoreError};
 use crate::core::branch::Header;
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::Event;
+use crate::core::time::Time;
 use crate::gossip::{GossipEvent, Table};
 use crate::link::LinkEvent;
 
@@ -30,7 +32,7 @@ impl Control {
                 echoed,
                 returned,
             } => {
-                self.peers.heard(&from, (state, version), address);
+                self.peers.heard(&from, (state, version), address, self.clock.boot());
                 let heard = Event::Heard {
                     from: from.clone(),
                     state,
@@ -156,23 +158,37 @@ impl Control {
     fn on_link_down(&mut self, with: SessionId, refused: bool) {
         tracing::debug!(target: "handover::link", peer = %with, refused, "link down");
         self.queries.lost(&with);
-        if self.peers.link_down(&with) {
+        if self.peers.link_down(&with, self.clock.boot()) {
             self.unwant(&with);
         }
         self.feed(Event::LinkDown { with, refused });
     }
 
     fn on_frame(&mut self, from: SessionId, bytes: &[u8]) {
+        self.peers.lives(&from, self.clock.boot());
         match wire::decode::<Wire>(bytes) {
             Ok(Wire::Core(message)) => {
                 self.feed(Event::Message { from, message: *message });
             }
             Ok(Wire::Query { id, query }) => self.answer(query, Whom::There { to: from, id }),
-            Ok(Wire::Answer { id, answer }) => self.queries.answer(&from, id, answer),
+            Ok(Wire::Answer { id, answer }) => self.on_answer(&from, id, answer),
             Err(error) => {
                 metrics::frame_rejected();
                 tracing::warn!(target: "handover::link", peer = %from, %error, "a frame was dropped");
             }
+        }
+    }
+
+    fn on_answer(&mut self, from: &SessionId, id: u64, answer: Option<Answer>) {
+        match (self.queries.take(from, id), answer) {
+            // Whoever asked may have stopped waiting.
+            (Some(Asker::Handle(handle)), answer) => drop(handle.send(answer)),
+            (Some(Asker::Overlap { name, asked }), Some(Answer::RunsFor(theirs))) => {
+                self.tally.overlapped(&name, Some((asked, theirs)));
+            }
+            // It runs there no more: nobody can tell.
+            (Some(Asker::Overlap { name, .. }), _) => self.tally.overlapped(&name, None),
+            (None, _) => {}
         }
     }
 
@@ -181,15 +197,33 @@ impl Control {
     pub(super) fn on_runner(&mut self, event: Event) {
         match &event {
             Event::Committed { header, .. } => self.note_progress(header),
-            Event::Stopped { name, sealed, .. } => {
-                if let Some((header, _)) = sealed {
+            Event::Stopped { name, sealed, dropped, .. } => {
+                let header = sealed.as_ref().map(|(header, _)| header);
+                if let Some(header) = header {
                     self.note_progress(header);
                 }
-                self.tally.stopped(self.clock.boot(), name);
+                self.note_stop(name, header, *dropped);
+            }
+            Event::Ended { name, .. } | Event::Unreadable { name, .. } => {
+                self.note_stop(name, None, false);
             }
             _ => {}
         }
         self.feed(event);
+    }
+
+    /// Nothing of a task runs here any more.
+    fn note_stop(&mut self, name: &Name, sealed: Option<&Header>, dropped: bool) {
+        let now = (self.clock.boot(), self.clock.wall_ms());
+        self.tally.stopped(now, name, sealed, dropped);
+    }
+
+    /// Asks the nodes for whose copies some have stopped here since when they have been running.
+    pub(super) fn measure_overlaps(&mut self, now: Time) {
+        for (name, kept) in self.tally.ask_now(now) {
+            let asker = Asker::Overlap { name: name.clone(), asked: now };
+            self.ask_of(&kept, Query::Yielded { name }, asker);
+        }
     }
 
     // ---- store ----------------------------------------------------------------------------

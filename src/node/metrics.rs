@@ -7,12 +7,15 @@ use metrics::{
 };
 
 use super::drain::DrainReport;
+use super::tally::Arrival;
+use crate::core::ids::Kind;
 use crate::core::io::Cause;
+use crate::core::machine::Needs;
 
 /// Describes every metric to the recorder. Doing it again changes nothing.
 pub(crate) fn describe() {
     describe_gauge!("handover_tasks", Unit::Count, "Tasks this node holds, by kind and state");
-    describe_gauge!("handover_peers", Unit::Count, "Peers this node knows, by state");
+    describe_gauge!("handover_peers", Unit::Count, "Peers this node knows");
     describe_gauge!(
         "handover_gossip_one_way",
         Unit::Count,
@@ -31,18 +34,24 @@ pub(crate) fn describe() {
     describe_histogram!(
         "handover_move_gap_seconds",
         Unit::Seconds,
-        "Time in which nobody ran a task that this node handed over: from its stop here to the news that it runs there, so an upper bound by the news' way"
+        "Time in which nobody ran a task, by reason: from its stop to the news that it runs elsewhere; after a crash from the owner's last sign of life"
     );
     describe_histogram!(
         "handover_overlap_seconds",
         Unit::Seconds,
-        "Time for which this node still ran a task after it saw the claim that ends it here: a lower bound of the overlap"
+        "Time for which two nodes ran a task, told by the one that stopped: from the later start to its stop"
     );
     describe_histogram!(
         "handover_checkpoint_age_seconds",
         Unit::Seconds,
-        "Age by wall clock of the checkpoint that a task taken over here started from"
+        "Age of a task's newest checkpoint, by kind: when the next one was committed, and when a node went on from it"
     );
+    describe_histogram!(
+        "handover_work_redone_ratio",
+        Unit::Count,
+        "Share of a run's work so far that a move made to be done again, by reason"
+    );
+    describe_histogram!("handover_step_seconds", Unit::Seconds, "How long steps took, by kind");
     describe_histogram!(
         "handover_drain_seconds",
         Unit::Seconds,
@@ -53,7 +62,16 @@ pub(crate) fn describe() {
         Unit::Count,
         "Tasks whose last commit no other node held when the drain ended"
     );
-    describe_gauge!("handover_parked", Unit::Count, "Tasks this node keeps parked");
+    describe_gauge!(
+        "handover_parked",
+        Unit::Count,
+        "Tasks this node keeps parked, by what they need and why"
+    );
+    describe_gauge!(
+        "handover_one_way",
+        Unit::Count,
+        "Tasks held here whose newest state a node cannot read that is there, or was lately, by kind"
+    );
     describe_counter!(
         "handover_conflicts_total",
         Unit::Count,
@@ -74,12 +92,33 @@ pub(crate) fn describe() {
         Unit::Count,
         "Messages to peers that no link could take; what matters is sent again"
     );
+    describe_counter!(
+        "handover_gossip_rejected_total",
+        Unit::Count,
+        "Datagrams that were not taken in, by reason"
+    );
+    describe_counter!(
+        "handover_gossip_dropped_total",
+        Unit::Count,
+        "Gossip that a full queue dropped, by what; it is repeated"
+    );
+    describe_counter!(
+        "handover_gossip_send_errors_total",
+        Unit::Count,
+        "Datagrams that the system would not send"
+    );
+    describe_counter!(
+        "handover_gossip_foreign_writes_total",
+        Unit::Count,
+        "Times that a peer wrote what only this node may write; it was overwritten"
+    );
 }
 
 pub(crate) const fn reason(cause: Cause) -> &'static str {
     match cause {
         Cause::Start => "start",
         Cause::Drain => "drain",
+        Cause::Rollback => "rollback",
         Cause::Crash => "crash",
         Cause::Released => "released",
         Cause::Boot => "boot",
@@ -87,24 +126,37 @@ pub(crate) const fn reason(cause: Cause) -> &'static str {
     }
 }
 
-pub(crate) fn moved_here(cause: Cause, from_rev: String, to_rev: String, again: bool) {
-    counter!("handover_moves_total", "reason" => reason(cause), "from_rev" => from_rev, "to_rev" => to_rev)
+pub(crate) fn moved_here(cause: Cause, from_rev: String, to_rev: String, arrival: Arrival) {
+    let reason = reason(cause);
+    counter!("handover_moves_total", "reason" => reason, "from_rev" => from_rev, "to_rev" => to_rev)
         .increment(1);
-    if again {
+    if arrival.again {
         counter!("handover_task_double_moves_total").increment(1);
+    }
+    if let Some(gap) = arrival.gap {
+        move_gap(reason, gap);
+    }
+    if let Some(share) = arrival.redone {
+        work_redone(reason, share);
     }
 }
 
-pub(crate) fn move_gap(gap: Duration) {
-    histogram!("handover_move_gap_seconds").record(gap);
+pub(crate) fn move_gap(reason: &'static str, gap: Duration) {
+    histogram!("handover_move_gap_seconds", "reason" => reason).record(gap);
+}
+
+pub(crate) fn work_redone(reason: &'static str, share: f64) {
+    histogram!("handover_work_redone_ratio", "reason" => reason).record(share);
 }
 
 pub(crate) fn overlap(seen: Duration) {
     histogram!("handover_overlap_seconds").record(seen);
 }
 
-pub(crate) fn checkpoint_age(age: Duration) {
-    histogram!("handover_checkpoint_age_seconds").record(age);
+/// The age of the checkpoint that a task goes on from here.
+pub(crate) fn checkpoint_age(kind: &Kind, age: Duration) {
+    let kind = kind.to_string();
+    histogram!("handover_checkpoint_age_seconds", "kind" => kind, "at" => "start").record(age);
 }
 
 pub(crate) fn drained(report: &DrainReport) {
@@ -121,8 +173,13 @@ pub(crate) fn tasks(kind: &str, state: &'static str, count: usize) {
     gauge!("handover_tasks", "kind" => kind.to_owned(), "state" => state).set(count as f64);
 }
 
-pub(crate) fn parked(count: usize) {
-    gauge!("handover_parked").set(count as f64);
+pub(crate) fn parked(needs: &Needs, count: usize) {
+    gauge!("handover_parked", "needs" => needs.to_string(), "reason" => needs.reason())
+        .set(count as f64);
+}
+
+pub(crate) fn one_way(kind: &str, count: usize) {
+    gauge!("handover_one_way", "kind" => kind.to_owned()).set(count as f64);
 }
 
 pub(crate) fn peers(count: usize) {

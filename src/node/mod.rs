@@ -34,7 +34,7 @@ pub use event::{Events, NodeEvent};
 pub use executor::Executor;
 pub use handle::Handle;
 pub use seeds::Seeds;
-pub use status::{PeerStatus, RunningTask, Status};
+pub use status::{KindStatus, PeerStatus, RunningTask, Status};
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -150,6 +150,7 @@ impl Node {
             Some(Ok(run)) => Ok(Handle::new(self.clone(), Ok(name), Some(run))),
             Some(Err(CallError::NoNode(Refusal::Incompatible))) => Err(RunError::UnknownKind(kind)),
             Some(Err(CallError::NoNode(Refusal::Full))) => Err(RunError::Full),
+            Some(Err(CallError::NoNode(Refusal::NotUp))) => Err(RunError::NotUp(kind)),
             Some(Err(CallError::NoNode(other))) => Err(RunError::Refused(other.to_string())),
             Some(Err(CallError::NotReady)) => Err(RunError::NotReady),
             Some(Err(CallError::Superseded)) => Err(RunError::Superseded),
@@ -163,6 +164,11 @@ impl Node {
     }
 
     /// Who holds a name, as far as this node knows. Answered from memory, never waits.
+    ///
+    /// None says that the name is unknown *here*, not that there is no such task: gossip may not have
+    /// brought it yet, in particular to a node that is not ready. What a node finds on its own disk
+    /// is known from the start, as [`TaskState::Stored`](crate::TaskState::Stored), until the others
+    /// have been heard. To be sure that something runs, [`Node::run`] it: the name makes it one task.
     pub fn whereis(&self, name: &str) -> Option<Entry> {
         self.registry().get(&Name::new(name).ok()?)
     }

@@ -26,6 +26,7 @@ impl Control {
             Notice::Moved { name, to, epoch } => self.on_moved(name, to, epoch),
             Notice::Released { name, replicas } => {
                 tracing::info!(target: "handover::move", %name, replicas, "released");
+                self.tally.released(&name);
                 if let Some(draining) = &mut self.draining {
                     draining.released(&name, replicas);
                 }
@@ -107,7 +108,10 @@ impl Control {
                 self.peers.left(&peer);
             }
             // If it is heard again after all, it is dialled again.
-            Gone::Dead => self.unwant(&peer),
+            Gone::Dead => {
+                self.peers.died(&peer);
+                self.unwant(&peer);
+            }
             // Perhaps only cut off: its address goes on being tried until gossip forgets it.
             _ => {}
         }
@@ -129,12 +133,14 @@ impl Control {
         }
         if let Some(from) = from.as_ref().filter(|from| **from != self.me) {
             let from_revision = self.peers.revision(from);
-            let again = self.tally.moved_here(self.clock.boot(), &name);
+            let now = (self.clock.boot(), self.clock.wall_ms());
+            let heard = self.peers.last_sign_of(from);
+            let arrival = self.tally.moved_here(now, &name, cause, heard);
             metrics::moved_here(
                 cause,
                 from_revision.unwrap_or_else(|| "unknown".into()),
                 self.revision.clone(),
-                again,
+                arrival,
             );
         }
         NodeEvent::Started { name, epoch, cause, from }
@@ -158,10 +164,16 @@ impl Control {
         NodeEvent::Ended { name, state }
     }
 
+    /// Another node has stopped its copy of a task for the one that runs here.
+    pub(super) fn on_yielded(&mut self, name: Name, stopped: SessionId) {
+        let event = self.on_conflict(name, self.me.clone(), stopped);
+        self.board.tell(event);
+    }
+
     fn on_conflict(&mut self, name: Name, kept: SessionId, stopped: SessionId) -> NodeEvent {
         tracing::warn!(target: "handover::conflict", %name, %kept, %stopped, "two nodes held the task");
         if stopped == self.me {
-            self.tally.losing(self.clock.boot(), &name);
+            self.tally.losing(self.clock.boot(), &name, &kept);
         }
         metrics::conflict(kept == self.me);
         let event = TaskEvent::Conflict {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::status::PeerStatus;
 use crate::core::ids::{NodeId, SessionId};
 use crate::core::record::{Load, NodeRecord, NodeState};
+use crate::core::time::Time;
 
 /// What is known of one session.
 #[derive(Debug, Default)]
@@ -28,6 +29,10 @@ pub(super) struct Peer {
     /// It has been told of as being there, and not as having left: gossip goes on telling of sessions
     /// that ended before this node began.
     listed: bool,
+    /// The last that came from itself.
+    alive: Option<Time>,
+    /// When its link broke last.
+    broke: Option<Time>,
 }
 
 impl Peer {
@@ -68,10 +73,12 @@ impl Peers {
         session: &SessionId,
         (state, version): (NodeState, u64),
         at: SocketAddr,
+        now: Time,
     ) {
         let Some(peer) = self.entry(session) else {
             return;
         };
+        peer.alive = Some(now);
         // One datagram can overtake another.
         let changed = peer.state != state && version >= peer.version;
         if changed {
@@ -112,13 +119,35 @@ impl Peers {
     }
 
     /// Whether the session had said goodbye, so that its link is not to be had again.
-    pub(super) fn link_down(&mut self, session: &SessionId) -> bool {
+    pub(super) fn link_down(&mut self, session: &SessionId, now: Time) -> bool {
         let Some(peer) = self.all.get_mut(session) else {
             return false;
         };
+        if peer.linked {
+            peer.broke = Some(now);
+        }
         self.dirty |= peer.linked;
         peer.linked = false;
         peer.left
+    }
+
+    /// A frame came from it.
+    pub(super) fn lives(&mut self, session: &SessionId, now: Time) {
+        if let Some(peer) = self.all.get_mut(session) {
+            peer.alive = Some(now);
+        }
+    }
+
+    /// It is known to be dead: its kernel closed its links, so it lived until then.
+    pub(super) fn died(&mut self, session: &SessionId) {
+        if let Some(peer) = self.all.get_mut(session) {
+            peer.alive = peer.alive.max(peer.broke);
+        }
+    }
+
+    /// The last sign of life of a session.
+    pub(super) fn last_sign_of(&self, session: &SessionId) -> Option<Time> {
+        self.all.get(session)?.alive
     }
 
     /// It said goodbye: its link is its own to close.

@@ -1,6 +1,6 @@
 //! What the store was asked: goes with the request, comes back with the answer.
 
-use super::queries::Asker;
+use super::queries::Handle;
 use crate::core::branch::Header;
 use crate::core::ids::{Name, RunId, SessionId};
 
@@ -39,7 +39,7 @@ pub(super) enum Written {
 #[derive(Debug)]
 pub(super) enum Whom {
     /// A handle of this node.
-    Here(Asker),
+    Here(Handle),
     /// Another node.
     There { to: SessionId, id: u64 },
 }

@@ -6,11 +6,25 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::wire::Answer;
-use crate::core::ids::SessionId;
+use crate::core::ids::{Name, SessionId};
 use crate::core::time::Time;
 
+/// A handle of this node that waits for an answer.
+pub(super) type Handle = oneshot::Sender<Option<Answer>>;
+
 /// Somebody here who waits for an answer.
-pub(super) type Asker = oneshot::Sender<Option<Answer>>;
+#[derive(Debug)]
+pub(super) enum Asker {
+    /// A handle.
+    Handle(Handle),
+    /// The measurement of how long this node and another ran a task at once. It asks again.
+    Overlap {
+        /// The task.
+        name: Name,
+        /// When it was asked.
+        asked: Time,
+    },
+}
 
 /// How long a question stays open: a little longer than its asker waits.
 const OPEN: Duration = Duration::from_secs(2);
@@ -44,14 +58,10 @@ impl Queries {
         Some(self.next)
     }
 
-    /// Takes an answer in. One from somebody who was not asked is ignored.
-    pub(super) fn answer(&mut self, from: &SessionId, id: u64, answer: Option<Answer>) {
-        if self.open.get(&id).is_some_and(|open| open.to == *from)
-            && let Some(open) = self.open.remove(&id)
-        {
-            // Whoever asked may have stopped waiting.
-            let _ = open.asker.send(answer);
-        }
+    /// Who asked a question that is answered now. An answer from somebody who was not asked has none.
+    pub(super) fn take(&mut self, from: &SessionId, id: u64) -> Option<Asker> {
+        self.open.get(&id).filter(|open| open.to == *from)?;
+        Some(self.open.remove(&id)?.asker)
     }
 
     /// Drops what waited too long; its askers see it at once.
@@ -72,7 +82,6 @@ impl Queries {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-    use bytes::Bytes;
     use uuid::Uuid;
 
     use super::*;
@@ -85,20 +94,18 @@ mod tests {
     #[test]
     fn only_the_asked_can_answer() {
         let mut queries = Queries::default();
-        let (asker, mut answer) = oneshot::channel();
-        let id = queries.open(Time::ZERO, session("a"), asker).unwrap();
-        let output = Answer::Output(Bytes::from_static(b"1"));
-        queries.answer(&session("b"), id, Some(output.clone()));
-        assert!(answer.try_recv().is_err());
-        queries.answer(&session("a"), id, Some(output.clone()));
-        assert_eq!(answer.try_recv().unwrap(), Some(output));
+        let (asker, _answer) = oneshot::channel();
+        let id = queries.open(Time::ZERO, session("a"), Asker::Handle(asker)).unwrap();
+        assert!(queries.take(&session("b"), id).is_none());
+        assert!(matches!(queries.take(&session("a"), id), Some(Asker::Handle(_))));
+        assert!(queries.take(&session("a"), id).is_none(), "once");
     }
 
     #[test]
     fn an_unanswered_question_ends() {
         let mut queries = Queries::default();
         let (asker, mut answer) = oneshot::channel();
-        queries.open(Time::ZERO, session("a"), asker).unwrap();
+        queries.open(Time::ZERO, session("a"), Asker::Handle(asker)).unwrap();
         queries.expire(Time::ZERO + OPEN / 2);
         assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         queries.expire(Time::ZERO + OPEN);

@@ -100,6 +100,8 @@ mod tests {
             checkpointed: true,
             strikes: 0,
             note: String::new(),
+            heeded: 0,
+            expired: false,
         }
     }
 

@@ -11,13 +11,14 @@ use super::drain::DrainReport;
 use super::draining::{Draining, Others};
 use super::metrics;
 use super::pending::{Pending, Whom};
-use super::queries::Asker;
-use super::status::{RunningTask, Status};
+use super::queries::{Asker, Handle};
+use super::status::{KindStatus, RunningTask, Status};
 use super::wire::{Answer, Query, Wire};
 use crate::checkpoint::Request;
 use crate::core::branch::Progress;
-use crate::core::ids::{Name, SessionId};
+use crate::core::ids::{Kind, Name, SessionId};
 use crate::core::io::Event;
+use crate::core::record::Versions;
 use crate::registry::{Entry, TaskState};
 use crate::signal::Signal;
 
@@ -62,7 +63,7 @@ impl Control {
     // ---- questions ------------------------------------------------------------------------
 
     /// Answers from here if possible, or else asks the node that should know.
-    fn ask(&mut self, query: Query, attempt: usize, asker: Asker) {
+    fn ask(&mut self, query: Query, attempt: usize, asker: Handle) {
         let Some(entry) = self.board.registry.get(query.name()) else {
             let _ = asker.send(None);
             return;
@@ -70,11 +71,14 @@ impl Control {
         let whom = self.who_knows(&entry, &query, attempt);
         match whom {
             None => self.answer(query, Whom::Here(asker)),
-            Some(to) => {
-                if let Some(id) = self.queries.open(self.clock.boot(), to.clone(), asker) {
-                    self.send(&to, &Wire::Query { id, query });
-                }
-            }
+            Some(to) => self.ask_of(&to, query, Asker::Handle(asker)),
+        }
+    }
+
+    /// Asks one other node.
+    pub(super) fn ask_of(&mut self, to: &SessionId, query: Query, asker: Asker) {
+        if let Some(id) = self.queries.open(self.clock.boot(), to.clone(), asker) {
+            self.send(to, &Wire::Query { id, query });
         }
     }
 
@@ -104,6 +108,14 @@ impl Control {
             }
             Query::Output { name, run } => {
                 self.ask_store(Pending::Output(whom), Request::Output { name, run });
+            }
+            Query::Yielded { name } => {
+                let since = self.tally.runs_since(&name);
+                if let (Some(_), Whom::There { to, .. }) = (since, &whom) {
+                    self.on_yielded(name, to.clone());
+                }
+                let runs_for = since.map(|since| self.clock.boot().since(since));
+                self.reply(whom, runs_for.map(Answer::RunsFor));
             }
         }
     }
@@ -180,6 +192,7 @@ impl Control {
             outcome = report.outcome(),
             "drained"
         );
+        draining.tell();
     }
 
     // ---- status ---------------------------------------------------------------------------
@@ -205,6 +218,24 @@ impl Control {
             peers: self.peers.shown(),
             running,
             tasks,
+            kinds: self.kinds(),
         }
+    }
+
+    fn kinds(&self) -> BTreeMap<Kind, KindStatus> {
+        let mut kinds: BTreeMap<Kind, KindStatus> = self
+            .machine
+            .kinds()
+            .map(|(kind, Versions { oldest, newest }, writes)| {
+                (kind.clone(), KindStatus { oldest, newest, writes, one_way: 0 })
+            })
+            .collect();
+        for name in self.own.keys().filter(|name| self.machine.is_one_way(name)) {
+            let kind = self.machine.spec(name).and_then(|spec| kinds.get_mut(&spec.kind));
+            if let Some(kind) = kind {
+                kind.one_way += 1;
+            }
+        }
+        kinds
     }
 }

@@ -5,8 +5,28 @@ use std::io;
 
 use sha2::{Digest, Sha256};
 
+use super::error::StartError;
+
 /// Overrides the revision when set and not empty.
 const VARIABLE: &str = "HANDOVER_REVISION";
+
+/// The number of the deploy.
+const ROLLOUT: &str = "HANDOVER_ROLLOUT";
+
+/// The environment's number of the deploy, if there is one.
+pub(crate) fn rollout() -> Result<Option<u64>, StartError> {
+    parse_rollout(std::env::var(ROLLOUT).ok())
+}
+
+fn parse_rollout(text: Option<String>) -> Result<Option<u64>, StartError> {
+    match text.filter(|text| !text.is_empty()) {
+        None => Ok(None),
+        Some(text) => match text.parse() {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => Err(StartError::InvalidRollout(text)),
+        },
+    }
+}
 
 /// The environment's label, or else a hash of the running executable. Reads the whole executable:
 /// call it off the async threads.
@@ -31,6 +51,15 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
 
     use super::*;
+
+    #[test]
+    fn a_rollout_is_a_number_or_an_error() {
+        assert_eq!(parse_rollout(None).unwrap(), None);
+        assert_eq!(parse_rollout(Some(String::new())).unwrap(), None);
+        assert_eq!(parse_rollout(Some("17".into())).unwrap(), Some(17));
+        let error = parse_rollout(Some("v17".into())).unwrap_err();
+        assert!(matches!(&error, StartError::InvalidRollout(text) if text == "v17"), "{error}");
+    }
 
     #[test]
     fn one_executable_has_one_revision() {

@@ -32,6 +32,24 @@ pub struct Status {
     pub running: Vec<RunningTask>,
     /// How many names are known, by state.
     pub tasks: BTreeMap<&'static str, usize>,
+    /// The kinds this node runs.
+    pub kinds: BTreeMap<Kind, KindStatus>,
+}
+
+/// A kind of tasks that a node runs, and the versions of their state.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct KindStatus {
+    /// The oldest version that this build reads.
+    pub oldest: u32,
+    /// The newest version that this build reads.
+    pub newest: u32,
+    /// The version it writes now, where the task can: the newest that all nodes read that are there,
+    /// or were within the last [`Timing::finalize_after`](crate::Timing::finalize_after).
+    pub writes: u32,
+    /// Tasks held here whose newest state one of those nodes cannot read. A rollback to it would go
+    /// back to their last checkpoint of an older version.
+    pub one_way: usize,
 }
 
 /// A peer, as this node sees it.

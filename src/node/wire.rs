@@ -1,5 +1,7 @@
 //! What travels over a link: the machine's messages, and questions that only the edge can answer.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -49,13 +51,18 @@ pub(crate) enum Query {
         /// Which run.
         run: RunId,
     },
+    /// "My copy of it has stopped for yours: for how long has yours been running?"
+    Yielded {
+        /// The task.
+        name: Name,
+    },
 }
 
 impl Query {
     /// Which task is asked about.
     pub(crate) const fn name(&self) -> &Name {
         match self {
-            Self::Progress { name } | Self::Output { name, .. } => name,
+            Self::Progress { name } | Self::Output { name, .. } | Self::Yielded { name } => name,
         }
     }
 }
@@ -68,6 +75,8 @@ pub(crate) enum Answer {
     Progress(Progress),
     /// What it brought (MessagePack with field names).
     Output(Bytes),
+    /// It has been running for this long.
+    RunsFor(Duration),
 }
 
 /// Nothing we send nests deeper; a hostile frame must not be able to exhaust the stack.

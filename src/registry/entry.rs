@@ -31,12 +31,38 @@ pub struct Entry {
     pub note: String,
     /// The nodes that hold its newest checkpoint, or its output.
     pub replicas: Vec<NodeId>,
+    /// The run has ended and its retention is over: its output is kept no longer, and the next `run` of
+    /// the name starts another.
+    pub expired: bool,
     /// The last session that was seen to run it, since it last started.
     #[serde(skip)]
     pub(crate) ran_on: Option<SessionId>,
 }
 
 impl Entry {
+    /// What is known of a name that was found on this node's disk, and of nothing else.
+    pub(crate) fn found(
+        me: &SessionId,
+        revision: &str,
+        name: Name,
+        run: RunId,
+        epoch: Option<Epoch>,
+    ) -> Self {
+        Self {
+            name,
+            node: me.node.clone(),
+            session: me.clone(),
+            epoch: epoch.unwrap_or_default(),
+            run,
+            state: TaskState::Stored,
+            revision: Some(revision.to_owned()),
+            note: String::new(),
+            replicas: vec![me.node.clone()],
+            expired: false,
+            ran_on: None,
+        }
+    }
+
     pub(crate) fn of(claim: &Claim, revision: Option<String>, before: Option<&Self>) -> Self {
         let state = TaskState::of(&claim.phase);
         let ran_on = match state {
@@ -57,6 +83,7 @@ impl Entry {
             revision,
             note: claim.note.clone(),
             replicas: claim.replicas.clone(),
+            expired: claim.expired,
             ran_on,
         }
     }
@@ -67,6 +94,10 @@ impl Entry {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TaskState {
+    /// Found on this node's disk when it started; whether somebody runs it is not known yet. The
+    /// entry's node is this one, which has a checkpoint or at least the task's arguments; its epoch
+    /// is the one that was written under.
+    Stored,
     /// Claimed; starts when the other nodes have been asked.
     Starting,
     /// On its way from one node to another.
@@ -119,6 +150,7 @@ impl TaskState {
     /// The state as one word, as in metrics and JSON.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Stored => "stored",
             Self::Starting => "starting",
             Self::Moving => "moving",
             Self::Recovering => "recovering",

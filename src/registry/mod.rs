@@ -72,6 +72,13 @@ impl Registry {
         self.tell(Change { name: name.clone(), event });
     }
 
+    /// Something was found on this node's disk that nobody has been heard of yet.
+    pub(crate) fn found(&self, entry: Entry) {
+        let name = entry.name.clone();
+        self.entries.insert(name.clone(), entry);
+        self.tell(Change { name, event: None });
+    }
+
     /// Tells watchers of something that is no change of ownership.
     pub(crate) fn report(&self, name: &Name, event: TaskEvent) {
         self.tell(Change { name: name.clone(), event: Some(event) });

@@ -26,6 +26,8 @@ fn claim(name: &str, node: &str, epoch: u64, phase: Phase) -> Claim {
         checkpointed: false,
         strikes: 0,
         note: String::new(),
+        heeded: 0,
+        expired: false,
     }
 }
 

@@ -117,6 +117,12 @@ pub enum DecodeError {
     },
 }
 
+/// Whether an encoding of `len` bytes may be kept.
+pub(crate) const fn check_len(len: usize, what: Value, limits: &Limits) -> Result<(), EncodeError> {
+    let limit = limits.of(what);
+    if len > limit { Err(EncodeError::TooLarge { what, limit }) } else { Ok(()) }
+}
+
 /// Encodes a value; never holds more than its limit in memory.
 pub(crate) fn encode<T: Serialize>(
     value: &T,

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -11,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::codec::{self, Limits, Value};
 use super::{Cx, Retry, Step, Task};
 use crate::core::record::Versions;
-use crate::error::{Error, Result};
+use crate::error::{Classify, Error, Result};
 
 /// Whatever a node can run: every [`Task`], and every [`Run`](super::Run) inside
 /// [`Running`](super::Running). Implemented by the library alone.
@@ -50,14 +51,42 @@ pub(crate) trait AnyKind: Send + Sync {
     fn versions(&self) -> Versions;
     fn retry(&self) -> Retry;
     fn max_running(&self) -> Option<usize>;
+    fn pin(&self) -> bool;
 
     /// Makes a task ready to run from a state (of a version), or from the initial one.
     fn open(
         &self,
         args: &[u8],
         state: Option<(u32, &Bytes)>,
-        limits: Limits,
+        writing: Writing,
     ) -> Result<Box<dyn Instance>, Unreadable>;
+}
+
+/// How states are written.
+#[derive(Clone, Debug)]
+pub(crate) struct Writing {
+    pub(crate) limits: Limits,
+    /// The version that all nodes read; the newest where the task cannot write that one.
+    pub(crate) version: Arc<AtomicU32>,
+}
+
+impl Writing {
+    /// The state in the version wanted, if that is not the newest and the task can write it.
+    pub(crate) fn downgraded(
+        &self,
+        reads: Versions,
+        downgrade: impl FnOnce(u32) -> Result<Option<Vec<u8>>>,
+    ) -> Result<Option<(u32, Bytes)>> {
+        let version = self.version.load(Ordering::Relaxed);
+        if version >= reads.newest || !reads.reads(version) {
+            return Ok(None);
+        }
+        let Some(state) = downgrade(version)? else {
+            return Ok(None);
+        };
+        codec::check_len(state.len(), Value::State, &self.limits).fatal()?;
+        Ok(Some((version, state.into())))
+    }
 }
 
 /// One task, between or within two of its steps. Dropping it drops everything of it but closures.
@@ -66,8 +95,8 @@ pub(crate) trait Instance: Send {
     /// be used again.
     fn step<'a>(&'a mut self, cx: &'a mut Cx) -> BoxFuture<'a, Result<Step<Bytes>>>;
 
-    /// The state after the last step that went well.
-    fn encode(&mut self) -> Result<Bytes>;
+    /// The state after the last step that went well, with its version.
+    fn encode(&mut self) -> Result<(u32, Bytes)>;
 
     /// No step will follow: lets suspended code return.
     fn hand_over(&mut self) -> BoxFuture<'_, ()> {
@@ -84,9 +113,9 @@ pub(crate) fn open(
     kind: &dyn AnyKind,
     args: &[u8],
     state: Option<(u32, &Bytes)>,
-    limits: Limits,
+    writing: Writing,
 ) -> Result<Result<Box<dyn Instance>, Unreadable>> {
-    catch_unwind(AssertUnwindSafe(|| kind.open(args, state, limits)))
+    catch_unwind(AssertUnwindSafe(|| kind.open(args, state, writing)))
         .map_err(|panic| Error::panicked("decoding", &*panic))
 }
 
@@ -133,15 +162,19 @@ impl<T: Task> AnyKind for Stepped<T> {
         self.0.max_running()
     }
 
+    fn pin(&self) -> bool {
+        self.0.pin()
+    }
+
     fn open(
         &self,
         args: &[u8],
         state: Option<(u32, &Bytes)>,
-        limits: Limits,
+        writing: Writing,
     ) -> Result<Box<dyn Instance>, Unreadable> {
         let upgrade = |from, bytes: &[u8]| self.0.upgrade(from, bytes);
-        let (args, state) = decode(args, state, &limits, self.versions(), upgrade)?;
-        Ok(Box::new(Stepping { task: Arc::clone(&self.0), args, state, limits }))
+        let (args, state) = decode(args, state, &writing.limits, self.versions(), upgrade)?;
+        Ok(Box::new(Stepping { task: Arc::clone(&self.0), args, state, writing }))
     }
 }
 
@@ -149,7 +182,7 @@ struct Stepping<T: Task> {
     task: Arc<T>,
     args: T::Args,
     state: T::State,
-    limits: Limits,
+    writing: Writing,
 }
 
 impl<T: Task> Instance for Stepping<T> {
@@ -160,18 +193,24 @@ impl<T: Task> Instance for Stepping<T> {
             Ok(match step {
                 Step::More => Step::More,
                 Step::Wait(duration) => Step::Wait(duration),
-                Step::Done(output) => Step::Done(encode(&output, Value::Output, &self.limits)?),
+                Step::Done(output) => {
+                    Step::Done(encode(&output, Value::Output, &self.writing.limits)?)
+                }
             })
         })
     }
 
-    fn encode(&mut self) -> Result<Bytes> {
-        encode(&self.state, Value::State, &self.limits)
+    fn encode(&mut self) -> Result<(u32, Bytes)> {
+        let reads = Versions { oldest: T::OLDEST_STATE_VERSION, newest: T::STATE_VERSION };
+        let downgrade = |to| self.task.downgrade(to, &self.state);
+        if let Some(older) = self.writing.downgraded(reads, downgrade)? {
+            return Ok(older);
+        }
+        Ok((T::STATE_VERSION, encode(&self.state, Value::State, &self.writing.limits)?))
     }
 }
 
 /// Encodes what the user's code made. No later attempt would make it smaller.
 pub(crate) fn encode<V: Serialize>(value: &V, what: Value, limits: &Limits) -> Result<Bytes> {
-    use crate::error::Classify;
     codec::encode(value, what, limits).fatal()
 }

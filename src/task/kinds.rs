@@ -1,8 +1,9 @@
 //! The kinds of tasks a node runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -53,7 +54,10 @@ pub(crate) struct Registered {
     pub(crate) erased: Arc<dyn AnyKind>,
     pub(crate) versions: Versions,
     pub(crate) retry: Retry,
+    /// The version that states are written in, if the code can.
+    pub(crate) writes: Arc<AtomicU32>,
     max_running: Option<usize>,
+    pin: bool,
 }
 
 impl Kinds {
@@ -70,7 +74,9 @@ impl Kinds {
         let registered = Registered {
             versions: erased.versions(),
             retry: erased.retry(),
+            writes: Arc::new(AtomicU32::new(erased.versions().newest)),
             max_running: erased.max_running(),
+            pin: erased.pin(),
             erased,
         };
         let Versions { oldest, newest } = registered.versions;
@@ -94,6 +100,18 @@ impl Kinds {
     pub(crate) fn limits_by_kind(&self) -> BTreeMap<Kind, usize> {
         let limit = |(kind, of): (&Kind, &Registered)| Some((kind.clone(), of.max_running?));
         self.kinds.iter().filter_map(limit).collect()
+    }
+
+    /// The kinds whose tasks are finished where they are, if there is time.
+    pub(crate) fn finished_here(&self) -> BTreeSet<Kind> {
+        self.kinds.iter().filter(|(_, of)| of.pin).map(|(kind, _)| kind.clone()).collect()
+    }
+
+    /// From the next time on, states of a kind are written in this version.
+    pub(crate) fn write_version(&self, kind: &Kind, version: u32) {
+        if let Some(registered) = self.kinds.get(kind) {
+            registered.writes.store(version, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn get(&self, kind: &Kind) -> Option<Registered> {

@@ -34,7 +34,6 @@ const SMALL: usize = 4 << 10;
 #[derive(Debug)]
 pub(crate) struct Line {
     spec: Spec,
-    state_version: u32,
     revision: String,
     throttle: Throttle,
     lease: Lease,
@@ -56,7 +55,7 @@ impl Line {
         from: From,
         lineage: Vec<Ancestor>,
         seq: u64,
-        (state_version, revision, throttle): (u32, String, Throttle),
+        (revision, throttle): (String, Throttle),
     ) -> Self {
         let kept = match from {
             From::Initial => None,
@@ -64,7 +63,6 @@ impl Line {
         };
         Self {
             spec,
-            state_version,
             revision,
             throttle,
             lease,
@@ -105,8 +103,13 @@ impl Line {
         self.kept.as_ref().is_none_or(|(_, state)| state.len() <= SMALL)
     }
 
-    /// Keeps the newest state.
-    pub(crate) fn keep(&mut self, state: Bytes, progress: Option<Progress>, wall_ms: u64) {
+    /// Keeps the newest state, with its version.
+    pub(crate) fn keep(
+        &mut self,
+        (state_version, state): (u32, Bytes),
+        progress: Option<Progress>,
+        wall_ms: u64,
+    ) {
         let header = Header {
             name: self.spec.name.clone(),
             run: self.spec.run,
@@ -114,7 +117,7 @@ impl Line {
             position: Position { epoch: self.lease.epoch, seq: self.seq },
             writer: self.lease.session.clone(),
             lineage: self.lineage.clone(),
-            state_version: self.state_version,
+            state_version,
             revision: self.revision.clone(),
             wall_ms,
             len: state.len() as u64,
@@ -199,7 +202,7 @@ mod tests {
     use crate::core::lease::Epoch;
 
     fn line(epoch: u64, from: From, lineage: Vec<Ancestor>, seq: u64) -> Line {
-        let writing = (1, "r1".into(), Throttle::default());
+        let writing = ("r1".into(), Throttle::default());
         Line::new(spec("script", "a"), lease(epoch), from, lineage, seq, writing)
     }
 
@@ -207,7 +210,7 @@ mod tests {
     fn begun() -> Line {
         let mut line = line(1, From::Initial, vec![], 0);
         line.advance();
-        line.keep(Bytes::from_static(b"one"), None, 0);
+        line.keep((1, Bytes::from_static(b"one")), None, 0);
         line.commit(Time::from_micros(1)).unwrap();
         line
     }
@@ -228,7 +231,7 @@ mod tests {
         let mut line = line(2, from, lineage.clone(), 1);
         line.reepoch(&lease(3));
         line.advance();
-        line.keep(Bytes::from_static(b"two"), None, 0);
+        line.keep((1, Bytes::from_static(b"two")), None, 0);
         let (header, ..) = line.commit(Time::from_micros(2)).unwrap();
         assert_eq!(header.lineage, lineage);
         assert_eq!(header.position.epoch, Epoch(3));

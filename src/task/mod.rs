@@ -14,6 +14,7 @@ mod erased;
 mod kinds;
 mod line;
 mod orders;
+mod resumable;
 mod retry;
 mod run;
 mod runner;
@@ -27,6 +28,7 @@ pub use self::erased::Job;
 pub(crate) use self::kinds::Kinds;
 pub use self::kinds::RegisterError;
 pub(crate) use self::line::Throttle;
+pub use self::resumable::assert_resumable;
 pub use self::retry::Retry;
 pub use self::run::{Run, RunCx, Running};
 pub(crate) use self::runner::{Runner, RunnerConfig};
@@ -149,6 +151,61 @@ pub trait Task: Send + Sync + 'static {
         decode(state)
     }
 
+    /// Writes a state for older code, in a version from [`Task::OLDEST_STATE_VERSION`] up to but not
+    /// including [`Task::STATE_VERSION`]; [`encode`](fn@encode) makes the bytes. None, which is the
+    /// default, where that cannot be done.
+    ///
+    /// During a deploy, states are written in the newest version that all nodes read, so that a
+    /// rollback loses nothing. Where this returns none they are written in the newest version at
+    /// once, and the last checkpoint of the older one is kept until no node that needs it has been
+    /// seen for [`Timing::finalize_after`](crate::Timing::finalize_after): a rollback goes on from
+    /// there. `Status::kinds` shows both.
+    ///
+    /// # Errors
+    /// As an error of the step, which is then repeated.
+    ///
+    /// ```
+    /// # use handover::{Cx, Result, Step, Task};
+    /// # use serde::{Deserialize, Serialize};
+    /// #[derive(Serialize, Deserialize)]
+    /// struct Megabytes { read_mb: u64 }
+    ///
+    /// #[derive(Default, Serialize, Deserialize)]
+    /// struct Bytes { read: u64 }
+    ///
+    /// # struct Copy;
+    /// impl Task for Copy {
+    ///     const KIND: &'static str = "copy";
+    ///     const STATE_VERSION: u32 = 2;
+    ///     const OLDEST_STATE_VERSION: u32 = 1;
+    ///     # type Args = ();
+    ///     # type Output = ();
+    ///     type State = Bytes;
+    ///
+    ///     fn upgrade(&self, _from: u32, state: &[u8]) -> Result<Bytes> {
+    ///         let old: Megabytes = handover::decode(state)?;
+    ///         Ok(Bytes { read: old.read_mb << 20 })
+    ///     }
+    ///
+    ///     fn downgrade(&self, _to: u32, state: &Bytes) -> Result<Option<Vec<u8>>> {
+    ///         // What was read beyond the last megabyte is read again after a rollback.
+    ///         handover::encode(&Megabytes { read_mb: state.read >> 20 }).map(Some)
+    ///     }
+    ///     # async fn step(&self, _: &mut Cx, _: &(), _: &mut Bytes) -> Result<Step<()>> { Ok(Step::Done(())) }
+    /// }
+    /// ```
+    fn downgrade(&self, to: u32, state: &Self::State) -> Result<Option<Vec<u8>>> {
+        let _ = (to, state);
+        Ok(None)
+    }
+
+    /// Whether a node that is told to stop should finish tasks of this kind itself if it can. They
+    /// go on until they end, or the drain's budget leaves just enough time to move them; then they
+    /// move. Default: they move at once.
+    fn pin(&self) -> bool {
+        false
+    }
+
     /// How many tasks of this kind one node runs at most; none for no limit but the node's.
     fn max_running(&self) -> Option<usize> {
         None
@@ -165,6 +222,14 @@ pub enum Step<O> {
     /// Another step after a while. A handover cuts the wait short: the next node calls the step at
     /// once, so look at the time if it matters.
     Wait(Duration),
+}
+
+/// Encodes a state as the library does (MessagePack with field names), for [`Task::downgrade`].
+///
+/// # Errors
+/// The type refuses to be encoded, or the state is over its limit.
+pub fn encode<T: Serialize>(state: &T) -> Result<Vec<u8>> {
+    Ok(codec::encode(state, Value::State, &codec::Limits::default())?.into())
 }
 
 /// Decodes a state as the library does (MessagePack with field names), for [`Task::upgrade`].

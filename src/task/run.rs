@@ -11,9 +11,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
-use super::codec::{Limits, Value};
+use super::codec::Value;
 use super::cx::Turn;
-use super::erased::{AnyKind, Erased, Instance, Job, Unreadable, decode, encode};
+use super::erased::{AnyKind, Erased, Instance, Job, Unreadable, Writing, decode, encode};
 use super::{Cx, Retry, Step};
 use crate::core::record::Versions;
 use crate::error::{Error, Result};
@@ -91,6 +91,20 @@ pub trait Run: Send + Sync + 'static {
         super::decode(state)
     }
 
+    /// As [`Task::downgrade`](super::Task::downgrade).
+    ///
+    /// # Errors
+    /// As there, of the checkpoint.
+    fn downgrade(&self, to: u32, state: &Self::State) -> Result<Option<Vec<u8>>> {
+        let _ = (to, state);
+        Ok(None)
+    }
+
+    /// As [`Task::pin`](super::Task::pin).
+    fn pin(&self) -> bool {
+        false
+    }
+
     /// As [`Task::max_running`](super::Task::max_running).
     fn max_running(&self) -> Option<usize> {
         None
@@ -119,11 +133,11 @@ pub struct RunCx<S> {
     cx: Cx,
     /// Reads the newest state as bytes.
     read: Box<Read<S>>,
+    /// Writes a state, and says in which version.
+    write: Box<Write<S>>,
     /// The state the run begins with, until it is first asked for.
     opened: Mutex<Option<S>>,
     newest: Option<(u32, Bytes)>,
-    version: u32,
-    limits: Limits,
     posts: mpsc::Sender<Post>,
     /// Number of the last one.
     posted: u64,
@@ -131,11 +145,12 @@ pub struct RunCx<S> {
 }
 
 type Read<S> = dyn Fn(Option<(u32, &Bytes)>) -> Result<S> + Send + Sync;
+type Write<S> = dyn Fn(&S) -> Result<(u32, Bytes)> + Send + Sync;
 
 /// A checkpoint on its way to the loop.
 struct Post {
     number: u64,
-    state: Bytes,
+    state: (u32, Bytes),
     forced: bool,
 }
 
@@ -176,7 +191,7 @@ impl<S: Serialize + Send> RunCx<S> {
         &'a mut self,
         state: &S,
     ) -> impl Future<Output = Result<()>> + Send + use<'a, S> {
-        let state = encode(state, Value::State, &self.limits);
+        let state = (self.write)(state);
         async move { self.post(state?, false).await }
     }
 
@@ -190,15 +205,15 @@ impl<S: Serialize + Send> RunCx<S> {
         &'a mut self,
         state: &S,
     ) -> impl Future<Output = Result<()>> + Send + use<'a, S> {
-        let state = encode(state, Value::State, &self.limits);
+        let state = (self.write)(state);
         async move { self.post(state?, true).await }
     }
 
-    async fn post(&mut self, state: Bytes, forced: bool) -> Result<()> {
+    async fn post(&mut self, state: (u32, Bytes), forced: bool) -> Result<()> {
         self.posted += 1;
         let number = self.posted;
         self.opened = Mutex::new(None);
-        self.newest = Some((self.version, state.clone()));
+        self.newest = Some(state.clone());
         let post = Post { number, state, forced };
         if self.posts.send(post).await.is_err() {
             return Err(Error::moved());
@@ -242,15 +257,19 @@ impl<R: Run> AnyKind for RunKind<R> {
         self.0.max_running()
     }
 
+    fn pin(&self) -> bool {
+        self.0.pin()
+    }
+
     fn open(
         &self,
         args: &[u8],
         state: Option<(u32, &Bytes)>,
-        limits: Limits,
+        writing: Writing,
     ) -> Result<Box<dyn Instance>, Unreadable> {
         let (run, reads) = (Arc::clone(&self.0), self.versions());
         let upgrade = |from, bytes: &[u8]| run.upgrade(from, bytes);
-        let (args, opened) = decode::<R::Args, _>(args, state, &limits, reads, upgrade)?;
+        let (args, opened) = decode::<R::Args, _>(args, state, &writing.limits, reads, upgrade)?;
         Ok(Box::new(Suspended {
             stage: Stage::New {
                 run,
@@ -258,8 +277,8 @@ impl<R: Run> AnyKind for RunKind<R> {
                 opened,
                 state: state.map(|(version, bytes)| (version, bytes.clone())),
             },
-            newest: Bytes::new(),
-            limits,
+            newest: (R::STATE_VERSION, Bytes::new()),
+            writing,
         }))
     }
 }
@@ -267,8 +286,8 @@ impl<R: Run> AnyKind for RunKind<R> {
 /// A run between or within two of its checkpoints: each stretch is one step to the loop.
 struct Suspended<R: Run> {
     stage: Stage<R>,
-    newest: Bytes,
-    limits: Limits,
+    newest: (u32, Bytes),
+    writing: Writing,
 }
 
 enum Stage<R: Run> {
@@ -290,13 +309,14 @@ enum Stage<R: Run> {
 
 impl<R: Run> Stage<R> {
     /// Calls `run`, or lets its pending checkpoint return.
-    fn advance(self, cx: &Cx, limits: Limits) -> Self {
+    fn advance(self, cx: &Cx, writing: &Writing) -> Self {
         match self {
             Self::New { run, args, opened, state } => {
                 let (posted, posts) = mpsc::channel(1);
                 let (turns, answers) =
                     watch::channel(Answer { number: 0, turn: cx.turn().clone() });
-                let reader = Arc::clone(&run);
+                let (reader, writer) = (Arc::clone(&run), Arc::clone(&run));
+                let writing = writing.clone();
                 let mut cx = RunCx {
                     cx: cx.share(),
                     read: Box::new(move |state| match state {
@@ -306,10 +326,17 @@ impl<R: Run> Stage<R> {
                         }
                         Some((version, bytes)) => reader.upgrade(version, bytes),
                     }),
+                    write: Box::new(move |state| {
+                        let reads =
+                            Versions { oldest: R::OLDEST_STATE_VERSION, newest: R::STATE_VERSION };
+                        let downgrade = |to| writer.downgrade(to, state);
+                        if let Some(older) = writing.downgraded(reads, downgrade)? {
+                            return Ok(older);
+                        }
+                        Ok((R::STATE_VERSION, encode(state, Value::State, &writing.limits)?))
+                    }),
                     opened: Mutex::new(Some(opened)),
                     newest: state,
-                    version: R::STATE_VERSION,
-                    limits,
                     posts: posted,
                     posted: 0,
                     turns: answers,
@@ -333,7 +360,7 @@ impl<R: Run> Stage<R> {
 impl<R: Run> Instance for Suspended<R> {
     fn step<'a>(&'a mut self, cx: &'a mut Cx) -> BoxFuture<'a, Result<Step<Bytes>>> {
         Box::pin(async move {
-            self.stage = std::mem::replace(&mut self.stage, Stage::Over).advance(cx, self.limits);
+            self.stage = std::mem::replace(&mut self.stage, Stage::Over).advance(cx, &self.writing);
             let Stage::Begun { future, posts, received, .. } = &mut self.stage else {
                 return Err(Error::fatal("the run has already returned"));
             };
@@ -343,7 +370,7 @@ impl<R: Run> Instance for Suspended<R> {
                     self.stage = Stage::Over;
                     let output = output?;
                     cx.join().await;
-                    Ok(Step::Done(encode(&output, Value::Output, &self.limits)?))
+                    Ok(Step::Done(encode(&output, Value::Output, &self.writing.limits)?))
                 }
                 Some(post) = posts.recv() => {
                     *received = post.number;
@@ -357,7 +384,7 @@ impl<R: Run> Instance for Suspended<R> {
         })
     }
 
-    fn encode(&mut self) -> Result<Bytes> {
+    fn encode(&mut self) -> Result<(u32, Bytes)> {
         Ok(self.newest.clone())
     }
 

@@ -23,7 +23,7 @@ use super::task_loop::{Manners, TaskLoop};
 use crate::clock::SharedClock;
 use crate::core::branch::{Ancestor, Position, Progress};
 use crate::core::claim::Spec;
-use crate::core::ids::Name;
+use crate::core::ids::{Kind, Name};
 use crate::core::io::{Event, From, Outcome, Stop};
 use crate::core::lease::Lease;
 use crate::core::time::Time;
@@ -144,7 +144,7 @@ impl Runner {
             epoch = lease.epoch.0,
         );
         let cx = Cx::new(Arc::clone(&shared), lease.clone(), seq);
-        let writing = (kind.versions.newest, self.config.revision.clone(), self.config.throttle);
+        let writing = (self.config.revision.clone(), self.config.throttle);
         let line = Line::new(spec.clone(), lease, from, lineage, seq, writing);
         let manners = Manners {
             limits: self.config.kinds.limits(),
@@ -191,6 +191,11 @@ impl Runner {
         for entry in self.tasks.values() {
             entry.orders.send_modify(|orders| orders.commits += 1);
         }
+    }
+
+    /// From the next time on, states of a kind are written in this version, where its code can.
+    pub(crate) fn write_version(&self, kind: &Kind, version: u32) {
+        self.config.kinds.write_version(kind, version);
     }
 
     /// Lets steps begin until then (Rule 17); a time that has passed ends the permit.

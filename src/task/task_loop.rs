@@ -14,7 +14,7 @@ use tracing::Span;
 
 use super::codec::Limits;
 use super::cx::{Cx, Turn, clipped};
-use super::erased::{self, AnyKind, Instance, Unreadable};
+use super::erased::{self, AnyKind, Instance, Unreadable, Writing};
 use super::kinds::Registered;
 use super::line::Line;
 use super::orders::{Halt, Wires, changed};
@@ -46,6 +46,7 @@ pub(crate) struct Manners {
 pub(crate) struct TaskLoop {
     spec: Spec,
     kind: Arc<dyn AnyKind>,
+    writing: Writing,
     cx: Cx,
     line: Line,
     wires: Wires,
@@ -104,13 +105,16 @@ impl TaskLoop {
         let meters = Meters {
             step: metrics::histogram!("handover_step_seconds", "kind" => spec.kind.to_string()),
             age: metrics::histogram!(
-                "handover_checkpoint_age_seconds", "kind" => spec.kind.to_string()
+                "handover_checkpoint_age_seconds",
+                "kind" => spec.kind.to_string(),
+                "at" => "commit",
             ),
         };
         let failures = Failures { retry: kind.retry, in_a_row: 0, at: line.seq(), careful: false };
         // What it is moved through is one future inside another, and each would hold all of it.
         Box::new(Self {
             spec,
+            writing: Writing { limits: manners.limits, version: kind.writes },
             kind: kind.erased,
             cx,
             line,
@@ -226,7 +230,7 @@ impl TaskLoop {
                 let kept = self.line.kept();
                 let state = kept.map(|(header, state)| (header.state_version, state));
                 let kind = self.kind.as_ref();
-                match erased::open(kind, &self.spec.args, state, self.manners.limits) {
+                match erased::open(kind, &self.spec.args, state, self.writing.clone()) {
                     Ok(Ok(instance)) => none.insert(instance),
                     Ok(Err(Unreadable(why))) => return Attempt::Unreadable(why),
                     Err(error) => return Attempt::Failed(error),

@@ -278,7 +278,7 @@ fn restore_branches(run: &mut Run, headers: Vec<Header>) {
         let Some(head) = run
             .heads
             .iter()
-            .find(|head| head.key() != header.key() && head.descends_from(&header))
+            .find(|head| head.key() != header.key() && head.replaces(&header))
             .map(key)
         else {
             continue;

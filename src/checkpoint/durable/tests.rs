@@ -77,6 +77,30 @@ fn it_does_what_every_store_must() {
 }
 
 #[test]
+fn a_pinned_checkpoint_survives_reopening_and_what_comes_after_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("checkpoints.redb");
+    let of = |version, seq| Header { state_version: version, ..commit_of("a", seq) };
+    let put = |store: &DurableStore, version, seq| {
+        store.write(put_as(of(version, seq), &state(seq, LEN))).unwrap();
+    };
+    let store = DurableStore::open(&path).unwrap();
+    put(&store, 1, 1);
+    put(&store, 1, 2);
+    put(&store, 2, 3);
+    drop(store);
+    let store = DurableStore::open(&path).unwrap();
+    for seq in 4..8 {
+        put(&store, 2, seq);
+    }
+    drop(store);
+    let store = DurableStore::open(&path).unwrap();
+    assert_eq!(store.runs().unwrap()[0].checkpoints, [of(1, 2), of(2, 7)]);
+    assert_eq!(read(&store, &of(1, 2)), Ok(Some((of(1, 2), state(2, LEN)))));
+    assert!(store.take_damage().is_empty());
+}
+
+#[test]
 fn reopening_keeps_everything() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("c.redb");

@@ -6,17 +6,23 @@ use super::Machine;
 use super::task::Doing;
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::SessionId;
-use crate::core::message::{Answer, Message, Verdict};
+use crate::core::message::{Answer, Message, Question, Verdict};
 
 impl Machine {
-    pub(super) fn on_ask(&mut self, from: &SessionId, asks: Vec<(Claim, Spec)>) {
+    pub(super) fn on_ask(&mut self, from: &SessionId, asks: Vec<Question>) {
         let mut answers = Vec::with_capacity(asks.len());
-        for (claim, spec) in asks {
+        for Question { claim, spec, from: taken_from } in asks {
             // A session speaks for its own claims alone.
             if claim.session != *from || spec.name != claim.name || spec.run != claim.run {
                 continue;
             }
-            answers.push(self.answer(claim, spec));
+            let mut answer = self.answer(claim, spec);
+            if answer.verdict == Verdict::Ok
+                && taken_from.is_some_and(|s| self.buried.contains_key(&s))
+            {
+                answer.verdict = Verdict::Buried;
+            }
+            answers.push(answer);
         }
         if !answers.is_empty() {
             self.send(from, Message::Answers { answers });

@@ -7,7 +7,7 @@ use super::task::Purpose;
 use crate::core::branch::{Branches, Header, Position};
 use crate::core::claim::{Claim, Spec};
 use crate::core::ids::{Name, NodeId, RunId, SessionId};
-use crate::core::io::Cause;
+use crate::core::io::{Action, Cause};
 use crate::core::message::Message;
 use crate::core::placement;
 use crate::core::record::NodeState;
@@ -47,6 +47,11 @@ impl Boot {
         self.offers.contains_key(name)
     }
 
+    /// The run of a name that was found on disk and is not settled yet.
+    pub(super) fn offered(&self, name: &Name) -> Option<RunId> {
+        Some(self.offers.get(name)?.run)
+    }
+
     pub(super) fn readers(&mut self, header: &Header, reader: &SessionId) {
         let key = (header.name.clone(), header.position, header.writer.clone());
         self.readers.entry(key).or_default().insert(reader.clone());
@@ -75,6 +80,7 @@ impl Machine {
                 let runs = self.held.entry(name.clone()).or_default();
                 runs.entry(header.run).or_default().admit(header);
             }
+            self.note_pins(&name, stored.spec.run);
             if let Some(end) = stored.end {
                 self.view.raise(&name, end.epoch);
                 let newer = self.ends.get(&name).is_none_or(|(known, _)| end.beats(known));
@@ -91,6 +97,11 @@ impl Machine {
         }
         let ends = &self.ends;
         self.boot.offers.retain(|name, spec| ends.get(name).is_none_or(|(e, _)| e.run < spec.run));
+        for (name, spec) in &self.boot.offers {
+            let held = self.held.get(name).and_then(|runs| runs.get(&spec.run));
+            let best = held.and_then(Branches::best).cloned();
+            self.actions.push_back(Action::Found { name: name.clone(), run: spec.run, best });
+        }
     }
 
     /// Joining: when does this node know enough to be up?
@@ -203,7 +214,9 @@ impl Machine {
         if rank > 0 && waited < self.config.timing.boot_wait + delay {
             return;
         }
-        let purpose = if self.may_take(&spec, None) {
+        let held = self.held.get(name).and_then(|runs| runs.get(&spec.run));
+        let version = held.and_then(Branches::best).map(|header| header.state_version);
+        let purpose = if self.may_take(&spec, version) {
             Purpose::Run
         } else {
             // Only this node knows of it, perhaps: it keeps the name for a node that can run it.

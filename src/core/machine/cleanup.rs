@@ -161,7 +161,12 @@ impl Machine {
                     && above.epoch != task.claim.epoch
             })
             .map(|above| above.session.clone());
-        let (above, dominated) = (above.is_some(), *dominated);
+        // What stepped back, and nobody else speaks of, has been heard by then too.
+        let alone = task.claim.phase == Phase::Superseded
+            && self.view.claims(name).all(|other| {
+                other.session == self.config.me || self.buried.contains_key(&other.session)
+            });
+        let (above, dominated) = (above.is_some() || alone, *dominated);
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
@@ -208,6 +213,7 @@ impl Machine {
         if self.now.at < bury || lower {
             if self.bare.insert(name.clone()) {
                 self.push(Action::DropOutput { name: name.clone(), run });
+                self.expire(name, run);
             }
             return self.alarm(name, bury.max(self.now.at + retention));
         }
@@ -220,6 +226,22 @@ impl Machine {
         }
         if self.tasks.get(name).is_none_or(|t| matches!(t.doing, Doing::Over { .. })) {
             self.forget(name);
+        }
+    }
+
+    /// Tells those who hold no record of an end that its output is kept no longer.
+    fn expire(&mut self, name: &Name, run: RunId) {
+        if let Some((end, _)) = self.ends.get_mut(name).filter(|(end, _)| end.run == run) {
+            end.expired = true;
+        }
+        let published = self.tasks.get_mut(name).filter(|task| {
+            task.claim.run == run
+                && task.claim.phase.is_terminal()
+                && matches!(task.doing, Doing::Over { .. })
+        });
+        if let Some(task) = published {
+            task.claim.expired = true;
+            self.publish(name);
         }
     }
 

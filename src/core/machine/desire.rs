@@ -1,7 +1,7 @@
 //! Pause, resume, cancel: a register per run that whoever owns the run obeys (Rule 23).
 
-use super::Machine;
 use super::task::{Caller, Doing, Purpose, Why};
+use super::{Machine, Needs};
 use crate::core::claim::{Desired, Phase, Want};
 use crate::core::ids::Name;
 use crate::core::io::{Action, CallError, Cause};
@@ -11,13 +11,15 @@ use crate::core::placement;
 impl Machine {
     pub(super) fn on_want(&mut self, call: u64, name: &Name, want: Want) {
         let caller = Caller::Here(call);
-        let Some(owner) = self.view.owner(name) else {
-            return self.reply_to(caller, Err(CallError::Unknown));
+        let (run, session) = match (self.view.holder(name), self.boot.offered(name)) {
+            (Some(owner), _) if owner.phase.is_terminal() => {
+                return self.reply_to(caller, Err(CallError::Ended));
+            }
+            (Some(owner), _) => (owner.run, owner.session.clone()),
+            // Whoever comes to have it obeys.
+            (None, Some(run)) => (run, self.config.me.clone()),
+            (None, None) => return self.reply_to(caller, Err(CallError::Unknown)),
         };
-        if owner.phase.is_terminal() {
-            return self.reply_to(caller, Err(CallError::Ended));
-        }
-        let (run, session) = (owner.run, owner.session.clone());
         let version = self.desires.get(name).filter(|d| d.run == run).map_or(0, |d| d.version) + 1;
         let writer = self.config.me.clone();
         let desired = Desired { name: name.clone(), run, version, writer, want };
@@ -78,10 +80,16 @@ impl Machine {
                 self.withdraw_offer(name);
                 self.stop_for(name, Why::Pause, grace);
             }
-            // Under a new epoch: one epoch never starts twice.
             Want::Run if kept && self.resumes(name) => {
-                let spec = task.spec.clone();
-                self.claim(spec, Cause::Unparked, Purpose::Run, Vec::new());
+                let (spec, version) = (task.spec.clone(), self.state_version(task));
+                if self.may_take(&spec, version) {
+                    // Under a new epoch: one epoch never starts twice.
+                    self.claim(spec, Cause::Unparked, Purpose::Run, Vec::new());
+                } else {
+                    // Whoever can run it gets it.
+                    let why = Needs::Node(spec.kind, version).why();
+                    self.park(name, false, &why);
+                }
                 if let Some(task) = self.tasks.get_mut(name) {
                     task.claim.strikes = 0;
                 }
@@ -90,7 +98,7 @@ impl Machine {
         }
     }
 
-    /// Whether "run it" is about this pause or parking, and this node can.
+    /// Whether "run it" is about this pause or parking.
     fn resumes(&self, name: &Name) -> bool {
         let Some(task) = self.tasks.get(name) else {
             return false;
@@ -99,18 +107,19 @@ impl Machine {
             Phase::Paused => true,
             // Only an order given since then ends a quarantine, or makes lost state acceptable.
             Phase::Quarantined | Phase::Parked { until_resumed: true } => {
-                self.desires.get(name).is_some_and(|desired| desired.version > task.order)
+                self.desires.get(name).is_some_and(|desired| desired.version > task.claim.heeded)
             }
             _ => false,
         };
-        waits && task.hand.is_none() && self.may_take(&task.spec, None)
+        waits && task.hand.is_none()
     }
 
-    /// Remembers which orders were given before a task was parked.
-    pub(super) fn parked(&mut self, name: &Name) {
-        let version = self.desires.get(name).map_or(0, |desired| desired.version);
+    /// Remembers, for whoever keeps a task from now on, which orders were given before it was parked.
+    pub(super) fn heed(&mut self, name: &Name) {
+        let known = self.desires.get(name);
         if let Some(task) = self.tasks.get_mut(name) {
-            task.order = version;
+            let known = known.filter(|desired| desired.run == task.claim.run);
+            task.claim.heeded = known.map_or(0, |desired| desired.version);
         }
     }
 }

@@ -14,8 +14,10 @@ use crate::core::time::Time;
 #[derive(Clone, Debug)]
 pub(super) struct Drain {
     deadline: Time,
-    /// Waiting for step boundaries is over.
-    now: bool,
+    /// Until then, tasks of kinds that are to be finished here may end by themselves.
+    finish_until: Time,
+    /// Since when no step boundary is waited for any more.
+    hurried: Option<Time>,
     told: bool,
     /// A name that was still here when last looked at.
     left: Option<Name>,
@@ -47,7 +49,10 @@ impl Machine {
         if self.drain.is_some() || self.state.is_fenced() {
             return;
         }
-        self.drain = Some(Drain { deadline, now: false, told: false, left: None });
+        // A step has to end, and the task to move, in what is left of the budget then.
+        let budget = deadline.since(self.now.at);
+        let finish_until = deadline.back(self.config.timing.stop_grace.min(budget / 2));
+        self.drain = Some(Drain { deadline, finish_until, hurried: None, told: false, left: None });
         // The gate first: nothing new may land here while the rest is told (DEPLOYS 2).
         self.set_state(NodeState::Draining);
         self.push(Action::CommitAll);
@@ -63,8 +68,15 @@ impl Machine {
             return;
         };
         match &task.doing {
-            Doing::Running | Doing::Kept if self.drain.as_ref().is_some_and(|d| d.now) => {
+            Doing::Running | Doing::Kept
+                if self.drain.as_ref().is_some_and(|d| d.hurried.is_some()) =>
+            {
                 self.stop_for(name, Why::Release, LAST_GRACE);
+            }
+            Doing::Running if self.finishes_here(task) => {
+                if let Some(until) = self.drain.as_ref().map(|drain| drain.finish_until) {
+                    self.alarm(name, until);
+                }
             }
             Doing::Running | Doing::Kept => {
                 if task.hand.is_none() && !self.offer(name) {
@@ -88,13 +100,25 @@ impl Machine {
         }
     }
 
+    /// Whether a task that runs here is to end here, rather than to move, as long as there is time.
+    pub(super) fn finishes_here(&self, task: &Task) -> bool {
+        matches!(task.doing, Doing::Running)
+            && self.config.finish_here.contains(&task.spec.kind)
+            && self
+                .drain
+                .as_ref()
+                .is_some_and(|d| d.hurried.is_none() && self.now.at < d.finish_until)
+    }
+
     /// Stops waiting for step boundaries: what runs is told to stop now, what has stopped is
     /// released.
     pub(super) fn on_drain_now(&mut self) {
+        let now = self.now.at;
         let Some(drain) = &mut self.drain else { return };
-        if std::mem::replace(&mut drain.now, true) {
+        if drain.hurried.is_some() {
             return;
         }
+        drain.hurried = Some(now);
         for name in self.tasks.keys().cloned().collect::<Vec<_>>() {
             let Some(task) = self.tasks.get(&name) else {
                 continue;
@@ -130,7 +154,8 @@ impl Machine {
 
     pub(super) fn tick_drain(&mut self) {
         let now = self.now.at;
-        if self.drain.as_ref().is_some_and(|drain| !drain.now && now >= drain.deadline) {
+        if self.drain.as_ref().is_some_and(|drain| drain.hurried.is_none() && now >= drain.deadline)
+        {
             self.on_drain_now();
         }
         if let Some(goodbye) = &self.leave
@@ -149,7 +174,7 @@ impl Machine {
         }
         let over = |doing: &Doing| matches!(doing, Doing::Over { .. });
         // A decision that its target has not acknowledged is safe: the target has the state.
-        let late = drain.now && self.now.at.since(drain.deadline) >= GOODBYE;
+        let late = drain.hurried.is_some_and(|at| self.now.at.since(at) >= GOODBYE);
         let is_left = |task: &Task| match &task.doing {
             Doing::Moving { .. } | Doing::Ending { .. } => !late,
             Doing::Stopping(_) => !task.unstoppable,

@@ -121,12 +121,10 @@ impl Machine {
             return;
         };
         if task.claim.epoch == epoch && task.runs() {
-            let readable = task.latest.as_ref().is_some_and(|header| {
-                let kinds = &self.config.record.kinds;
-                kinds.get(&header.kind).is_some_and(|v| v.reads(header.state_version))
-            });
-            // A build that claims to read the version and cannot is no reason to try the next one.
-            self.park(name, readable, &why);
+            let latest = task.latest.as_ref();
+            // A build that claims to read it and cannot is no reason to try the next one.
+            let claims = latest.is_none_or(|header| self.reads(&header.kind, header.state_version));
+            self.park(name, claims, &why);
         }
     }
 
@@ -324,10 +322,13 @@ impl Machine {
 
     /// Whether a terminal record is still to be read.
     pub(super) fn is_retained(&self, name: &Name) -> bool {
-        // Whoever holds the record knows its age; who only heard of it takes it for young.
-        self.ends
-            .get(name)
-            .is_none_or(|(_, at)| self.now.at.since(*at) < self.config.timing.retention)
+        // Whoever holds the record knows its age, and says when it is over.
+        let over = self.view.ended(name).is_some_and(|end| end.expired);
+        !over
+            && self
+                .ends
+                .get(name)
+                .is_none_or(|(_, at)| self.now.at.since(*at) < self.config.timing.retention)
     }
 
     /// Another run of the name has won, or this run has ended elsewhere: nothing of it goes on.

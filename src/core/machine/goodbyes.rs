@@ -16,17 +16,9 @@ impl Machine {
     /// node's eyes, or are buried (Rule 24).
     pub(super) fn tell_gone(&mut self, to: &SessionId) {
         let mut gone: Vec<(Time, SessionId, Gone)> = Vec::new();
-        let mut dead: Vec<SessionId> = Vec::new();
         for (session, peer) in self.members.iter() {
-            match peer.gone {
-                Some((why @ (Gone::Left | Gone::Superseded), at)) => {
-                    gone.push((at, session.clone(), why));
-                }
-                // A verdict needs two observers: this is one.
-                Some((Gone::Dead, _)) if self.members.saw_die(session) => {
-                    dead.push(session.clone());
-                }
-                _ => {}
+            if let Some((why @ (Gone::Left | Gone::Superseded), at)) = peer.gone {
+                gone.push((at, session.clone(), why));
             }
         }
         gone.sort_unstable_by(|a, b| (b.0, &b.1).cmp(&(a.0, &a.1)));
@@ -39,7 +31,9 @@ impl Machine {
         for sessions in gone.chunks(MAX_SESSIONS) {
             self.tell_peer(to, Message::Gone { sessions: sessions.to_vec() });
         }
-        for session in dead.into_iter().filter(|session| session != to).take(MAX_TOLD) {
+        // A verdict needs two observers, and this is one.
+        let refused: Vec<SessionId> = self.refused.iter().cloned().collect();
+        for session in refused.into_iter().filter(|session| session != to).take(MAX_TOLD) {
             self.tell_peer(to, Message::Dead { session });
         }
         let buried: Vec<SessionId> = self.buried.keys().cloned().collect();

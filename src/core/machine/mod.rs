@@ -14,6 +14,7 @@ mod drain;
 mod end;
 mod goodbyes;
 mod hearsay;
+mod needs;
 mod recover;
 mod replicate;
 mod settle;
@@ -21,6 +22,7 @@ mod start;
 mod takeover;
 mod task;
 mod transfer;
+mod versions;
 
 #[cfg(test)]
 mod tests;
@@ -32,14 +34,16 @@ use std::time::Duration;
 use litemap::LiteMap;
 
 pub use boot::StoredOffer;
+pub use needs::Needs;
 use task::{Doing, Task};
+use transfer::OfferTerms;
 
 use super::branch::Branches;
 use super::claim::{Claim, Desired, Mode, Phase, Spec, Terms};
 use super::ids::{Kind, Name, RunId, SessionId};
 use super::io::{Action, Event, Gone, Notice, Now};
 use super::members::Members;
-use super::message::Message;
+use super::message::{Message, Question};
 use super::record::{Load, NodeRecord, NodeState};
 use super::time::Time;
 use super::timing::Timing;
@@ -83,6 +87,8 @@ pub struct MachineConfig {
     pub known_dead: bool,
     /// How many tasks of a kind this node takes at most; none where there is no limit.
     pub kind_limits: BTreeMap<Kind, usize>,
+    /// Kinds whose tasks a draining node finishes itself if it can.
+    pub finish_here: BTreeSet<Kind>,
     /// Bound on names known.
     pub max_names: usize,
     /// See there.
@@ -121,9 +127,14 @@ pub struct Machine {
     /// Who asked about a name, until their claim is visible or they are gone (Rule 13).
     askers: BTreeMap<Name, BTreeSet<SessionId>>,
     starts: start::Starts,
+    readers: versions::Readers,
+    /// When each revision was first seen, by the clocks of its nodes.
+    revisions: BTreeMap<String, u64>,
     boot: boot::Boot,
     drain: Option<drain::Drain>,
     leave: Option<drain::Goodbye>,
+    /// Sessions whose address has refused this node since they were last heard: others were told.
+    refused: BTreeSet<SessionId>,
     /// Sessions whose claims are void here, and since when (Rule 24).
     buried: BTreeMap<SessionId, Time>,
     /// When burials were last looked at.
@@ -150,7 +161,7 @@ pub struct Machine {
     alarms: BTreeSet<(Time, Name)>,
     alarm_of: BTreeMap<Name, Time>,
     /// Asks and answers gathered in one `handle`, sent as one message per peer.
-    asks: BTreeMap<SessionId, Vec<(Claim, Spec)>>,
+    asks: BTreeMap<SessionId, Vec<Question>>,
     /// What lookups were last told of each name.
     shown: BTreeMap<Name, Shown>,
     actions: VecDeque<Action>,
@@ -183,6 +194,8 @@ const TICK: Duration = Duration::from_millis(100);
 const MAX_BURIED: usize = 10_000;
 /// Bound on specs kept of runs of a name other than the newest.
 const MAX_OTHER_SPECS: usize = 4;
+/// Bound on the revisions remembered.
+const MAX_REVISIONS: usize = 256;
 /// Bound on the list of single releases in the header.
 const MAX_RELEASED: usize = 32;
 
@@ -216,9 +229,12 @@ impl Machine {
             idle: BTreeMap::new(),
             askers: BTreeMap::new(),
             starts: start::Starts::default(),
+            readers: versions::Readers::default(),
+            revisions: BTreeMap::new(),
             boot: boot::Boot::default(),
             drain: None,
             leave: None,
+            refused: BTreeSet::new(),
             buried: BTreeMap::new(),
             mourned: now.at,
             next_number: 1,
@@ -417,8 +433,9 @@ impl Machine {
             Message::Answers { answers } => {
                 answers.into_iter().for_each(|answer| self.on_answer(from, answer));
             }
-            Message::Offer { claim, epoch, spec, desired, idle } => {
-                self.on_offer(from, claim, epoch, spec, desired, idle);
+            Message::Offer { claim, epoch, spec, desired, idle, version, cause } => {
+                let terms = OfferTerms { epoch, idle, version, cause };
+                self.on_offer(from, claim, spec, desired, terms);
             }
             Message::OfferReply { name, epoch, result } => {
                 self.on_offer_reply(from, &name, epoch, result);
@@ -463,6 +480,7 @@ impl Machine {
         if self.buried.remove(from).is_some() {
             self.touch_all_of(from);
         }
+        self.refused.remove(from);
         let before = self.members.get(from).filter(|peer| peer.met).map(|peer| peer.state);
         let back = self.members.heard(self.now.at, from, said, echoed);
         if back {
@@ -495,10 +513,41 @@ impl Machine {
                 self.gone(&old, Gone::Superseded);
             }
         }
+        let record = self.dated(of, record);
         if let Some(peer) = self.members.entry(of, self.now.at) {
             peer.record = Some(record);
         }
+        self.look_readers();
         self.review_later();
+    }
+
+    /// A record with the time at which its node was first seen with its revision: a process that
+    /// was only restarted is no newer than the one before it.
+    fn dated(&mut self, of: &SessionId, mut record: NodeRecord) -> NodeRecord {
+        let before = self.members.iter().filter(|(session, _)| session.node == of.node);
+        let same = before
+            .filter_map(|(_, peer)| peer.record.as_ref())
+            .filter(|before| before.revision == record.revision);
+        let first = same.map(|before| before.since_ms).min();
+        record.since_ms = first.map_or(record.since_ms, |first| first.min(record.since_ms));
+        let own = &mut self.config.record;
+        if of.node == self.config.me.node && own.revision == record.revision {
+            own.since_ms = own.since_ms.min(record.since_ms);
+        }
+        if let Some(first) = self.revisions.get_mut(&record.revision) {
+            *first = (*first).min(record.since_ms);
+        } else if self.revisions.len() < MAX_REVISIONS {
+            self.revisions.insert(record.revision.clone(), record.since_ms);
+        }
+        record
+    }
+
+    /// Whether a revision was there before mine: a node of it that takes over from me undoes a deploy.
+    fn is_older(&self, revision: &str) -> bool {
+        let own = &self.config.record;
+        let first = |revision: &str| self.revisions.get(revision).copied();
+        let mine = first(&own.revision).map_or(own.since_ms, |first| first.min(own.since_ms));
+        revision != own.revision && first(revision).is_some_and(|first| first < mine)
     }
 
     fn on_claims(&mut self, of: &SessionId, changes: Vec<(Name, Option<Claim>)>) {
@@ -521,6 +570,7 @@ impl Machine {
         if self.buried.remove(with).is_some() {
             self.touch_all_of(with);
         }
+        self.refused.remove(with);
         if self.members.link_up(self.now.at, with) {
             self.on_back(with);
         }
@@ -545,10 +595,13 @@ impl Machine {
             return;
         }
         dead |= self.members.observed_dead(self.now.at, with, &self.config.me.clone());
-        let others: Vec<SessionId> =
-            self.members.live().filter(|session| *session != with).cloned().collect();
-        for other in others {
-            self.send(&other, Message::Dead { session: with.clone() });
+        // Redialling goes on, and is refused each time.
+        if self.members.get(with).is_some() && self.refused.insert(with.clone()) {
+            let others: Vec<SessionId> =
+                self.members.live().filter(|session| *session != with).cloned().collect();
+            for other in others {
+                self.send(&other, Message::Dead { session: with.clone() });
+            }
         }
         if dead {
             self.on_gone(with, Gone::Dead);
@@ -848,6 +901,10 @@ impl Machine {
             Doing::Incoming { .. } => self.look_incoming(name),
             Doing::Ending { .. } => self.look_ending(name),
             Doing::Running | Doing::Kept if self.drain.is_some() && task.hand.is_none() => {
+                if self.finishes_here(task) {
+                    self.look_replicas(name);
+                    self.look_callers(name);
+                }
                 self.drain_one(name);
             }
             Doing::Running | Doing::Kept => {
@@ -865,7 +922,7 @@ impl Machine {
 
     /// Keeps what lookups answer from.
     fn show(&mut self, name: &Name) {
-        let owner = self.view.owner(name);
+        let owner = self.view.holder(name);
         let show = owner.map(Shown::of);
         if self.shown.get(name) == show.as_ref() {
             return;
@@ -943,6 +1000,7 @@ impl Machine {
         self.tick_copies();
         self.tick_burials();
         self.tick_inquiry();
+        self.tick_versions();
         self.starts_tick();
         let permit = self.now.at + self.config.timing.permit();
         if !self.state.is_fenced()
@@ -957,6 +1015,11 @@ impl Machine {
         {
             self.set_state(NodeState::Fenced);
         }
+    }
+
+    /// Whether this node's code reads a version of a kind's state.
+    pub(super) fn reads(&self, kind: &Kind, version: u32) -> bool {
+        self.config.record.kinds.get(kind).is_some_and(|versions| versions.reads(version))
     }
 
     /// Whether this node may take a task now.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::task::{Doing, Finding};
-use super::{Machine, OnLostState};
+use super::{Machine, Needs, OnLostState};
 use crate::core::branch::{Branches, Header, Position};
 use crate::core::claim::Phase;
 use crate::core::ids::{Name, RunId, SessionId};
@@ -109,8 +109,21 @@ impl Machine {
             branches.admit(header.clone());
         }
         if let Some(best) = branches.best_from(floor.as_ref()) {
-            let best = best.clone();
-            return self.fetch(name, best, Vec::new());
+            let (best, kind, older) = (best.clone(), task.spec.kind.clone(), task.older);
+            let readable = branches.best_of(floor.as_ref(), |v| self.reads(&kind, v)).cloned();
+            if let Some(task) =
+                self.tasks.get_mut(name).filter(|_| readable.as_ref() != Some(&best))
+            {
+                task.parking.get_or_insert_default().found = branches;
+            }
+            // What cannot be read here is fetched all the same, and kept for somebody who can.
+            return match readable {
+                Some(readable) if older && readable != best => {
+                    self.tell_older(name, best.state_version, &readable);
+                    self.fetch(name, readable, Vec::new());
+                }
+                _ => self.fetch(name, best, Vec::new()),
+            };
         }
         if !finding.everyone {
             return self.ask_everyone(name);
@@ -124,7 +137,8 @@ impl Machine {
         if now < finding.give_up {
             return self.ask_everyone(name);
         }
-        let older = branches.best().cloned();
+        let kind = &task.spec.kind;
+        let older = branches.best_of(None, |version| self.reads(kind, version)).cloned();
         self.state_lost(name, older);
     }
 
@@ -176,6 +190,7 @@ impl Machine {
 
     /// Keeps the name without running it.
     pub(super) fn park(&mut self, name: &Name, until_resumed: bool, why: &str) {
+        self.heed(name);
         self.keep_as(name, Phase::Parked { until_resumed }, why.to_owned());
     }
 
@@ -250,6 +265,7 @@ impl Machine {
             self.replicate_loaded(&header, state);
             self.owed_loaded(&header, state);
             self.seal_loaded(&header, state);
+            self.pin_loaded(&header, state);
         }
         self.on_state_data(header, state);
     }
@@ -271,7 +287,14 @@ impl Machine {
                 let from = io::From::Checkpoint { header: header.clone(), state: state.clone() };
                 let spec = task.spec.clone();
                 self.keep(&spec, header.clone(), state, None);
-                self.start(&name, from, Some(header));
+                if self.reads(&spec.kind, header.state_version) {
+                    return self.start(&name, from, Some(header));
+                }
+                let why = Needs::Node(spec.kind, Some(header.state_version)).why();
+                if let Some(task) = self.tasks.get_mut(&name) {
+                    task.latest = Some(header);
+                }
+                self.park(&name, false, &why);
             }
             _ => {
                 let mut tried = tried.clone();
@@ -327,7 +350,8 @@ impl Machine {
             task.claim.strikes = 0;
         } else if task.claim.strikes >= MAX_STRIKES {
             task.latest = header;
-            let why = "three takeovers in a row brought no progress".to_owned();
+            let why = Needs::Quarantine.why();
+            self.heed(name);
             return self.keep_as(name, Phase::Quarantined, why);
         }
         task.claim.phase = Phase::Running;

@@ -197,6 +197,7 @@ impl Machine {
         task.replicas = targets;
         if missing {
             self.push(Action::Load { header: latest.clone() });
+            self.load_pins(name);
         } else {
             self.replicated(name, latest.position);
         }
@@ -322,13 +323,14 @@ impl Machine {
             let obsolete: Vec<Header> = before
                 .into_iter()
                 .filter(|old| {
-                    header.descends_from(old)
+                    header.replaces(old)
                         && (old.position.epoch, &old.writer)
                             != (header.position.epoch, &header.writer)
                 })
                 .collect();
             let (name, run) = (header.name.clone(), header.run);
             self.push(Action::Store { spec: spec.clone(), header, state, from });
+            self.note_pins(&name, run);
             if !obsolete.is_empty() {
                 self.push(Action::Discard { name, run, headers: obsolete });
             }
@@ -374,7 +376,7 @@ impl Machine {
         let Some(branches) = runs.get_mut(&header.run) else {
             return;
         };
-        let headers = branches.drop_contained(header);
+        let headers = branches.drop_replaced(header);
         if branches.is_empty() {
             runs.remove(&header.run);
         }

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use super::Machine;
 use super::task::{Caller, Doing, Prior, Purpose, Settling, Task};
+use super::{MAX_BURIED, Machine, Needs};
 use crate::core::branch::higher;
 use crate::core::claim::{Claim, Phase, Spec, Want};
 use crate::core::ids::{Name, SessionId};
-use crate::core::io::{Cause, Notice};
+use crate::core::io::{CallError, Cause, Notice};
 use crate::core::lease::Epoch;
 use crate::core::message::{Answer, Verdict};
 
@@ -42,7 +42,14 @@ impl Machine {
             Some(top) if cause != Cause::Crash || top.phase != Phase::Running => top.strikes,
             _ => 0,
         };
-        let from = same_run.map(|top| top.session.clone()).filter(|from| *from != self.config.me);
+        // What was accepted before it is settled comes from its source.
+        let offered = self
+            .tasks
+            .get(&name)
+            .filter(|old| matches!(old.doing, Doing::Incoming { .. }))
+            .and_then(|old| old.from.clone());
+        let top = same_run.map(|top| top.session.clone());
+        let from = top.filter(|from| *from != self.config.me).or(offered);
         let (strikes, keep, from) = match carried {
             Some((strikes, ran, keep, from)) => {
                 prior.epoch = ran;
@@ -65,6 +72,8 @@ impl Machine {
             checkpointed: prior.checkpointed,
             strikes,
             note: String::new(),
+            heeded: same_run.map_or(0, |top| top.heeded),
+            expired: false,
         };
         let mut callers = callers;
         if let Some(old) = self.tasks.get_mut(&name) {
@@ -78,8 +87,9 @@ impl Machine {
             until: self.now.at + self.config.timing.convergence(),
             purpose,
         });
-        let task =
-            Task { cause, from, callers, prior, keep, ..Task::record(claim, spec.clone(), doing) };
+        let older = purpose == Purpose::Older;
+        let record = Task::record(claim, spec.clone(), doing);
+        let task = Task { cause, from, callers, prior, keep, older, ..record };
         self.tasks.insert(name.clone(), task);
         self.set_spec(spec.clone());
         self.push(crate::core::io::Action::PublishSpec(spec));
@@ -147,10 +157,10 @@ impl Machine {
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
+        let ask = task.question();
         let Doing::Settling(settling) = &mut task.doing else {
             return;
         };
-        let ask = (task.claim.clone(), task.spec.clone());
         for session in sessions {
             if session == me || self.members.is_gone(&session) {
                 continue;
@@ -171,7 +181,7 @@ impl Machine {
         if task.callers.is_empty() {
             return;
         }
-        let (run, ask) = (task.claim.run, (task.claim.clone(), task.spec.clone()));
+        let (run, ask) = (task.claim.run, task.question());
         let live: Vec<SessionId> = self.members.live().cloned().collect();
         if live.is_empty() {
             return self.answer_callers(name, Ok(run));
@@ -188,8 +198,7 @@ impl Machine {
             if let Doing::Settling(settling) = &task.doing
                 && settling.waiting.contains(session)
             {
-                let ask = (task.claim.clone(), task.spec.clone());
-                self.asks.entry(session.clone()).or_default().push(ask);
+                self.asks.entry(session.clone()).or_default().push(task.question());
             }
         }
     }
@@ -229,14 +238,28 @@ impl Machine {
             return self.answer_callers(&name, Ok(run));
         };
         match answer.verdict {
-            Verdict::Held(claim) => {
-                let claim = *claim;
+            // A run before mine had ended where mine was numbered: whoever still runs it steps back.
+            Verdict::Held(claim) if claim.run.number < run.number => {
+                if settling.waiting.remove(from) {
+                    settling.answered += 1;
+                }
                 if claim.name == name {
-                    self.withdraw(&name, claim);
+                    self.learn_claim(*claim);
+                }
+            }
+            Verdict::Held(claim) => {
+                if claim.name == name {
+                    self.withdraw(&name, *claim);
                 }
                 return;
             }
+            Verdict::Buried if self.is_laid_to_rest(&name) => return,
             Verdict::Ok | Verdict::Yields | Verdict::Buried => {
+                let Some(Doing::Settling(settling)) =
+                    self.tasks.get_mut(&name).map(|task| &mut task.doing)
+                else {
+                    return;
+                };
                 if settling.waiting.remove(from) {
                     settling.answered += 1;
                 }
@@ -246,6 +269,34 @@ impl Machine {
             answer.askers.into_iter().filter(|asker| *asker != me).take(64).collect();
         self.ask(&name, others);
         self.dirty.insert(name);
+    }
+
+    /// A peer has buried the session that a name would be taken over from: its claims are void, and
+    /// where nobody else ever spoke of the name there is nothing to take over (Rule 24). False if
+    /// that session was heard of lately, or others have had the name.
+    fn is_laid_to_rest(&mut self, name: &Name) -> bool {
+        let Some(dead) = self.tasks.get(name).and_then(|task| task.prior.session.clone()) else {
+            return false;
+        };
+        let floor = self.config.timing.silence_floor;
+        let fresh = self.members.get(&dead).is_some_and(|p| self.now.at.since(p.news) < floor);
+        if fresh || dead == self.config.me || self.buried.len() >= MAX_BURIED {
+            return false;
+        }
+        self.bury(&dead);
+        let (me, buried) = (&self.config.me, &self.buried);
+        let stands = |c: &Claim| c.session != *me && !buried.contains_key(&c.session);
+        if self.view.claims(name).any(stands) {
+            return false;
+        }
+        if let Some(task) = self.tasks.get_mut(name) {
+            // Not released: nobody is to take it up.
+            task.claim.phase = Phase::Superseded;
+            task.doing = Doing::Over { dominated: None };
+        }
+        self.publish(name);
+        self.answer_callers(name, Err(CallError::Superseded));
+        true
     }
 
     /// Steps back for a claim that holds the name, and lets `run` return that run.
@@ -341,6 +392,7 @@ impl Machine {
     /// of it. False if it is to run.
     pub(super) fn hold_back(&mut self, name: &Name, purpose: Purpose) -> bool {
         let want = self.wanted(name);
+        let version = self.tasks.get(name).and_then(|task| self.state_version(task));
         let Some(task) = self.tasks.get_mut(name) else {
             return true;
         };
@@ -352,8 +404,7 @@ impl Machine {
             (_, Some(keep)) => (keep, "it was parked until somebody resumes it".to_owned()),
             (Want::Pause, None) => (Phase::Paused, String::new()),
             (Want::Run, None) if purpose == Purpose::Custody => {
-                let kind = &task.spec.kind;
-                let why = format!("no live node runs the kind {kind} and reads its state");
+                let why = Needs::Node(task.spec.kind.clone(), version).why();
                 (Phase::Parked { until_resumed: false }, why)
             }
             (Want::Run, None) => return false,
@@ -364,13 +415,13 @@ impl Machine {
 
     /// Holds a name without running it.
     pub(super) fn keep_as(&mut self, name: &Name, phase: Phase, note: String) {
-        self.parked(name);
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
         task.claim.phase = phase.clone();
         task.claim.note.clone_from(&note);
         task.doing = Doing::Kept;
+        task.parking.get_or_insert_default().since = Some(self.now.at);
         // What is kept is replicated as what runs is: this may be the last copy.
         if task.latest.is_none() {
             let runs = self.held.get(name);

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use super::Machine;
 use super::task::{Caller, Doing, Purpose};
-use crate::core::claim::{Phase, Spec};
-use crate::core::ids::{Name, RunId, SessionId};
+use crate::core::claim::{Claim, Phase, Spec};
+use crate::core::ids::{Kind, Name, RunId, SessionId};
 use crate::core::io::{Action, CallError, Cause};
 use crate::core::message::{Message, Refusal};
 use crate::core::placement::{self, Candidate};
-use crate::core::record::NodeState;
+use crate::core::record::{NodeRecord, NodeState};
 use crate::core::time::Time;
 
 /// Starts asked for here that run on other nodes, or wait for one.
@@ -29,6 +29,8 @@ struct Following {
     /// What to start if no run of that number or a higher one comes of the claim.
     spec: Spec,
     callers: Vec<Caller>,
+    /// Since when the claim has stopped, for all that is known here.
+    stopped: Option<Time>,
 }
 
 impl Starts {
@@ -47,7 +49,8 @@ struct Pending {
     callers: Vec<Caller>,
     target: Option<SessionId>,
     tried: BTreeSet<SessionId>,
-    refusal: Refusal,
+    /// What the last one asked said.
+    refusal: Option<Refusal>,
     until: Time,
 }
 
@@ -72,7 +75,7 @@ impl Machine {
             pending.callers.push(caller);
             return;
         }
-        let claimed = self.claimed_elsewhere(&name);
+        let claimed = self.claimed_elsewhere(&name).map(|claim| claim.run);
         let standing = self.view.standing(&name);
         if let (None, Some(run)) = (standing, claimed) {
             return self.follow(spec, run, vec![caller]);
@@ -105,12 +108,13 @@ impl Machine {
     }
 
     /// A new run that another node claims and has not settled, as far as is known here: it may step
-    /// back for one that is not known here.
-    fn claimed_elsewhere(&self, name: &Name) -> Option<RunId> {
+    /// back for one that is not known here. One that has stopped has done so, or has ended, and a
+    /// header said so first.
+    fn claimed_elsewhere(&self, name: &Name) -> Option<&Claim> {
         let owner = self.view.owner(name)?;
-        let unsettled = owner.phase == Phase::Claimed && !owner.checkpointed;
+        let unsettled = matches!(owner.phase, Phase::Claimed | Phase::Released);
         let elsewhere = owner.session != self.config.me && !self.is_void(owner);
-        (unsettled && elsewhere).then_some(owner.run)
+        (unsettled && elsewhere && !owner.checkpointed).then_some(owner)
     }
 
     /// Waits for what comes of a claim.
@@ -120,30 +124,46 @@ impl Machine {
         }
         let name = spec.name.clone();
         spec.run.number = claimed.number;
-        let new = Following { spec, callers: Vec::new() };
+        let new = Following { spec, callers: Vec::new(), stopped: None };
         self.starts.following.entry(name.clone()).or_insert(new).callers.extend(callers);
         self.dirty.insert(name);
     }
 
     /// Has anything come of the claim that callers wait for?
     pub(super) fn look_following(&mut self, name: &Name) {
-        let Some(number) = self.starts.following.get(name).map(|f| f.spec.run.number) else {
+        let Some(following) = self.starts.following.get(name) else {
             return;
         };
-        let standing = self.view.standing(name).map(|claim| claim.run);
-        let standing = standing.filter(|run| run.number >= number);
-        if standing.is_none() && self.claimed_elsewhere(name).is_some() {
-            return;
+        let number = following.spec.run.number;
+        let since = following.stopped;
+        let found = self.view.standing(name).or_else(|| self.view.owner(name));
+        let found = found.filter(|c| c.run.number >= number && c.phase != Phase::Superseded);
+        let run = found.map(|claim| claim.run);
+        if found.is_some_and(|claim| !claim.has_won())
+            && let Some(claimed) = self.claimed_elsewhere(name)
+        {
+            // It tells what has become of it when gossip comes round.
+            let stopped = (claimed.phase == Phase::Released).then(|| since.unwrap_or(self.now.at));
+            let due = stopped.map(|at| at + self.config.timing.convergence());
+            if let Some(following) = self.starts.following.get_mut(name) {
+                following.stopped = stopped;
+            }
+            if due.is_none_or(|due| self.now.at < due) {
+                return due.into_iter().for_each(|due| self.alarm(name, due));
+            }
         }
-        let Some(following) = self.starts.following.remove(name) else {
+        let Some(Following { spec, callers, .. }) = self.starts.following.remove(name) else {
             return;
         };
-        match standing {
-            Some(run) => {
-                following.callers.into_iter().for_each(|caller| self.reply_to(caller, Ok(run)));
+        let settling =
+            self.tasks.get_mut(name).filter(|task| matches!(task.doing, Doing::Settling(_)));
+        match (settling, run) {
+            (Some(task), _) => task.callers.extend(callers),
+            (None, Some(run)) => {
+                callers.into_iter().for_each(|caller| self.reply_to(caller, Ok(run)));
             }
             // It came to nothing.
-            None => self.place_anew(following.spec, following.callers),
+            (None, None) => self.place_anew(spec, callers),
         }
     }
 
@@ -156,7 +176,7 @@ impl Machine {
             callers,
             target: None,
             tried: BTreeSet::new(),
-            refusal: Refusal::Incompatible,
+            refusal: None,
             until: self.now.at,
         };
         self.starts.by_name.insert(pending.spec.name.clone(), id);
@@ -173,8 +193,9 @@ impl Machine {
             let Some(pending) = self.starts.take(id) else {
                 return;
             };
+            let refusal = pending.refusal.unwrap_or_else(|| self.why_nobody(&spec.kind));
             for caller in pending.callers {
-                self.reply_to(caller, Err(CallError::NoNode(pending.refusal.clone())));
+                self.reply_to(caller, Err(CallError::NoNode(refusal.clone())));
             }
             return;
         };
@@ -189,6 +210,21 @@ impl Machine {
             pending.until = until;
         }
         self.send(&target, Message::Start { call: id, spec });
+    }
+
+    /// Why there is no node to start a task of a kind on.
+    fn why_nobody(&self, kind: &Kind) -> Refusal {
+        let runs = |record: &NodeRecord| record.kinds.contains_key(kind);
+        let me = runs(&self.config.record).then_some(self.state);
+        let there = || self.members.iter().filter(|(_, peer)| peer.gone.is_none());
+        let able = there().filter(|(_, peer)| peer.record.as_ref().is_some_and(runs));
+        let states: Vec<NodeState> = able.map(|(_, peer)| peer.state).chain(me).collect();
+        let unknown = there().any(|(_, peer)| peer.record.is_none());
+        match states.as_slice() {
+            [] if !unknown => Refusal::Incompatible,
+            states if states.contains(&NodeState::Up) => Refusal::Full,
+            _ => Refusal::NotUp,
+        }
     }
 
     /// The node to start or to receive a task, other than those tried.
@@ -263,7 +299,7 @@ impl Machine {
             _ if !self.has_room(&name) => Refusal::Full,
             true => return self.claim(spec, Cause::Start, Purpose::Run, callers),
             false if self.state != NodeState::Up => Refusal::NotUp,
-            false if self.load.full => Refusal::Full,
+            false if self.load.full || self.is_full_of(&spec.kind) => Refusal::Full,
             false => Refusal::Incompatible,
         };
         let result = Err(CallError::NoNode(refusal));
@@ -296,7 +332,7 @@ impl Machine {
                 }
             }
             Err(refusal) => {
-                pending.refusal = refusal;
+                pending.refusal = Some(refusal);
                 self.place_next(id);
             }
         }
@@ -313,7 +349,7 @@ impl Machine {
             .collect();
         for id in lost {
             if let Some(pending) = self.starts.by_id.get_mut(&id) {
-                pending.refusal = Refusal::NoAnswer;
+                pending.refusal = Some(Refusal::NoAnswer);
             }
             self.place_next(id);
         }
@@ -330,7 +366,7 @@ impl Machine {
             .collect();
         for id in late {
             if let Some(pending) = self.starts.by_id.get_mut(&id) {
-                pending.refusal = Refusal::NoAnswer;
+                pending.refusal = Some(Refusal::NoAnswer);
             }
             self.place_next(id);
         }

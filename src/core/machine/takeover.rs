@@ -103,8 +103,10 @@ impl Machine {
                 _ => continue,
             }
         }
-        (top.phase != Phase::Superseded)
-            .then(|| (top.clone(), since.unwrap_or(self.now_or_seen(name)), cause))
+        // Records of what was before the last release are older than it.
+        let seen = self.free_since.get(name).copied();
+        let since = since.max(seen).unwrap_or(self.now.at);
+        (top.phase != Phase::Superseded).then(|| (top.clone(), since, cause))
     }
 
     /// How much longer than mine the owner's silence floor is: a taker obeys the owner's (Rule 11).
@@ -122,11 +124,6 @@ impl Machine {
         self.view
             .get(name, to)
             .is_some_and(|theirs| theirs.epoch > from.epoch && theirs.phase.is_free())
-    }
-
-    /// Since when a released name has been seen free.
-    fn now_or_seen(&self, name: &Name) -> Time {
-        self.free_since.get(name).copied().unwrap_or(self.now.at)
     }
 
     /// Notes when a name was first seen free, for the ranks to count from.
@@ -184,6 +181,7 @@ impl Machine {
     /// Voids a dead session's claims (Rule 24).
     pub(super) fn bury(&mut self, session: &SessionId) {
         self.buried.insert(session.clone(), self.now.at);
+        self.refused.remove(session);
         self.members.forget(session);
         self.touch_all_of(session);
     }

@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use litemap::LiteMap;
 
-use crate::core::branch::{Ancestor, Header, Position};
+use crate::core::branch::{Ancestor, Branches, Header, Position};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::Cause;
 use crate::core::lease::Epoch;
+use crate::core::message::Question;
 use crate::core::time::Time;
 
 /// My claim of a name, and what this node is doing about it.
@@ -41,14 +42,16 @@ pub(super) struct Task {
     pub refused: BTreeSet<SessionId>,
     /// It was parked until somebody resumes it, and whoever has it keeps it so.
     pub keep: Option<Phase>,
+    /// Nobody reads its newest state: it may go on from one of an older version.
+    pub older: bool,
+    /// What is known of it while it cannot run here.
+    pub parking: Option<Box<Parking>>,
     /// Live claims above mine, and when I first saw each (Rule 21).
     pub rivals: LiteMap<SessionId, Time>,
     /// The handover under way.
     pub hand: Option<Hand>,
     /// It did not stop in its grace (Rule 15).
     pub unstoppable: bool,
-    /// The version of the desired state when it was parked: only a later one ends the parking.
-    pub order: u64,
     /// It was offered by a session that was itself running it (Rule 13).
     pub first_offer: bool,
 }
@@ -121,6 +124,8 @@ pub(super) enum Purpose {
     Run,
     /// To keep it for others (Rule 24).
     Custody,
+    /// To run it, from a state of an older version if nobody reads the newest.
+    Older,
 }
 
 #[derive(Clone, Debug)]
@@ -144,6 +149,15 @@ pub(super) struct Prior {
     pub session: Option<SessionId>,
     /// Under which epoch it ran last.
     pub epoch: Option<Epoch>,
+}
+
+/// A task that is kept, or is to be, since it cannot run here.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Parking {
+    /// Since when it is kept.
+    pub since: Option<Time>,
+    /// Checkpoints of it that this node and others were found to hold.
+    pub found: Branches,
 }
 
 #[derive(Clone, Debug)]
@@ -182,11 +196,22 @@ impl Task {
             forced: None,
             refused: BTreeSet::new(),
             keep: None,
+            older: false,
+            parking: None,
             rivals: LiteMap::new(),
             hand: None,
             unstoppable: false,
-            order: 0,
             first_offer: false,
+        }
+    }
+
+    /// Whether it may be started, for those who are to be asked.
+    pub fn question(&self) -> Question {
+        let taken = self.cause == Cause::Crash;
+        Question {
+            claim: self.claim.clone(),
+            spec: self.spec.clone(),
+            from: self.prior.session.clone().filter(|_| taken),
         }
     }
 

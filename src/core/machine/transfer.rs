@@ -9,13 +9,25 @@ use bytes::Bytes;
 
 use super::Machine;
 use super::task::{Caller, Doing, Hand, Prior, Purpose, Task, Why};
-use crate::core::branch::Header;
+use crate::core::branch::{Branches, Header};
 use crate::core::claim::{Claim, Desired, Phase, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{Action, Cause, Notice, Stop};
 use crate::core::lease::Epoch;
 use crate::core::message::{Message, Refusal};
 use crate::core::record::NodeState;
+
+/// What an offer is about, beside the claim and the spec.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct OfferTerms {
+    /// The epoch the target would have.
+    pub epoch: Epoch,
+    /// Nothing runs at the source.
+    pub idle: bool,
+    /// The version of the newest state, if there is one.
+    pub version: Option<u32>,
+    pub cause: Cause,
+}
 
 /// After this long without an answer an offer goes to the next node, and a decision is told again.
 const RESEND: Duration = Duration::from_millis(500);
@@ -31,11 +43,18 @@ impl Machine {
         let mut tried = task.hand.as_ref().map(|hand| hand.tried.clone()).unwrap_or_default();
         tried.insert(self.config.me.clone());
         let version = task.latest.as_ref().map(|header| header.state_version);
+        let parked = task.claim.phase == (Phase::Parked { until_resumed: false });
         let (spec, idle) = (task.spec.clone(), !task.runs());
         let Some(to) = self.choose(&spec, version, &tried) else {
             return false;
         };
         tried.insert(to.clone());
+        let record = self.members.get(&to).and_then(|peer| peer.record.as_ref());
+        let cause = match record.is_some_and(|record| self.is_older(&record.revision)) {
+            _ if parked => Cause::Unparked,
+            true => Cause::Rollback,
+            false => Cause::Drain,
+        };
         let epoch = self.next_epoch(name);
         self.view.raise(name, epoch);
         let since = self.now.at;
@@ -45,7 +64,7 @@ impl Machine {
         task.hand = Some(Hand { to: to.clone(), epoch, accepted: false, since, tried });
         let claim = task.claim.clone();
         let desired = self.desires.get(name).filter(|d| d.run == spec.run).cloned();
-        self.send(&to, Message::Offer { claim, epoch, spec, desired, idle });
+        self.send(&to, Message::Offer { claim, epoch, spec, desired, idle, version, cause });
         self.alarm_in(name, RESEND);
         true
     }
@@ -82,7 +101,12 @@ impl Machine {
             Ok(()) if hand.accepted => {}
             Ok(()) => {
                 hand.accepted = true;
-                match task.doing {
+                let doing = task.doing.clone();
+                self.load_pins(name);
+                let Some(task) = self.tasks.get_mut(name) else {
+                    return;
+                };
+                match doing {
                     Doing::Running => {
                         task.doing = Doing::Stopping(Why::Transfer);
                         let how = Stop::WithSlot;
@@ -365,11 +389,11 @@ impl Machine {
         &mut self,
         from: &SessionId,
         claim: Claim,
-        epoch: Epoch,
         spec: Spec,
         desired: Option<Desired>,
-        idle: bool,
+        terms: OfferTerms,
     ) {
+        let epoch = terms.epoch;
         let name = spec.name.clone();
         if claim.name != name || claim.session != *from || claim.run != spec.run {
             return;
@@ -386,10 +410,10 @@ impl Machine {
         {
             return self.send(from, reply(Ok(())));
         }
-        let refusal = match self.refuses_offer(from, &claim, epoch, &spec) {
+        let refusal = match self.refuses_offer(from, &claim, &spec, &terms) {
             Some(refusal) => refusal,
             None => {
-                self.accept(from, &claim, epoch, spec, idle);
+                self.accept(from, &claim, spec, &terms);
                 return self.send(from, reply(Ok(())));
             }
         };
@@ -401,8 +425,8 @@ impl Machine {
         &self,
         from: &SessionId,
         claim: &Claim,
-        epoch: Epoch,
         spec: &Spec,
+        &OfferTerms { epoch, version, .. }: &OfferTerms,
     ) -> Option<Refusal> {
         if self.state != NodeState::Up {
             return Some(Refusal::NotUp);
@@ -410,7 +434,7 @@ impl Machine {
         if self.load.full || self.is_full_of(&spec.kind) || !self.has_room(&spec.name) {
             return Some(Refusal::Full);
         }
-        if !self.may_take(spec, None) {
+        if !self.may_take(spec, version) {
             return Some(Refusal::Incompatible);
         }
         // At or below what is held, or what this node has said OK to.
@@ -431,7 +455,8 @@ impl Machine {
         self.view.epoch(name).filter(|seen| *seen > epoch).map(Refusal::Held)
     }
 
-    fn accept(&mut self, from: &SessionId, source: &Claim, epoch: Epoch, spec: Spec, idle: bool) {
+    fn accept(&mut self, from: &SessionId, source: &Claim, spec: Spec, terms: &OfferTerms) {
+        let &OfferTerms { epoch, idle, cause, .. } = terms;
         let name = spec.name.clone();
         if let Some(old) = self.tasks.get(&name) {
             self.holding.remove(&old.claim.number);
@@ -456,8 +481,9 @@ impl Machine {
             epoch: None,
         };
         let task = Task {
+            // What waits for `resume` is not taken out of parking by an offer.
+            cause: if keep.is_some() { Cause::Drain } else { cause },
             keep,
-            cause: Cause::Drain,
             from: Some(from.clone()),
             prior,
             first_offer: !idle,
@@ -513,9 +539,9 @@ impl Machine {
         }
         // Settling is waived only for the first offer of a session that was itself running it.
         if !self.tasks.get(name).is_some_and(|task| task.first_offer) {
-            let spec = self.tasks.get(name).map(|task| task.spec.clone());
-            return spec
-                .map_or((), |spec| self.claim(spec, Cause::Drain, Purpose::Run, Vec::new()));
+            let known = self.tasks.get(name).map(|task| (task.spec.clone(), task.cause));
+            return known
+                .map_or((), |(spec, cause)| self.claim(spec, cause, Purpose::Run, Vec::new()));
         }
         self.take(name, sealed);
     }
@@ -654,14 +680,63 @@ impl Machine {
         {
             return;
         }
-        let version = task.latest.as_ref().map(|header| header.state_version).or_else(|| {
-            let runs = self.held.get(name)?;
-            Some(runs.get(&task.claim.run)?.best()?.state_version)
-        });
+        let version = self.state_version(task);
         let spec = task.spec.clone();
         if self.may_take(&spec, version) {
             return self.claim(spec, Cause::Unparked, Purpose::Run, Vec::new());
         }
-        self.offer(name);
+        if !self.offer(name) {
+            self.look_older(name);
+        }
+    }
+
+    /// Nobody who lives can go on from the newest state, and for long enough: the best one of an
+    /// older version will do, if it is above the floor. What was done since is not forgotten: the
+    /// newest state stays as a branch.
+    fn look_older(&mut self, name: &Name) {
+        let patience = self.config.timing.silence_floor;
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        let Some(newest) = self.state_version(task) else {
+            return;
+        };
+        let parking = task.parking.as_deref();
+        let since = parking.and_then(|parking| parking.since);
+        let due = since.unwrap_or(self.now.at) + patience;
+        if self.now.at < due {
+            return self.alarm(name, due);
+        }
+        if self.is_read(&task.spec.kind, newest) {
+            return self.alarm_in(name, patience);
+        }
+        let (spec, floor) = (task.spec.clone(), task.claim.floor.clone());
+        let mut known = parking.map(|parking| parking.found.clone()).unwrap_or_default();
+        let held = self.held.get(name).and_then(|runs| runs.get(&spec.run));
+        held.into_iter().flat_map(Branches::iter).for_each(|h| drop(known.admit(h.clone())));
+        let read = |version: u32| version != newest && self.is_read(&spec.kind, version);
+        let Some(older) = known.best_of(floor.as_ref(), read).cloned() else {
+            return;
+        };
+        if self.may_take(&spec, Some(older.state_version)) {
+            return self.claim(spec, Cause::Unparked, Purpose::Older, Vec::new());
+        }
+        let here = held.is_some_and(|branches| branches.iter().any(|header| *header == older));
+        self.tell_older(name, newest, &older);
+        if let Some(task) = self.tasks.get_mut(name) {
+            task.latest = here.then_some(older);
+            task.bytes = None;
+        }
+        if !self.offer(name) {
+            self.alarm_in(name, patience);
+        }
+    }
+
+    pub(super) fn tell_older(&mut self, name: &Name, newest: u32, older: &Header) {
+        let what = format!(
+            "continued from its last checkpoint of version {}: no live node reads version {newest}",
+            older.state_version
+        );
+        self.tell(Notice::StateLost { name: name.clone(), what });
     }
 }

@@ -52,6 +52,7 @@ async fn three_nodes_learn_of_each_other_through_one_seed() {
         address: b.gossip.local_addr(),
         revision: "r1".into(),
         since_ms: 5,
+        rollout: None,
         kinds: [(Kind::new("zip").unwrap(), Versions { oldest: 1, newest: 2 })].into(),
         max_running: 9,
         succeeds: None,

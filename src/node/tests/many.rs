@@ -125,3 +125,32 @@ async fn two_nodes_that_drain_at_once_lose_none() {
     all_finish(&c, &may_end).await;
     timeout(SOON, c.leave()).await.unwrap().unwrap();
 }
+
+/// The moment at which nodes become ready is the one at which they know least of each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_started_on_nodes_that_have_just_become_ready_runs_once() {
+    log();
+    for _ in 0..4 {
+        let may_end = Arc::new(AtomicBool::new(true));
+        let a = builder("a", Seeds::None, may_end.clone()).start().await.unwrap();
+        let seeds = || Seeds::from(a.address());
+        let b = builder("b", seeds(), may_end.clone()).start().await.unwrap();
+        let c = builder("c", seeds(), may_end).start().await.unwrap();
+        let nodes = [a, b, c];
+        let args = CountTo { end: 20, pause_ms: 5 };
+        let starts = nodes.iter().map(|node| async move {
+            node.wait_ready().await.unwrap();
+            node.run::<Count>("fresh", args).await.unwrap()
+        });
+        let handles = timeout(SOON, join_all(starts)).await.unwrap();
+        let runs: Vec<_> = handles.iter().map(|handle| handle.run().unwrap()).collect();
+        assert!(runs.iter().all(|run| *run == runs[0]), "{runs:?}");
+        for handle in &handles {
+            let output = timeout(SOON, handle.output()).await.unwrap().unwrap();
+            assert_eq!((output.at, output.by.len()), (20, 1), "{output:?}");
+        }
+        for node in nodes {
+            timeout(SOON, node.leave()).await.unwrap().unwrap();
+        }
+    }
+}

@@ -86,6 +86,7 @@ fn timing() -> Timing {
         tombstone_retention: Duration::from_secs(120),
         dead_node_grace: Duration::from_secs(30),
         address_book: Duration::from_secs(60),
+        finalize_after: Duration::from_secs(600),
     }
 }
 

@@ -141,6 +141,10 @@ async fn a_node_that_was_killed_resumes_from_its_data_directory() {
     node.close().await;
 
     let node = on_disk().start().await.unwrap();
+    until("what is on its disk is known", || node.whereis("disk/1").is_some()).await;
+    let stored = node.whereis("disk/1").unwrap();
+    assert_eq!((stored.state, stored.node), (TaskState::Stored, node.session().node.clone()));
+    assert!(node.get::<Count>("disk/1").progress().await.unwrap().done >= 15);
     timeout(SOON, node.wait_ready()).await.unwrap().unwrap();
     until("it runs again", || {
         node.whereis("disk/1").is_some_and(|entry| entry.state == TaskState::Running)
@@ -190,4 +194,35 @@ async fn a_newcomer_is_not_told_of_those_who_left_before_it_came() {
     assert_eq!(c.peers().len(), 1);
     a.leave().await.unwrap();
     c.leave().await.unwrap();
+}
+
+/// Else a node of the old build that is restarted in the middle of a deploy is taken for the newest.
+#[cfg(feature = "redb")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_node_is_as_old_as_its_data_directory_says() {
+    log();
+    let dir = tempfile::tempdir().unwrap();
+    let may_end = Arc::new(AtomicBool::new(false));
+    let old = |seeds: Seeds| builder("a", seeds, may_end.clone()).data_dir(dir.path());
+    old(Seeds::None).start().await.unwrap().leave().await.unwrap();
+    let new = builder("b", Seeds::None, may_end.clone()).revision("r2").start().await.unwrap();
+    timeout(SOON, new.wait_ready()).await.unwrap().unwrap();
+    let again = old(new.address().into()).start().await.unwrap();
+    timeout(SOON, again.wait_ready()).await.unwrap().unwrap();
+    until("they know each other", || {
+        let up = |node: &Node| {
+            node.peers()
+                .iter()
+                .any(|p| p.state == NodeState::Up && p.revision.is_some() && p.linked)
+        };
+        up(&new) && up(&again)
+    })
+    .await;
+    for name in ["one", "two", "three"] {
+        again.run::<Count>(name, CountTo { end: 1, pause_ms: 5 }).await.unwrap();
+        until("it is known", || again.whereis(name).is_some()).await;
+        assert_eq!(again.whereis(name).unwrap().node.as_str(), "b", "the newest revision");
+    }
+    again.close().await;
+    new.close().await;
 }

@@ -65,6 +65,13 @@ async fn a_task_runs_where_its_kind_is_registered() {
         a.peers().iter().any(|peer| peer.state == NodeState::Up && peer.kinds.len() == 2)
     })
     .await;
+    b.cordon().await.unwrap();
+    let is = |state| a.peers().iter().all(|peer| peer.state == state);
+    until("that it is cordoned is known", || is(NodeState::Cordoned)).await;
+    let error = a.run::<Rare>("rare/1", ()).await.unwrap_err();
+    assert!(matches!(&error, RunError::NotUp(kind) if kind.as_str() == "rare"), "{error}");
+    b.uncordon().await.unwrap();
+    until("that it is not is known too", || is(NodeState::Up)).await;
     let handle = timeout(SOON, a.run::<Rare>("rare/1", ())).await.unwrap().unwrap();
     assert_eq!(timeout(SOON, handle.output()).await.unwrap().unwrap(), "rare/1");
     assert_eq!(a.whereis("rare/1").unwrap().node.as_str(), "b");
@@ -106,7 +113,7 @@ async fn a_watch_tells_of_start_move_and_end() {
     let b = start_with("b", Some(&a), may_end.clone()).await;
     let mut watch = b.watch("w/");
     let handle = a.run::<Count>("w/1", CountTo { end: 5, pause_ms: 5 }).await.unwrap();
-    let TaskEvent::Started { node, .. } = next(&mut watch).await else {
+    let TaskEvent::Started { node, .. } = next_but_progress(&mut watch).await else {
         panic!("it starts first");
     };
     let home = if node.as_str() == "a" { &a } else { &b };
@@ -201,4 +208,39 @@ async fn the_status_is_json() {
     assert_eq!(status["tasks"]["running"], 1);
     assert_eq!(status["running"][0]["name"], "job");
     node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_output_that_is_kept_no_longer_is_gone_on_every_node_and_the_name_is_free() {
+    let brief = Timing { retention: Duration::from_secs(2), ..timing() };
+    let mut nodes: Vec<Node> = Vec::new();
+    for id in ["a", "b", "c"] {
+        let seeds = nodes.first().map_or(Seeds::None, |first| first.address().into());
+        let builder = builder(id, seeds, Arc::new(AtomicBool::new(true))).timing(brief.clone());
+        let node = builder.start().await.unwrap();
+        timeout(SOON, node.wait_ready()).await.unwrap().unwrap();
+        nodes.push(node);
+    }
+    let args = CountTo { end: 3, pause_ms: 5 };
+    let handle = nodes[0].run::<Count>("brief", args).await.unwrap();
+    assert_eq!(timeout(SOON, handle.output()).await.unwrap().unwrap().at, 3);
+    until("all know that it is over", || {
+        nodes.iter().all(|node| node.whereis("brief").is_some_and(|entry| entry.expired))
+    })
+    .await;
+    for node in &nodes {
+        let elsewhere = node.get::<Count>("brief");
+        assert_eq!(elsewhere.state(), Some(TaskState::Finished));
+        let asked = Instant::now();
+        assert_eq!(elsewhere.output().await.unwrap_err(), OutputError::Gone);
+        assert!(asked.elapsed() < Duration::from_millis(500), "nobody need be asked");
+    }
+    let again = nodes[2].run::<Count>("brief", args).await.unwrap();
+    assert!(again.run() > handle.run(), "the name is free");
+    timeout(SOON, again.output()).await.unwrap().unwrap();
+    until("its first node knows", || handle.state() == Some(TaskState::Superseded)).await;
+    assert_eq!(handle.output().await.unwrap_err(), OutputError::Superseded);
+    for node in nodes {
+        node.close().await;
+    }
 }

@@ -6,6 +6,7 @@ mod ledger;
 mod running;
 mod steps;
 mod stopping;
+mod versions;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -4,12 +4,13 @@
 //! No time passes: what is asked and answered has to be enough by itself.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt::{Debug, Write};
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use uuid::Uuid;
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::world::name;
 use crate::core::claim::{Claim, Mode, Spec};
@@ -126,6 +127,7 @@ fn record() -> NodeRecord {
         kinds: BTreeMap::from([(Kind::new("count").unwrap(), versions)]),
         max_running: 100,
         succeeds: None,
+        rollout: None,
     }
 }
 
@@ -138,6 +140,7 @@ fn machine(me: usize, knows: &[Knows; NODES]) -> Machine {
         timing: Timing::default(),
         mode: Mode::Available,
         replicas: 1,
+        finish_here: BTreeSet::new(),
         seeds: true,
         members: Vec::new(),
         boot: Vec::new(),
@@ -189,6 +192,20 @@ fn spec(uuid: u128, number: u64) -> Spec {
         kind: Kind::new("count").unwrap(),
         args: Bytes::new(),
     }
+}
+
+/// A hash of everything that can be seen of a value.
+fn digest(of: &impl Debug) -> u128 {
+    struct Hashed(Xxh3);
+    impl Write for Hashed {
+        fn write_str(&mut self, text: &str) -> std::fmt::Result {
+            self.0.update(text.as_bytes());
+            Ok(())
+        }
+    }
+    let mut hashed = Hashed(Xxh3::new());
+    write!(hashed, "{of:?}").unwrap();
+    hashed.0.digest128()
 }
 
 impl State {
@@ -255,7 +272,7 @@ impl State {
                 askers: Vec::new(),
                 known: Vec::new(),
             };
-            let answers = asks.iter().map(|(claim, _)| ok(claim)).collect();
+            let answers = asks.iter().map(|ask| ok(&ask.claim)).collect();
             return self.fly(to, from, Message::Answers { answers });
         }
         self.machines[to].handle(now(), Event::Message { from: session(from), message });
@@ -301,11 +318,8 @@ impl State {
             }
         }
         let machine = &self.machines[at];
-        let all = format!(
-            "{:?}{:?}{:?}{:?}",
-            machine.tasks, machine.view, machine.askers, machine.starts
-        );
-        self.digests[at] = xxh3_128(all.as_bytes());
+        self.digests[at] =
+            digest(&(&machine.tasks, &machine.view, &machine.askers, &machine.starts));
     }
 
     fn fly(&mut self, from: usize, to: usize, message: Message) {
@@ -313,7 +327,7 @@ impl State {
         if matches!(message, Message::State { .. }) {
             return;
         }
-        let digest = xxh3_128(format!("{from} {to} {message:?}").as_bytes());
+        let digest = digest(&(from, to, &message));
         self.flying.push((from, to, message, digest));
     }
 
@@ -342,7 +356,7 @@ impl State {
             (&self.started, &self.replies),
             self.unread(),
         );
-        xxh3_128(format!("{parts:?}").as_bytes())
+        digest(&parts)
     }
 
     /// All that can happen next.

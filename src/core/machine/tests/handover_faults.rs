@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::world::{Disk, Fate, Fault, MS, Setup, Trip, World, name};
-use crate::core::claim::Phase;
+use crate::core::claim::{Phase, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{Action, Event, Notice};
 use crate::core::message::Message;
@@ -290,6 +290,75 @@ fn a_second_signal_waits_for_no_step_boundary() {
     world.assert_no_overlap();
     assert_eq!(world.running("a").len(), 1);
     assert_eq!(world.stretches.last().unwrap().from_seq, 1, "the committed step is not redone");
+}
+
+/// What a node shows of "a" from a point in time on.
+fn shown(world: &World, at: &SessionId, from: crate::core::time::Time) -> Vec<(SessionId, Phase)> {
+    let of = &world.nodes[at].shown[&name("a")];
+    let since = of.iter().filter(|(at, ..)| *at >= from);
+    since.map(|(_, by, phase)| (by.clone(), phase.clone())).collect()
+}
+
+/// An offer stands as long as a step may take, and may come to nothing.
+#[test]
+fn as_long_as_a_name_is_only_offered_everybody_sees_it_where_it_runs() {
+    let (mut world, nodes) = World::cluster(41, 3);
+    world.goal = 100_000;
+    world.steps.insert(name("a"), S * 6);
+    world.start(&nodes[0], "a");
+    world.run_for(S * 8);
+    let owner = world.runner("a");
+    let drained = world.now;
+    world.drain(&owner, S * 30);
+    world.run_for(S * 3);
+    let incoming = Phase::Incoming { from: owner.clone() };
+    let accepted =
+        |node: &&SessionId| world.claim_of(node, "a").is_some_and(|c| c.phase == incoming);
+    let target = nodes.iter().find(accepted).expect("a target").clone();
+    for node in &nodes {
+        assert_eq!(shown(&world, node, drained), [], "{node}: it runs where it ran");
+        assert_eq!(world.owner(node, "a").unwrap().session, owner);
+    }
+    // An order goes to where it runs.
+    world.record_messages = true;
+    world.want(&nodes[1], "a", Want::Run);
+    let ordered =
+        |(_, _, to, m): &(_, _, SessionId, _)| *to == owner && matches!(m, Message::Desire { .. });
+    assert!(owner == nodes[1] || world.sent.iter().any(ordered));
+
+    // The target drains in its turn: the offer has come to nothing, and the next one is made.
+    world.drain(&target, S * 30);
+    world.run_for(MS * 500);
+    for node in &nodes {
+        assert_eq!(shown(&world, node, drained), [], "{node}: nothing has happened to it");
+    }
+    world.run_for(S * 8);
+    let last = world.runner("a");
+    assert!(last != owner && last != target);
+    for node in &nodes {
+        let shown = shown(&world, node, drained);
+        let runs = |(_, phase): &&(SessionId, Phase)| *phase == Phase::Running;
+        let of: Vec<_> = shown.iter().filter(runs).map(|(by, _)| by.clone()).collect();
+        assert_eq!(of, std::slice::from_ref(&last), "{node}: {shown:?}");
+    }
+    assert_moved(&world);
+}
+
+/// A decision that is not acknowledged is safe: its target has the state.
+#[test]
+fn a_second_signal_waits_for_no_acknowledgement_either() {
+    let (mut world, owner, _) = owned(8, 3, &Setup::default());
+    world.blocked = Some(|_, _, message| is_transferred(message));
+    world.drain(&owner, S * 60);
+    world.run_for(S * 3);
+    let moving =
+        |w: &World| matches!(w.claim_of(&owner, "a").unwrap().phase, Phase::Transferred { .. });
+    assert!(moving(&world) && world.nodes[&owner].drained.is_none());
+    world.give(&owner, Event::DrainNow);
+    world.run_until(S * 2, "drained", |w| w.nodes[&owner].drained.is_some());
+    world.blocked = None;
+    world.run_for(S * 3);
+    assert_moved(&world);
 }
 
 #[test]

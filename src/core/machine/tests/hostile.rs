@@ -10,11 +10,11 @@ use super::world::World;
 use crate::core::branch::{Ancestor, Header, Position};
 use crate::core::claim::{Claim, Spec};
 use crate::core::ids::{Kind, Name, RunId, SessionId};
-use crate::core::io::{Event, Gone, Now};
+use crate::core::io::{Cause, Event, Gone, Now};
 use crate::core::laws::{claim, desired, name, phase, run, session};
 use crate::core::lease::Epoch;
 use crate::core::machine::Machine;
-use crate::core::message::{Answer, Message, Refusal, Rejection, Said, Verdict};
+use crate::core::message::{Answer, Message, Question, Refusal, Rejection, Said, Verdict};
 use crate::core::record::NodeState;
 
 fn epoch() -> impl Strategy<Value = Epoch> {
@@ -50,15 +50,15 @@ fn header() -> impl Strategy<Value = Header> {
         seq,
     });
     let lineage = prop::collection::vec(ancestor, 0..3);
-    (name(), run(), position(), session(), lineage, 0..3u64).prop_map(
-        |(name, run, position, writer, lineage, len)| Header {
+    (name(), run(), position(), session(), lineage, 0..3u64, 0..4u32).prop_map(
+        |(name, run, position, writer, lineage, len, state_version)| Header {
             name,
             run,
             kind: Kind::new("count").unwrap(),
             position,
             writer,
             lineage,
-            state_version: 1,
+            state_version,
             revision: String::new(),
             wall_ms: 0,
             len,
@@ -66,6 +66,18 @@ fn header() -> impl Strategy<Value = Header> {
             progress: None,
         },
     )
+}
+
+fn question() -> impl Strategy<Value = Question> {
+    (wild_claim(), spec(), prop::option::of(session())).prop_map(|(claim, spec, from)| Question {
+        claim,
+        spec,
+        from,
+    })
+}
+
+fn cause() -> impl Strategy<Value = Cause> {
+    prop_oneof![Just(Cause::Drain), Just(Cause::Rollback), Just(Cause::Unparked)]
 }
 
 fn refusal() -> impl Strategy<Value = Refusal> {
@@ -139,19 +151,19 @@ fn plain() -> impl Strategy<Value = Message> {
         header().prop_map(|header| Message::Obsolete { header }).boxed(),
         (0..3u64, spec()).prop_map(|(call, spec)| Message::Start { call, spec }).boxed(),
         (0..3u64, ran).prop_map(|(call, result)| Message::StartReply { call, result }).boxed(),
-        prop::collection::vec((wild_claim(), spec()), 0..4)
-            .prop_map(|asks| Message::Ask { asks })
-            .boxed(),
+        prop::collection::vec(question(), 0..4).prop_map(|asks| Message::Ask { asks }).boxed(),
         prop::collection::vec(answer, 0..3)
             .prop_map(|answers| Message::Answers { answers })
             .boxed(),
-        (wild_claim(), epoch(), spec(), prop::option::of(desired()), any::<bool>())
-            .prop_map(|(claim, epoch, spec, desired, idle)| Message::Offer {
+        (wild_claim(), epoch(), spec(), prop::option::of(desired()), any::<bool>(), cause())
+            .prop_map(|(claim, epoch, spec, desired, idle, cause)| Message::Offer {
                 claim,
                 epoch,
                 spec,
                 desired,
                 idle,
+                version: idle.then_some(1),
+                cause,
             })
             .boxed(),
         (name(), epoch(), result)
@@ -275,7 +287,9 @@ fn names_sessions_and_askers_without_number_fill_no_memory() {
         let claim = Claim { name: name.clone(), session: nodes[1].clone(), run, number: i, ..mine };
         let invented = SessionId::new(nodes[1].node.clone(), run.uuid);
         let messages = [
-            Message::Ask { asks: vec![(claim.clone(), spec.clone())] },
+            Message::Ask {
+                asks: vec![Question { claim: claim.clone(), spec: spec.clone(), from: None }],
+            },
             Message::Found { offers: vec![(name.clone(), run, None)] },
             Message::Ended { claim, spec, output: None, age: Duration::ZERO },
             Message::Dead { session: invented.clone() },

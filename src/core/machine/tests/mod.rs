@@ -18,6 +18,7 @@ mod rules_joining;
 mod rules_liveness;
 mod rules_meeting;
 mod rules_settling;
+mod rules_versions;
 mod settling_exhaustive;
 mod spine;
 mod world;

@@ -10,6 +10,7 @@ use crate::core::claim::{Claim, Mode, Phase, Terms};
 use crate::core::ids::{NodeId, RunId, SessionId};
 use crate::core::io::{CallError, Event, Notice};
 use crate::core::lease::Epoch;
+use crate::core::message::{Answer, Message, Verdict};
 use crate::core::timing::Timing;
 
 const S: Duration = Duration::from_secs(1);
@@ -18,7 +19,7 @@ fn session(node: &str) -> SessionId {
     SessionId::new(NodeId::new(node).unwrap(), Uuid::from_u128(1))
 }
 
-fn claim(task: &str, run: RunId, epoch: u64, of: &str, phase: Phase) -> Claim {
+pub(super) fn claim(task: &str, run: RunId, epoch: u64, of: &str, phase: Phase) -> Claim {
     Claim {
         name: name(task),
         session: session(of),
@@ -33,6 +34,8 @@ fn claim(task: &str, run: RunId, epoch: u64, of: &str, phase: Phase) -> Claim {
         checkpointed: false,
         strikes: 0,
         note: String::new(),
+        heeded: 0,
+        expired: false,
     }
 }
 
@@ -494,4 +497,77 @@ fn a_transfer_that_has_arrived_keeps_nobody_waiting_for_its_source() {
     publish(&mut world, &others, &source);
     world.crash(&runner);
     world.run_until(MS * 200, "it is taken over", |world| !world.running("a").is_empty());
+}
+
+/// Rules 8 and 12: once the retention is over a name is free, wherever it is asked for.
+#[test]
+fn an_end_that_is_retained_no_longer_is_known_to_be_so_everywhere() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(31, 5, &setup);
+    world.goal = 5;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 3);
+    let ended = world.owner(&nodes[0], "a").unwrap().clone();
+    assert_eq!(ended.phase, Phase::Finished);
+    let joined =
+        nodes.iter().map(|node| (node.clone(), world.start(node, "a"))).collect::<Vec<_>>();
+    world.run_for(S);
+    for (node, call) in joined {
+        assert_eq!(world.nodes[&node].replies[&call], Ok(ended.run), "retained");
+    }
+    world.run_for(S * 5);
+    let keeps = |node: &SessionId| world.nodes[node].disk.runs.keys().any(|(n, _)| *n == name("a"));
+    let stranger =
+        nodes.iter().find(|node| !keeps(node)).expect("two nodes keep the record").clone();
+    assert!(world.owner(&stranger, "a").unwrap().expired);
+    let call = world.start(&stranger, "a");
+    world.run_for(S);
+    let again = world.nodes[&stranger].replies[&call].clone().unwrap();
+    assert_eq!(again.number, ended.run.number + 1);
+    world.run_for(S);
+    assert_eq!(world.finished[&name("a")].len(), 2);
+}
+
+/// Rule 8: a zombie that still runs what has ended elsewhere does not keep the next run from starting.
+#[test]
+fn a_zombie_of_an_older_run_ends_no_newer_one() {
+    let (mut world, nodes) = World::cluster(32, 3);
+    world.goal = 5;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let ended = world.owner(&nodes[0], "a").unwrap().clone();
+    assert_eq!(ended.phase, Phase::Finished);
+    world.goal = 100_000;
+    // Nobody answers for a while.
+    world.blocked = Some(|_, _, message| matches!(message, Message::Answers { .. }));
+    let call = world.start_kind(&nodes[0], "a", "count", true);
+    world.run_for(MS * 20);
+    let claims = |node: &SessionId| world.claim_of(node, "a").cloned();
+    let (asker, claim) = nodes
+        .iter()
+        .filter_map(|node| Some((node.clone(), claims(node)?)))
+        .find(|(_, claim)| claim.phase == Phase::Claimed)
+        .unwrap();
+    assert_eq!(claim.run.number, ended.run.number + 1);
+    let zombie = nodes.iter().find(|node| **node != asker).unwrap().clone();
+    let held = Claim {
+        session: zombie.clone(),
+        number: 77,
+        phase: Phase::Running,
+        epoch: claim.epoch.next(),
+        ..ended
+    };
+    let answer = Answer {
+        name: name("a"),
+        epoch: claim.epoch,
+        verdict: Verdict::Held(Box::new(held)),
+        askers: Vec::new(),
+        known: Vec::new(),
+    };
+    let message = Message::Answers { answers: vec![answer] };
+    world.give(&asker, Event::Message { from: zombie, message });
+    world.run_for(S * 4);
+    assert_eq!(world.nodes[&nodes[0]].replies[&call], Ok(claim.run));
+    assert_eq!(world.runner("a"), asker);
+    assert_eq!(world.stretches.last().unwrap().run, claim.run);
 }

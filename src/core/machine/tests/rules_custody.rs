@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::rules_claims::short;
 use super::world::{Disk, MS, Setup, World, name};
-use crate::core::claim::Phase;
+use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
+use crate::core::message::Message;
 use crate::core::record::NodeState;
 
 const S: Duration = Duration::from_secs(1);
@@ -147,7 +148,7 @@ fn a_buried_session_that_comes_back_counts_again() {
     let sent = world.now;
     world.run_for(MS * 5);
     // What gossip brings of it meanwhile is kept, and void.
-    let higher = crate::core::claim::Claim {
+    let higher = Claim {
         epoch: crate::core::lease::Epoch(claim.epoch.0 + 50),
         version: claim.version + 1,
         ..claim
@@ -170,4 +171,75 @@ fn a_joiner_is_told_of_the_buried() {
     let owner = world.owner(&joiner, "a").unwrap();
     assert!(nodes.contains(&owner.session) || owner.session == joiner);
     assert_eq!(world.running("a").len(), 0);
+}
+
+/// What gossip may bring long after everybody has buried a session: a claim of it and a spec.
+fn ghost(world: &World, at: &SessionId) -> SessionId {
+    let live = world.owner(at, "alive").unwrap().clone();
+    SessionId::new(live.session.node, uuid::Uuid::from_u128(4711))
+}
+
+/// A claim of a session that the others have buried, and that nobody else ever spoke of, is no
+/// reason to start anything, though the asker never knew of the burial.
+#[test]
+fn a_claim_of_a_session_that_a_peer_has_buried_revives_nothing() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(21, 3, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "alive");
+    world.run_for(S);
+    let dead = ghost(&world, &nodes[0]);
+    for peer in &nodes[1..] {
+        let sessions = vec![dead.clone()];
+        let message = Message::Buried { sessions };
+        world.give(peer, Event::Message { from: nodes[0].clone(), message });
+    }
+    let spec = world.nodes[&nodes[0]].machine.spec(&name("alive")).unwrap().clone();
+    let spec = Spec { name: name("a"), ..spec };
+    let claim = Claim {
+        name: name("a"),
+        session: dead.clone(),
+        number: 1,
+        run: spec.run,
+        phase: Phase::Running,
+        checkpointed: false,
+        replicas: Vec::new(),
+        ..world.owner(&nodes[0], "alive").unwrap().clone()
+    };
+    let asker = &nodes[0];
+    world.give(asker, Event::Specs { specs: vec![spec] });
+    world.give(asker, Event::Claims { of: dead.clone(), changes: vec![(name("a"), Some(claim))] });
+    world.give(asker, Event::Suspicion { of: dead.clone(), suspected: true });
+    world.run_for(S * 20);
+    assert!(world.stretches.iter().all(|s| s.name != name("a")), "it was born again");
+    assert!(world.nodes[asker].machine.buried.contains_key(&dead));
+    for node in &nodes {
+        let owner = world.owner(node, "a");
+        assert!(owner.is_none_or(|claim| claim.session == dead), "{node}: {owner:?}");
+    }
+    assert_eq!(world.claim_of(asker, "a"), None, "nothing of it is left");
+}
+
+/// Whoever has had news of the session knows better than who has buried it.
+#[test]
+fn a_burial_elsewhere_is_no_reason_to_drop_what_a_session_heard_of_lately_held() {
+    let setup = Setup { durable: true, known_dead: false, ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(22, 3, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 3);
+    let owner = world.runner("a");
+    let replica = world.owner(&owner, "a").unwrap().replicas[0].clone();
+    let mistaken =
+        nodes.iter().find(|node| **node != owner && node.node != replica).unwrap().clone();
+    let disk = world.disk_of(&owner);
+    world.crash(&owner);
+    let now = world.now;
+    world.nodes.get_mut(&mistaken).unwrap().machine.buried.insert(owner.clone(), now);
+    // Its successor proves that it is gone, long before the silence floor.
+    world.boot(owner.node.as_str(), Setup { seeds: true, ..setup }, disk);
+    world.run_for(S * 5);
+    assert_eq!(world.running("a").len(), 1, "{:?}", world.owner(&mistaken, "a"));
+    assert!(world.stretches.last().unwrap().from_seq > 10);
+    world.assert_no_overlap();
 }

@@ -129,6 +129,29 @@ fn a_task_that_kills_its_nodes_is_quarantined_until_resumed() {
     assert_eq!(world.running("a").len(), 1);
 }
 
+/// Rules 23 and 26: an order that is given while nobody keeps the task is not lost with its keeper.
+#[test]
+fn an_order_to_resume_outlives_the_keeper_of_a_quarantined_task() {
+    // Its death is known after the silence floor: the order comes first.
+    let setup = Setup { timing: short(), known_dead: false, ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(4, 7, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S);
+    world.poison.insert(name("a"));
+    world.run_for(S * 20);
+    let alive: Vec<_> = nodes.iter().filter(|n| world.nodes[*n].alive).cloned().collect();
+    let keeper = world.owner(&alive[0], "a").unwrap().clone();
+    assert_eq!(keeper.phase, Phase::Quarantined, "{keeper:?}");
+    world.poison.clear();
+    let left = alive.iter().find(|n| **n != keeper.session).unwrap();
+    world.crash(&keeper.session);
+    world.want(left, "a", Want::Run);
+    world.run_for(S * 8);
+    assert_eq!(world.running("a").len(), 1, "{:?}", world.owner(left, "a"));
+    world.assert_no_overlap();
+}
+
 /// Rule 26: a drain is no order either.
 #[test]
 fn quarantine_survives_a_drain() {

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::rules_claims::short;
 use super::world::{Disk, MS, Setup, World, name};
-use crate::core::claim::Phase;
+use crate::core::claim::{Phase, Want};
 use crate::core::ids::SessionId;
-use crate::core::io::{CallError, Notice};
+use crate::core::io::{CallError, Event, Notice};
+use crate::core::message::Refusal;
 use crate::core::record::NodeState;
 
 const S: Duration = Duration::from_secs(1);
@@ -199,4 +200,75 @@ fn files_that_their_node_cannot_run_are_kept_for_one_that_can() {
     world.run_for(S * 5);
     assert_eq!(world.runner("a"), runner);
     assert!(world.since("a", stopped)[0].from_seq > 0);
+}
+
+/// "Nobody can" is another answer than "not now", and than "no room".
+#[test]
+fn whoever_cannot_start_a_task_is_told_why() {
+    let unable = Setup { seeds: true, timing: short(), ..Setup::default() };
+    let able = Setup { kinds: vec![("special", 1)], max_running: 1, ..unable.clone() };
+    let mut world = World::new(41);
+    let asker = world.boot("n0", unable.clone(), Disk::default());
+    world.boot("n1", unable, Disk::default());
+    world.run_for(S * 4);
+    world.goal = 100_000;
+    let refused = |world: &mut World, task: &str, kind: &str| {
+        let call = world.start_kind(&asker, task, kind, false);
+        world.run_for(S);
+        match world.nodes[&asker].replies[&call].clone() {
+            Err(CallError::NoNode(refusal)) => Some(refusal),
+            _ => None,
+        }
+    };
+    assert_eq!(refused(&mut world, "a", "special"), Some(Refusal::Incompatible));
+    let able = world.boot("able", able, Disk::default());
+    world.run_for(MS * 20);
+    assert_eq!(world.nodes[&able].machine.state(), NodeState::Joining);
+    let call = world.start_kind(&asker, "a", "special", false);
+    let joining = world.nodes[&asker].replies[&call].clone();
+    assert_eq!(joining, Err(CallError::NoNode(Refusal::NotUp)));
+    world.run_for(S * 4);
+    world.give(&able, Event::Cordon(true));
+    world.run_for(S);
+    assert_eq!(refused(&mut world, "a", "special"), Some(Refusal::NotUp));
+    world.give(&able, Event::Cordon(false));
+    world.run_for(S);
+    assert_eq!(refused(&mut world, "a", "special"), None, "it runs");
+    assert_eq!(refused(&mut world, "b", "special"), Some(Refusal::Full));
+    world.give(&asker, Event::Cordon(true));
+    let other = world.nodes.keys().find(|s| s.node.as_str() == "n1").unwrap().clone();
+    world.give(&other, Event::Cordon(true));
+    world.run_for(S);
+    assert_eq!(refused(&mut world, "c", "count"), Some(Refusal::NotUp), "the asker itself, too");
+}
+
+/// Unknown is not absent: what is on disk is shown, and can be given orders, before it is settled.
+#[test]
+fn what_a_booting_node_finds_is_known_and_obeys_before_it_is_settled() {
+    let setup = Setup { seeds: false, timing: short(), ..durable() };
+    let mut world = World::new(42);
+    let node = world.boot("n0", setup.clone(), Disk::default());
+    world.run_for(S * 2);
+    world.goal = 100_000;
+    world.start(&node, "a");
+    world.run_for(S * 2);
+    world.goal = 5;
+    world.start(&node, "ended");
+    world.run_for(S);
+    world.goal = 100_000;
+    let disk = world.disk_of(&node);
+    world.crash(&node);
+    let node = world.boot("n0", setup, disk);
+    let found = &world.nodes[&node].found;
+    assert_eq!(found.keys().collect::<Vec<_>>(), [&name("a")], "what has ended is no offer");
+    assert!(found[&name("a")].as_ref().unwrap().position.seq > 10);
+    assert_eq!(world.owner(&node, "a"), None);
+    let call = world.want(&node, "a", Want::Pause);
+    assert!(world.nodes[&node].replies[&call].is_ok());
+    world.run_for(S * 6);
+    assert!(world.running("a").is_empty());
+    assert_eq!(world.owner(&node, "a").unwrap().phase, Phase::Paused);
+    world.want(&node, "a", Want::Run);
+    world.run_for(S);
+    assert_eq!(world.running("a").len(), 1);
 }

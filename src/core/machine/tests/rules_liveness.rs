@@ -7,9 +7,10 @@ use uuid::Uuid;
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Claim, Mode, Phase, Terms};
 use crate::core::ids::{NodeId, RunId, SessionId};
-use crate::core::io::{Gone, Notice};
+use crate::core::io::{Event, Gone, Notice};
 use crate::core::lease::Epoch;
 use crate::core::members::Members;
+use crate::core::message::Message;
 use crate::core::record::NodeState;
 use crate::core::time::Time;
 use crate::core::timing::Timing;
@@ -98,6 +99,8 @@ fn a_watermark_releases_every_claim_up_to_it() {
         checkpointed: false,
         strikes: 0,
         note: String::new(),
+        heeded: 0,
+        expired: false,
     };
     let mut view = View::default();
     view.merge(claim("one", 1, Phase::Running));
@@ -242,6 +245,34 @@ fn a_standing_link_outweighs_reports_of_death() {
     assert!(!members.observed_dead(START, &session("b"), &session("c")));
     assert!(!members.observed_dead(START, &session("b"), &session("d")));
     assert!(members.link_broke(START, &session("b")));
+}
+
+/// Rule 5: a dead node is redialled for long, and refuses each time.
+#[test]
+fn a_refusal_is_told_once_until_the_session_is_heard_again() {
+    let (mut world, nodes) = World::cluster(7, 3);
+    let [suspect, witness, other] = [&nodes[0], &nodes[1], &nodes[2]];
+    let refused = Event::LinkDown { with: suspect.clone(), refused: true };
+    let told = |world: &World| {
+        let dead = |m: &Message| matches!(m, Message::Dead { session } if session == suspect);
+        world.sent.iter().filter(|(_, from, _, m)| from == witness && dead(m)).count()
+    };
+    world.record_messages = true;
+    world.isolate(suspect);
+    for _ in 0..20 {
+        world.give(witness, refused.clone());
+        world.run_for(MS * 50);
+    }
+    assert_eq!(told(&world), 1, "to the one other node");
+    // Who was not there gets to know when it is.
+    world.give(witness, Event::LinkUp { with: other.clone() });
+    assert_eq!(told(&world), 2);
+    // It was heard: what was seen before says nothing.
+    world.heal();
+    world.run_for(S * 2);
+    world.give(witness, refused);
+    world.run_for(MS * 50);
+    assert_eq!(told(&world), 3);
 }
 
 /// Rule 5: a process that is closing has closed its listener, not died.

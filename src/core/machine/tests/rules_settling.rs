@@ -5,12 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use super::rules_claims::claim;
 use super::world::{Disk, MS, Setup, World, name};
-use crate::core::claim::{Phase, Spec};
+use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Kind, NodeId, RunId, SessionId};
-use crate::core::io::Event;
+use crate::core::io::{Cause, Event};
 use crate::core::lease::Epoch;
-use crate::core::message::{Message, Refusal, Verdict};
+use crate::core::message::{Message, Question, Refusal, Verdict};
 use crate::core::record::NodeState;
 
 const S: Duration = Duration::from_secs(1);
@@ -108,14 +109,15 @@ fn who_said_ok_refuses_lower_offers() {
     let spec = world.nodes[&owner].machine.spec(&name("a")).unwrap().clone();
     // Another node claims far above, and everybody has said OK to it.
     let epoch = Epoch(mine.epoch.0 + 10);
-    let asked = crate::core::claim::Claim {
+    let asked = Claim {
         session: others[0].clone(),
         number: 99,
         epoch,
         phase: Phase::Claimed,
         ..mine.clone()
     };
-    let ask = Message::Ask { asks: vec![(asked, spec.clone())] };
+    let ask =
+        Message::Ask { asks: vec![Question { claim: asked, spec: spec.clone(), from: None }] };
     world.record_messages = true;
     world.give(&others[1], Event::Message { from: others[0].clone(), message: ask });
     for offered in [mine.epoch.next(), epoch] {
@@ -125,6 +127,8 @@ fn who_said_ok_refuses_lower_offers() {
             spec: spec.clone(),
             desired: None,
             idle: false,
+            version: None,
+            cause: Cause::Drain,
         };
         world.give(&others[1], Event::Message { from: owner.clone(), message: offer });
     }
@@ -229,6 +233,39 @@ fn nodes_that_are_up_at_the_same_time_start_a_name_once() {
         world.run_for(S * 5);
         assert_one_run(&world, &calls, seed);
     }
+}
+
+/// Rules 2 and 13: a header can say that a claim has stopped before anybody has read that its run has
+/// ended. Whoever waits for what comes of the claim starts no other run meanwhile.
+#[test]
+fn a_claim_whose_end_is_overtaken_by_a_header_is_not_taken_for_nothing() {
+    let (mut world, nodes) = World::cluster(6, 3);
+    let (at, claimant) = (&nodes[0], nodes[1].clone());
+    let run = RunId { number: 1, uuid: Uuid::from_u128(7) };
+    let spec = Spec { name: name("a"), run, kind: Kind::new("count").unwrap(), args: Bytes::new() };
+    let claimed = Claim { session: claimant.clone(), ..claim("a", run, 5, "n1", Phase::Claimed) };
+    let ask = Message::Ask { asks: vec![Question { claim: claimed.clone(), spec, from: None }] };
+    world.give(at, Event::Message { from: claimant.clone(), message: ask });
+    let call = world.start(at, "a");
+    world.run_for(MS * 100);
+    assert_eq!(world.nodes[at].replies.get(&call), None, "it is not settled");
+    let heard = Event::Heard {
+        from: claimant.clone(),
+        state: NodeState::Up,
+        version: 1_000,
+        watermark: 1,
+        released: Vec::new(),
+        echoed: None,
+    };
+    world.give(at, heard);
+    world.run_for(MS * 100);
+    assert_eq!(world.nodes[at].replies.get(&call), None, "it has only stopped");
+    let finished = Claim { version: 9, phase: Phase::Finished, ..claimed };
+    let changes = vec![(name("a"), Some(finished))];
+    world.give(at, Event::Claims { of: claimant, changes });
+    assert_eq!(world.nodes[at].replies.get(&call), Some(&Ok(run)));
+    world.run_for(S * 3);
+    assert!(world.stretches.is_empty());
 }
 
 /// Rule 8: of two that start another run at once, both get the same one.

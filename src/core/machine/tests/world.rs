@@ -76,8 +76,17 @@ pub(super) struct Trip {
 /// How a node is made.
 #[derive(Clone, Debug)]
 pub(super) struct Setup {
+    /// Each with the newest version of its state.
     pub kinds: Vec<(&'static str, u32)>,
+    /// The oldest version that any of them reads.
+    pub oldest: u32,
+    /// Whether their code writes older versions when it is to.
+    pub downgrades: bool,
     pub revision: &'static str,
+    pub since_ms: u64,
+    pub rollout: Option<u64>,
+    /// Tasks are finished here, if there is time.
+    pub finish_here: bool,
     pub durable: bool,
     pub seeds: bool,
     pub replicas: usize,
@@ -92,7 +101,12 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             kinds: vec![("count", 1)],
+            oldest: 1,
+            downgrades: true,
             revision: "r1",
+            since_ms: 1,
+            rollout: None,
+            finish_here: false,
             durable: false,
             seeds: true,
             replicas: 1,
@@ -169,9 +183,15 @@ pub(super) struct Node {
     permit: Time,
     /// When its machine is woken next.
     wakes: Time,
+    /// What each kind is to be written in, where that was said.
+    pub writes: BTreeMap<Kind, u32>,
     pub notices: Vec<(Time, Notice)>,
     pub replies: BTreeMap<u64, Result<RunId, CallError>>,
     pub owners: BTreeMap<Name, Claim>,
+    /// What was found on disk.
+    pub found: BTreeMap<Name, Option<Header>>,
+    /// Who each name was shown to be with, and since when.
+    pub shown: BTreeMap<Name, Vec<(Time, SessionId, Phase)>>,
     /// The newest run of each name that this node has shown as ended, and since when.
     pub ended: BTreeMap<Name, (RunId, Time)>,
     pub drained: Option<Time>,
@@ -256,6 +276,10 @@ pub(super) struct World {
     pub goal: u64,
     /// Names whose step hangs and cannot be stopped.
     pub stuck: BTreeSet<Name>,
+    /// Names that no code can open.
+    pub unreadable: BTreeSet<Name>,
+    /// How often each of them was tried.
+    pub refused: BTreeMap<Name, u64>,
     /// Names whose code kills its process at the first step.
     pub poison: BTreeSet<Name>,
     /// Messages dropped once, by a test's own rule.
@@ -308,6 +332,8 @@ impl World {
             goal: 1_000,
             stuck: BTreeSet::new(),
             poison: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
+            refused: BTreeMap::new(),
             lose: Vec::new(),
             faults: Vec::new(),
             noise: Noise::default(),
@@ -353,13 +379,16 @@ impl World {
             .kinds
             .iter()
             .map(|(kind, version)| {
-                (Kind::new(kind).unwrap(), Versions { oldest: 1, newest: *version })
+                (Kind::new(kind).unwrap(), Versions { oldest: setup.oldest, newest: *version })
             })
             .collect();
+        let finish_here = setup.kinds.iter().filter(|_| setup.finish_here);
+        let finish_here = finish_here.map(|(kind, _)| Kind::new(kind).unwrap()).collect();
         let record = NodeRecord {
             address: "127.0.0.1:1".parse().unwrap(),
             revision: setup.revision.to_owned(),
-            since_ms: 1,
+            since_ms: setup.since_ms,
+            rollout: setup.rollout,
             kinds,
             max_running: setup.max_running,
             succeeds: disk.nonce.filter(|_| setup.durable),
@@ -385,6 +414,7 @@ impl World {
                 .map(|limit| (Kind::new("count").unwrap(), limit))
                 .into_iter()
                 .collect(),
+            finish_here,
             max_names: 100_000,
             on_lost_state: setup.on_lost_state,
         };
@@ -405,9 +435,12 @@ impl World {
             suspected: BTreeSet::new(),
             permit: Time::ZERO,
             wakes: self.now,
+            writes: BTreeMap::new(),
             notices: Vec::new(),
             replies: BTreeMap::new(),
             owners: BTreeMap::new(),
+            found: BTreeMap::new(),
+            shown: BTreeMap::new(),
             ended: BTreeMap::new(),
             drained: None,
             left: None,
@@ -1111,6 +1144,9 @@ impl World {
                 node.slots.remove(&name);
             }
             Action::Permit { until } => node.permit = until,
+            Action::WriteVersion { kind, version } => {
+                node.writes.insert(kind, version);
+            }
             Action::Load { header } => {
                 let key = (header.name.clone(), header.run);
                 let state = node.disk.runs.get(&key).and_then(|run| {
@@ -1140,11 +1176,21 @@ impl World {
                     *output = None;
                 }
             }
+            Action::Found { name, best, .. } => {
+                node.found.insert(name, best);
+            }
             Action::Owner { name, claim } => {
                 if let Some(claim) = claim.as_ref().filter(|claim| claim.phase.is_terminal())
                     && node.ended.get(&name).is_none_or(|(run, _)| *run < claim.run)
                 {
                     node.ended.insert(name.clone(), (claim.run, now));
+                }
+                if let Some(claim) = &claim {
+                    let shown = node.shown.entry(name.clone()).or_default();
+                    let now = (now, claim.session.clone(), claim.phase.clone());
+                    if shown.last().is_none_or(|(_, by, phase)| (by, phase) != (&now.1, &now.2)) {
+                        shown.push(now);
+                    }
                 }
                 match claim {
                     Some(claim) => node.owners.insert(name, claim),
@@ -1203,8 +1249,19 @@ impl World {
         lineage: Vec<Ancestor>,
         seq: u64,
     ) {
-        if let From::Checkpoint { state, .. } = &from {
+        if let From::Checkpoint { header, state } = &from {
             assert_eq!(state.as_ref(), seq.to_le_bytes(), "the state is the one its header names");
+            let setup = &self.nodes[session].setup;
+            let newest =
+                setup.kinds.iter().find(|(kind, _)| *kind == spec.kind.as_str()).unwrap().1;
+            let reads = setup.oldest..=newest;
+            assert!(reads.contains(&header.state_version), "{session} reads {reads:?}: {header:?}");
+        }
+        if self.unreadable.contains(&spec.name) {
+            *self.refused.entry(spec.name.clone()).or_default() += 1;
+            let why = "it does not fit".to_owned();
+            let event = Event::Unreadable { name: spec.name, epoch: lease.epoch, why };
+            return self.at(MS, Due::Deliver { to: session.clone(), event });
         }
         let started_before = self.stretches.iter().any(|s| {
             s.name == spec.name
@@ -1255,12 +1312,15 @@ impl World {
         let poisoned = self.poison.contains(name);
         let failing = self.failing.contains(&(name.clone(), session.clone()));
         let Some(node) = self.nodes.get_mut(session) else { return };
-        let permit = node.permit;
+        let (permit, setup, writes) = (node.permit, &node.setup, &node.writes);
         let Some(task) = node.loops.get_mut(name).filter(|t| t.generation == generation) else {
             return;
         };
         let again = Due::Step { node: session.clone(), name: name.clone(), generation };
-        let step = task.step;
+        let (step, kind) = (task.step, &task.spec.kind);
+        let newest = setup.kinds.iter().find(|(known, _)| *known == kind.as_str()).unwrap().1;
+        let wanted = writes.get(kind).filter(|_| setup.downgrades);
+        let state_version = wanted.copied().unwrap_or(newest);
         if paused || task.stuck {
             return self.at(step, again);
         }
@@ -1291,7 +1351,7 @@ impl World {
             position: Position { epoch: task.lease.epoch, seq: task.seq },
             writer: session.clone(),
             lineage: task.lineage.clone(),
-            state_version: 1,
+            state_version,
             revision: "r1".to_owned(),
             wall_ms: 0,
             len: 8,
