@@ -1,17 +1,16 @@
 //! An HTTP service whose long-running work survives its deploys and crashes.
 //!
 //! ```text
-//! cargo run --example service -- 127.0.0.1:8001 127.0.0.1:7001
-//! cargo run --example service -- 127.0.0.1:8002 127.0.0.1:7002 127.0.0.1:7001
+//! HTTP=127.0.0.1:8001 GOSSIP=127.0.0.1:7001 cargo run --example service
+//! HTTP=127.0.0.1:8002 GOSSIP=127.0.0.1:7002 SEED=127.0.0.1:7001 cargo run --example service
 //! curl -X POST 127.0.0.1:8001/count/sheep/600
 //! curl 127.0.0.1:8002/count/sheep
 //! ```
 
-use std::{net::SocketAddr, process::ExitCode, time::Duration};
-
 use axum::extract::{Path, State};
 use axum::{Json, Router, http::StatusCode, routing};
-use handover::{Cx, Node, Progress, Result, Step, Task, signal};
+use handover::{Cx, Node, Progress, Result, Seeds, Step, Task, signal};
+use std::{process::ExitCode, time::Duration};
 
 struct Count;
 
@@ -30,10 +29,8 @@ impl Task for Count {
 }
 
 async fn start(State(node): State<Node>, Path((id, n)): Path<(String, u64)>) -> StatusCode {
-    match node.run::<Count>(format!("count/{id}"), n).await {
-        Ok(_) => StatusCode::ACCEPTED, // the name makes it one task, wherever it is asked for
-        Err(_) => StatusCode::SERVICE_UNAVAILABLE,
-    }
+    let task = node.run::<Count>(format!("count/{id}"), n).await; // the name makes it one task
+    if task.is_ok() { StatusCode::ACCEPTED } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 async fn progress(State(node): State<Node>, Path(id): Path<String>) -> Json<Option<Progress>> {
@@ -42,20 +39,16 @@ async fn progress(State(node): State<Node>, Path(id): Path<String>) -> Json<Opti
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    let addresses = std::env::args().skip(1).map(|text| text.parse());
-    let addresses: Vec<SocketAddr> = addresses.collect::<Result<_, _>>()?;
-    let [http, gossip, seeds @ ..] = addresses.as_slice() else {
-        return Err(handover::Error::fatal("usage: service HTTP GOSSIP [SEED]..."));
-    };
-    let node = Node::builder("sheep").node_id(gossip.to_string()).listen(gossip);
-    let node = node.seeds(seeds.to_vec()).task(Count).start().await?;
+    let (http, gossip) = (std::env::var("HTTP")?, std::env::var("GOSSIP")?);
+    let seeds = std::env::var("SEED").map_or(Seeds::None, Seeds::Dns);
+    let node = Node::builder("sheep").node_id(&gossip).listen(&gossip).seeds(seeds);
+    let node = node.task(Count).start().await?;
     let app = Router::new()
         .route("/count/{id}/{n}", routing::post(start))
         .route("/count/{id}", routing::get(progress))
         .with_state(node.clone());
     let server = axum::serve(tokio::net::TcpListener::bind(http).await?, app);
     tokio::spawn(server.with_graceful_shutdown(node.stop_accepting()).into_future());
-
     let report = node.drain_on(signal::term_or_int()).await; // tasks move; HTTP still serves
     node.leave().await?;
     Ok(report.exit_code())

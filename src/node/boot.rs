@@ -220,6 +220,7 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
         goodbye: None,
         ending: None,
         gauged: now,
+        lost: false,
         unanswered: settings
             .seeds
             .any()

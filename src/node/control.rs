@@ -65,6 +65,8 @@ enum Input {
     Seeds(Vec<SocketAddr>),
     /// All handles are gone.
     Deserted,
+    /// The runtime is gone that tasks ran on.
+    Lost,
     Time,
 }
 
@@ -99,6 +101,8 @@ pub(super) struct Control {
     pub(super) goodbye: Option<oneshot::Sender<Goodbye>>,
     pub(super) ending: Option<Ending>,
     pub(super) gauged: Time,
+    /// The tasks' runtime is gone.
+    pub(super) lost: bool,
     pub(super) unanswered: Option<Unanswered>,
     pub(super) _resolving: Option<AbortOnDropHandle<()>>,
 }
@@ -149,6 +153,7 @@ impl Control {
             Some(event) = inputs.runner.recv() => Input::Runner(event),
             Some(event) = inputs.gossip.recv() => Input::Gossip(event),
             Some(addresses) = inputs.seeds.recv() => Input::Seeds(addresses),
+            () = self.runner.lost(), if !self.lost => Input::Lost,
             () = sleep(wait) => Input::Time,
         }
     }
@@ -165,6 +170,7 @@ impl Control {
                 tracing::warn!(target: "handover::node", "the last handle was dropped without `leave`: the node ends as if it had crashed");
                 self.ending = Some(Ending::Closed);
             }
+            Input::Lost => self.on_runtime_lost(),
             Input::Time => {}
         }
     }

@@ -130,6 +130,9 @@ pub enum NodeEvent {
         /// Why it ended.
         why: String,
     },
+    /// The runtime that this node was started on, where its tasks ran, has been shut down. What it ran
+    /// is handed over from the last commits, and it takes nothing more: let it leave.
+    RuntimeLost,
     /// Something a person should look at.
     Warning {
         /// What.

@@ -196,7 +196,10 @@ impl Control {
 
     pub(super) fn on_runner(&mut self, event: Event) {
         match &event {
-            Event::Committed { header, .. } => self.note_progress(header),
+            Event::Committed { header, .. } => {
+                self.note_progress(header);
+                self.tally.committed(&header.name, header.wall_ms);
+            }
             Event::Stopped { name, sealed, dropped, .. } => {
                 let header = sealed.as_ref().map(|(header, _)| header);
                 if let Some(header) = header {

@@ -9,6 +9,7 @@ use super::command::Command;
 use super::control::{Caller, Control, Ending};
 use super::drain::DrainReport;
 use super::draining::{Draining, Others};
+use super::event::NodeEvent;
 use super::metrics;
 use super::pending::{Pending, Whom};
 use super::queries::{Asker, Handle};
@@ -21,6 +22,9 @@ use crate::core::io::Event;
 use crate::core::record::Versions;
 use crate::registry::{Entry, TaskState};
 use crate::signal::Signal;
+
+/// How long what ran on a runtime that is gone may take to move, before it is released.
+const AFTER_LOSS: Duration = Duration::from_secs(5);
 
 impl Control {
     pub(super) fn on_command(&mut self, command: Command) {
@@ -160,6 +164,16 @@ impl Control {
         self.runner.draining(Some(deadline));
         self.feed(Event::Drain { deadline });
         self.show_state(self.machine.state());
+    }
+
+    /// No task can run here any more: they are handed over as they stand, and nothing new may land.
+    pub(super) fn on_runtime_lost(&mut self) {
+        self.lost = true;
+        tracing::error!(target: "handover::node", session = %self.me, "the runtime that tasks ran on has been shut down: they are handed over from their last commits");
+        self.board.tell(NodeEvent::RuntimeLost);
+        // Nobody waits for this report; whoever drains later gets it.
+        self.drain(AFTER_LOSS, oneshot::channel().0);
+        self.runner.bury();
     }
 
     fn hurry(&mut self, signal: Option<Signal>) {

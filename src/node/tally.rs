@@ -50,8 +50,7 @@ pub(super) struct Tally {
 struct Begun {
     at: Time,
     run: RunId,
-    /// When the checkpoint was written that it goes on from, Unix milliseconds; none for the initial
-    /// state.
+    /// When its newest checkpoint was written, Unix milliseconds; none for the initial state.
     written_ms: Option<u64>,
 }
 
@@ -115,6 +114,13 @@ impl Tally {
         self.running.insert(name.clone(), Begun { at: now, run, written_ms });
     }
 
+    /// A task that runs here has committed its state.
+    pub(super) fn committed(&mut self, name: &Name, wall_ms: u64) {
+        if let Some(begun) = self.running.get_mut(name) {
+            begun.written_ms = Some(wall_ms);
+        }
+    }
+
     /// Since when a task runs here.
     pub(super) fn runs_since(&self, name: &Name) -> Option<Time> {
         Some(self.running.get(name)?.at)
@@ -132,7 +138,10 @@ impl Tally {
             return;
         };
         let redone = match dropped {
-            true => share(begun.run, sealed.map(|header| header.wall_ms), wall_ms),
+            true => {
+                let sealed_ms = sealed.map(|header| header.wall_ms);
+                share(begun.run, sealed_ms.max(begun.written_ms), wall_ms)
+            }
             false => 0.0,
         };
         if self.stopped.len() < MAX {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::Instrument;
@@ -55,6 +56,10 @@ pub(crate) struct Runner {
     permit: watch::Sender<Time>,
     drain: watch::Sender<Option<Time>>,
     slots: Slots,
+    /// Cancelled when the user's runtime drops its tasks.
+    lost: CancellationToken,
+    /// What notices that: it does nothing for as long as it lives.
+    _sentinel: AbortOnDropHandle<()>,
 }
 
 struct Entry {
@@ -62,6 +67,8 @@ struct Entry {
     orders: watch::Sender<Orders>,
     /// Set just before the last event is sent: nothing of the task runs any more.
     over: Arc<AtomicBool>,
+    /// Set once it has been sent.
+    told: Arc<AtomicBool>,
     /// Drops the loop, and with it everything of the task but closures.
     /// Ends the loop with its entry.
     _handle: AbortOnDropHandle<()>,
@@ -76,10 +83,18 @@ impl Entry {
 impl Runner {
     /// Without tasks, and without a permit: no step begins before the first [`Runner::permit`].
     pub(crate) fn new(config: RunnerConfig, events: mpsc::Sender<Event>) -> Self {
+        let lost = CancellationToken::new();
+        let guard = lost.clone().drop_guard();
+        let sentinel = config.handle.spawn(async move {
+            let _guard = guard;
+            std::future::pending::<()>().await;
+        });
         Self {
             slots: Slots::new(config.slots),
             config,
             events,
+            lost,
+            _sentinel: AbortOnDropHandle::new(sentinel),
             tasks: BTreeMap::new(),
             permit: watch::Sender::new(Time::ZERO),
             drain: watch::Sender::new(None),
@@ -151,17 +166,17 @@ impl Runner {
             drain_budget: self.config.drain_budget,
             closure_grace: self.config.closure_grace,
         };
-        let over = Arc::new(AtomicBool::new(false));
+        let (over, told) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let task = TaskLoop::new(spec, kind, cx, line, wires, manners);
         let whole = supervised(
             task,
             Arc::clone(&shared),
             orders.subscribe(),
             self.events.clone(),
-            Arc::clone(&over),
+            (Arc::clone(&over), Arc::clone(&told)),
         );
         let handle = AbortOnDropHandle::new(self.config.handle.spawn(whole.instrument(span)));
-        self.tasks.insert(name, Entry { shared, orders, over, _handle: handle });
+        self.tasks.insert(name, Entry { shared, orders, over, told, _handle: handle });
     }
 
     /// Stops a task. A name that does not run is ignored: its last event is on its way.
@@ -242,6 +257,35 @@ impl Runner {
         progress.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Completes when the user's runtime has been shut down, and all tasks with it.
+    pub(crate) async fn lost(&self) {
+        self.lost.cancelled().await;
+    }
+
+    /// The user's runtime has dropped every task: their last events are sent for them, once what can
+    /// still run of them, closures, has returned. To be called on another runtime.
+    pub(crate) fn bury(&mut self) {
+        let grace = self.config.closure_grace;
+        for (name, entry) in std::mem::take(&mut self.tasks) {
+            if entry.told.load(Ordering::Acquire) {
+                continue;
+            }
+            let events = self.events.clone();
+            tokio::spawn(async move {
+                let epoch = entry.orders.borrow().lease.epoch;
+                let tracker = entry.shared.tracker.clone();
+                drop(entry);
+                if timeout(grace, tracker.wait()).await.is_err() {
+                    let _ = events.send(Event::Unstoppable { name: name.clone(), epoch }).await;
+                    tracker.wait().await;
+                }
+                let stopped = Event::Stopped { name, epoch, sealed: None, dropped: true };
+                let _ = events.send(stopped).await;
+            });
+        }
+        self.slots.free_all();
+    }
+
     /// How many tasks have not stopped.
     pub(crate) fn running(&self) -> usize {
         self.alive().count()
@@ -298,7 +342,7 @@ async fn supervised(
     shared: Arc<Shared>,
     orders: watch::Receiver<Orders>,
     events: mpsc::Sender<Event>,
-    over: Arc<AtomicBool>,
+    (over, told): (Arc<AtomicBool>, Arc<AtomicBool>),
 ) {
     let last = match AssertUnwindSafe(task.run()).catch_unwind().await {
         Ok(last) => last,
@@ -314,4 +358,5 @@ async fn supervised(
     };
     over.store(true, Ordering::Release);
     let _ = events.send(last).await;
+    told.store(true, Ordering::Release);
 }

@@ -60,6 +60,8 @@ impl Machine {
         }
         let why = match &task.doing {
             Doing::Stopping(why) => why.clone(),
+            // Its target may still take it.
+            _ if task.hand.is_some() => Why::Transfer,
             _ => Why::Release,
         };
         if let Some((header, state)) = sealed {

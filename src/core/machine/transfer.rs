@@ -364,6 +364,7 @@ impl Machine {
 
     /// Writes `Released`: stopped, and anybody may take it at once.
     pub(super) fn release(&mut self, name: &Name) {
+        self.withdraw_offer(name);
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
@@ -609,6 +610,10 @@ impl Machine {
         let decided = theirs.is_some_and(
             |claim| matches!(&claim.phase, Phase::Transferred { to } if *to == self.config.me),
         );
+        // It was offered to nobody after all, and the word of that was lost.
+        if theirs.is_some_and(|claim| claim.phase.is_free() && claim.run == task.claim.run) {
+            return self.release_claim(name);
+        }
         if !self.members.is_gone(&source) {
             return;
         }

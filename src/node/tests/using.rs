@@ -244,3 +244,43 @@ async fn an_output_that_is_kept_no_longer_is_gone_on_every_node_and_the_name_is_
         node.close().await;
     }
 }
+
+/// On a thread of its own the node outlives the runtime that its tasks ran on, and says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_tasks_have_lost_their_runtime_hands_them_over_and_reports_it() {
+    let may_end = Arc::new(AtomicBool::new(false));
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let first = builder("a", Seeds::None, may_end.clone()).start();
+    let a = runtime.spawn(first).await.unwrap().unwrap();
+    timeout(SOON, a.wait_ready()).await.unwrap().unwrap();
+    for name in ["lost/1", "lost/2", "lost/3"] {
+        a.run::<Count>(name, CountTo { end: 30, pause_ms: 10 }).await.unwrap();
+    }
+    let b = start_with("b", Some(&a), may_end.clone()).await;
+    until("b knows them, and keeps their states", || {
+        let entries = b.list("lost/");
+        entries.len() == 3 && entries.iter().all(|e| e.replicas.contains(&b.session().node))
+    })
+    .await;
+    sleep(Duration::from_millis(300)).await;
+    let mut events = a.events();
+    runtime.shutdown_background();
+    let lost = async { while events.next().await != Some(NodeEvent::RuntimeLost) {} };
+    timeout(SOON, lost).await.expect("it is told");
+    until("b runs them", || {
+        let here = |e: &Entry| e.node == b.session().node;
+        b.list("lost/").iter().filter(|e| e.state == TaskState::Running && here(e)).count() == 3
+    })
+    .await;
+    assert_eq!(a.state(), NodeState::Draining);
+    assert!(!a.is_ready());
+    // It still answers for its cluster.
+    let again = a.run::<Count>("lost/1", CountTo { end: 1, pause_ms: 0 }).await.unwrap();
+    may_end.store(true, Ordering::Relaxed);
+    let counted = timeout(SOON, again.output()).await.unwrap().unwrap();
+    assert!(counted.at >= 30 && counted.by == ["a", "b"], "{counted:?}");
+    let report = timeout(SOON, a.drain()).await.unwrap();
+    assert!(report.is_clean() && report.moved + report.released == 3, "{report:?}");
+    timeout(SOON, a.leave()).await.unwrap().unwrap();
+    timeout(SOON, b.leave()).await.unwrap().unwrap();
+}

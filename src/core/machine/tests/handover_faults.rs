@@ -292,6 +292,45 @@ fn a_second_signal_waits_for_no_step_boundary() {
     assert_eq!(world.stretches.last().unwrap().from_seq, 1, "the committed step is not redone");
 }
 
+/// Whoever accepted a name must not hold it for a source that has let go of it.
+#[test]
+fn an_offer_that_was_withdrawn_unheard_lapses_with_the_release() {
+    let (mut world, nodes) = World::cluster(43, 3);
+    world.goal = 100_000;
+    world.steps.insert(name("a"), S * 6);
+    world.start(&nodes[0], "a");
+    world.run_for(S * 8);
+    let owner = world.runner("a");
+    let others: Vec<_> = nodes.into_iter().filter(|node| *node != owner).collect();
+    world.blocked = Some(|_, _, message| matches!(message, Message::Withdraw { .. }));
+    world.drain(&owner, S * 60);
+    world.run_for(MS * 20);
+    let incoming = Phase::Incoming { from: owner.clone() };
+    let accepted =
+        |node: &&SessionId| world.claim_of(node, "a").is_some_and(|c| c.phase == incoming);
+    assert!(others.iter().any(|node| accepted(&node)));
+    world.give(&owner, Event::DrainNow);
+    world.run_for(S * 3);
+    assert_eq!(world.running("a").len(), 1, "{:?}", world.owner(&others[0], "a"));
+    world.assert_no_overlap();
+}
+
+/// A loop that has ended with its runtime leaves its last commit: an offer that stands goes through.
+#[test]
+fn a_task_that_stops_unbidden_goes_to_whom_it_is_offered() {
+    let (mut world, owner, _) = owned(44, 3, &Setup::default());
+    world.drain(&owner, S * 60);
+    let claim = world.claim_of(&owner, "a").unwrap().clone();
+    world.end_loop(&owner, "a");
+    let (name, epoch) = (claim.name, claim.epoch);
+    world.give(&owner, Event::Stopped { name, epoch, sealed: None, dropped: true });
+    world.run_for(S);
+    assert_eq!(world.told(&owner, |n| matches!(n, Notice::Moved { .. })), 1);
+    assert_eq!(world.told(&owner, |n| matches!(n, Notice::Released { .. })), 0);
+    world.assert_no_overlap();
+    assert!(world.stretches.last().unwrap().from_seq > 10);
+}
+
 /// What a node shows of "a" from a point in time on.
 fn shown(world: &World, at: &SessionId, from: crate::core::time::Time) -> Vec<(SessionId, Phase)> {
     let of = &world.nodes[at].shown[&name("a")];

@@ -562,6 +562,14 @@ impl World {
         self.nodes[session].disk.clone()
     }
 
+    /// A task's loop is dropped where it stands, with the runtime it ran on.
+    pub(super) fn end_loop(&mut self, at: &SessionId, task: &str) {
+        let node = self.nodes.get_mut(at).unwrap();
+        let task = node.loops.remove(&name(task)).unwrap();
+        self.stretches[task.stretch].end = Some(self.now);
+        self.stretches[task.stretch].to_seq = task.seq;
+    }
+
     /// SIGSTOP until `for_how_long` from now.
     pub(super) fn pause(&mut self, session: &SessionId, for_how_long: Duration) {
         let until = self.now + for_how_long;
