@@ -13,6 +13,7 @@ use tokio::time::sleep;
 use crate::clock::SimClock;
 use crate::fabric::{Fabric, SimNetwork};
 use crate::observer::{Life, Observer};
+use crate::planted::Planted;
 use crate::task::{Count, Errand};
 
 /// Every node listens here, for datagrams and streams.
@@ -48,8 +49,12 @@ pub(crate) struct Told {
     pub(crate) outputs: BTreeMap<String, Result<u64, String>>,
     /// What nodes said happened, by kind.
     pub(crate) events: BTreeMap<String, u64>,
+    /// Drains that left nothing behind.
+    pub(crate) clean: u64,
     /// Drains that left something behind.
     pub(crate) unclean: Vec<String>,
+    /// How many nodes started.
+    pub(crate) started: u64,
     /// Nodes that did not start.
     pub(crate) failures: Vec<String>,
 }
@@ -61,6 +66,7 @@ pub(crate) struct Site {
     pub(crate) timing: Timing,
     /// Addresses of the nodes that are there at the start.
     pub(crate) seeds: Vec<Ipv4Addr>,
+    pub(crate) planted: Option<Planted>,
     lives: Mutex<BTreeMap<String, (Life, mpsc::UnboundedSender<Order>)>>,
     told: Mutex<Told>,
 }
@@ -71,8 +77,17 @@ impl Site {
         observer: Arc<Observer>,
         timing: Timing,
         seeds: Vec<Ipv4Addr>,
+        planted: Option<Planted>,
     ) -> Self {
-        Self { fabric, observer, timing, seeds, lives: Mutex::default(), told: Mutex::default() }
+        Self {
+            fabric,
+            observer,
+            timing,
+            seeds,
+            planted,
+            lives: Mutex::default(),
+            told: Mutex::default(),
+        }
     }
 
     pub(crate) fn told(&self) -> MutexGuard<'_, Told> {
@@ -108,6 +123,8 @@ pub(crate) async fn process(site: Arc<Site>, host: String, address: Ipv4Addr) {
     let (life, mut orders) = site.begin(&host);
     let seeds: Vec<SocketAddr> =
         site.seeds.iter().map(|seed| SocketAddr::new((*seed).into(), PORT)).collect();
+    let shared = site.seeds.first().filter(|_| site.planted == Some(Planted::SharedAddress));
+    let address = shared.copied().unwrap_or(address);
     let started = Node::builder("simulated")
         .node_id(&host)
         .listen(SocketAddr::new(address.into(), PORT))
@@ -115,7 +132,7 @@ pub(crate) async fn process(site: Arc<Site>, host: String, address: Ipv4Addr) {
         .key(Key::from_secret("a key of the simulated cluster alone"))
         .revision("simulated")
         .timing(site.timing.clone())
-        .task(Count { observer: site.observer.clone(), life: life.clone() })
+        .task(Count { observer: site.observer.clone(), life: life.clone(), planted: site.planted })
         .network(Arc::new(SimNetwork::new(site.fabric.clone(), address)))
         .clock(Arc::new(SimClock(site.fabric.clone())))
         .executor(Executor::Current)
@@ -128,10 +145,12 @@ pub(crate) async fn process(site: Arc<Site>, host: String, address: Ipv4Addr) {
             return;
         }
     };
+    site.told().started += 1;
     tokio::spawn(listen(site.clone(), node.clone()));
     tokio::spawn(tell(site.clone(), node.clone(), life.clone()));
     while let Some(order) = orders.recv().await {
         match order {
+            Order::Run { .. } if site.planted == Some(Planted::DeafNodes) => {}
             Order::Run { task, errand } => {
                 tokio::spawn(run(site.clone(), node.clone(), task, errand));
             }
@@ -165,7 +184,9 @@ async fn fetch(site: Arc<Site>, node: Node, task: String) {
 
 async fn drain(site: Arc<Site>, node: Node, life: Life) {
     let report = node.drain().await;
-    if !report.is_clean() {
+    if report.is_clean() {
+        site.told().clean += 1;
+    } else {
         site.told().unclean.push(format!("{life}: {report:?}"));
     }
     // Peers that did not hear the goodbye find out by themselves.

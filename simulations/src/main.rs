@@ -12,6 +12,7 @@ mod fabric;
 mod host;
 mod log;
 mod observer;
+mod planted;
 mod report;
 mod scenario;
 mod task;
@@ -21,6 +22,7 @@ mod trace;
 mod verdict;
 mod world;
 
+use std::io::{self, Write};
 use std::ops::RangeInclusive;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -78,7 +80,11 @@ fn parse_seeds(text: &str) -> Result<RangeInclusive<u64>> {
 }
 
 fn main() -> ExitCode {
-    match start(Arguments::parse().command) {
+    start(Arguments::parse(), &mut io::stdout())
+}
+
+fn start(arguments: Arguments, out: &mut impl Write) -> ExitCode {
+    match obey(arguments.command, out) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -88,11 +94,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn start(command: Command) -> Result<bool> {
+/// Whether all went well.
+fn obey(command: Command, out: &mut impl Write) -> Result<bool> {
     match command {
         Command::List => {
             for scenario in scenario::find(&[])? {
-                println!("{:<12} {}", scenario.name, scenario.about);
+                writeln!(out, "{:<12} {}", scenario.name, scenario.about)?;
             }
             Ok(true)
         }
@@ -101,8 +108,8 @@ fn start(command: Command) -> Result<bool> {
             for scenario in scenario::find(&scenarios)? {
                 let begun = Instant::now();
                 let outcomes = run_all(&scenario, seeds.clone(), jobs);
-                let (text, well) = report::describe(&scenario, &outcomes, begun.elapsed());
-                print!("{text}");
+                let (text, well) = report::describe(&scenario, &outcomes, begun.elapsed(), true);
+                write!(out, "{text}")?;
                 all_well &= well;
             }
             Ok(all_well)
@@ -114,10 +121,11 @@ fn start(command: Command) -> Result<bool> {
             let mut well = true;
             for scenario in scenario::find(&[scenario])? {
                 let outcome = world::run(&scenario, seed);
-                println!("fingerprint {:016x} of {} events", outcome.fingerprint, outcome.events);
+                let (fingerprint, events) = (outcome.fingerprint, outcome.events);
+                writeln!(out, "fingerprint {fingerprint:016x} of {events} events")?;
                 let wall = outcome.wall;
-                let (text, good) = report::describe(&scenario, &[outcome], wall);
-                print!("{text}");
+                let (text, good) = report::describe(&scenario, &[outcome], wall, false);
+                write!(out, "{text}")?;
                 well &= good;
             }
             Ok(well)

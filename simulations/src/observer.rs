@@ -50,6 +50,13 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// As if it had been observed.
+    #[cfg(test)]
+    pub(crate) fn add(&mut self, span: &Span) {
+        let key = (span.task.clone(), span.life.clone(), span.epoch);
+        self.spans.insert(key, (span.start, span.stop));
+    }
+
     /// Everything that ran, by start.
     pub(crate) fn spans(&self) -> Vec<Span> {
         let mut spans: Vec<Span> = self

@@ -6,16 +6,21 @@ use std::time::Duration;
 
 use crate::fabric::Nanos;
 use crate::scenario::Scenario;
+use crate::verdict::Invariant;
 use crate::world::Outcome;
 
 /// How many violations of one seed are shown; a broken rule is usually broken often.
 const SHOWN: usize = 5;
 
 /// A scenario's runs, as text, and whether all went well.
+///
+/// Where `thorough`, an invariant that the scenario should exercise, and did not, is a failure too: it
+/// was not shown to hold.
 pub(crate) fn describe(
     scenario: &Scenario,
     outcomes: &[Outcome],
     wall: Duration,
+    thorough: bool,
 ) -> (String, bool) {
     let mut text = String::new();
     let simulated: Duration = outcomes.iter().map(|outcome| outcome.simulated).sum();
@@ -60,13 +65,16 @@ pub(crate) fn describe(
     line(&mut text, "overlaps", &spread(|run| &run.verdict.overlaps));
     line(&mut text, "  after heal", &spread(|run| &run.verdict.after_heal));
     line(&mut text, "gaps", &spread(|run| &run.verdict.gaps));
-    let checks = sum(outcomes, |outcome| {
-        outcome.verdict.checks.iter().map(|(what, times)| ((*what).into(), *times)).collect()
-    });
-    for (what, times) in &checks {
-        line(&mut text, "checked", &format!("{what}: {times}"));
-    }
     let mut well = true;
+    for invariant in Invariant::ALL.into_iter().filter(|what| what.applies(scenario)) {
+        let of = |outcome: &Outcome| outcome.verdict.checks.get(&invariant).copied();
+        let times: u64 = outcomes.iter().filter_map(of).sum();
+        line(&mut text, "checked", &format!("{invariant:<40} {times:>9} times"));
+        if times == 0 && thorough {
+            well = false;
+            let _ = writeln!(text, "  NEVER CHECKED: {invariant}. Other seeds, or more of them?");
+        }
+    }
     for outcome in outcomes.iter().filter(|outcome| !outcome.verdict.violations.is_empty()) {
         well = false;
         let violations = &outcome.verdict.violations;
@@ -80,7 +88,7 @@ pub(crate) fn describe(
         let _ = writeln!(
             text,
             "    cargo run --release -p simulations -- replay {} --seed {} --trace",
-            scenario.name, outcome.seed
+            scenario.found_as, outcome.seed
         );
     }
     (text, well)

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 use handover::Timing;
 use serde::Deserialize;
 
+use crate::planted::Planted;
+
 /// A scenario, as in its file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -16,6 +18,9 @@ pub(crate) struct Scenario {
     /// The file's name.
     #[serde(skip)]
     pub(crate) name: String,
+    /// What to say to find it again: its name, or its path.
+    #[serde(skip)]
+    pub(crate) found_as: String,
     /// What it is about, in a line.
     pub(crate) about: String,
     /// How many nodes there are at the start: `n1`, `n2` and so on.
@@ -33,6 +38,10 @@ pub(crate) struct Scenario {
     pub(crate) timing: Symbols,
     #[serde(default, rename = "fault")]
     pub(crate) faults: Vec<Fault>,
+    /// Only tests can set it.
+    #[cfg_attr(test, serde(default))]
+    #[cfg_attr(not(test), serde(skip))]
+    pub(crate) planted: Option<Planted>,
 }
 
 const fn default_finish_minutes() -> u32 {
@@ -192,12 +201,18 @@ impl Scenario {
         let text =
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        Self::parse(&name, &text).with_context(|| format!("in {}", path.display()))
+        let mut scenario =
+            Self::parse(&name, &text).with_context(|| format!("in {}", path.display()))?;
+        if path.parent() != Some(folder().as_path()) {
+            scenario.found_as = path.display().to_string();
+        }
+        Ok(scenario)
     }
 
     pub(crate) fn parse(name: &str, text: &str) -> Result<Self> {
         let mut scenario: Self = toml::from_str(text)?;
         name.clone_into(&mut scenario.name);
+        name.clone_into(&mut scenario.found_as);
         scenario.check()?;
         Ok(scenario)
     }
@@ -223,6 +238,10 @@ impl Scenario {
             fault.check(&known)?;
         }
         Ok(())
+    }
+
+    pub(crate) fn plants(&self, planted: Planted) -> bool {
+        self.planted == Some(planted)
     }
 
     /// All nodes that there ever are, those of the start first.

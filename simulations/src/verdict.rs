@@ -1,9 +1,19 @@
 //! What was observed against what was promised.
 
+mod h4;
+mod invariants;
+mod l4;
+mod l7;
+mod r7;
+#[cfg(test)]
+mod tests;
+mod v1;
+mod v2;
+mod v5;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use handover::TaskState;
-
+pub(crate) use self::invariants::Invariant;
 use crate::fabric::Nanos;
 use crate::host::Told;
 use crate::observer::{Record, Span};
@@ -30,6 +40,20 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) running: &'a BTreeSet<String>,
 }
 
+impl Circumstances<'_> {
+    /// Nobody was lost and nothing was cut: work moved in good order, if at all.
+    fn orderly(&self) -> bool {
+        !self.losses && self.windows.is_empty()
+    }
+
+    /// The cut that explains why a second copy is there at a time, if one does.
+    fn explains(&self, at: Nanos) -> Option<&Window> {
+        let began = self.windows.iter().rfind(|window| window.cut <= at)?;
+        let over = began.healed.is_some_and(|healed| at >= healed + self.after_heal);
+        (!over).then_some(began)
+    }
+}
+
 /// What was found.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
@@ -39,16 +63,23 @@ pub(crate) struct Verdict {
     pub(crate) after_heal: Vec<Nanos>,
     /// How long a task that had started and not ended ran nowhere.
     pub(crate) gaps: Vec<Nanos>,
-    /// How often each check had something to check.
-    pub(crate) checks: BTreeMap<&'static str, u64>,
+    /// How often each invariant had something to hold of.
+    pub(crate) checks: BTreeMap<Invariant, u64>,
     pub(crate) violations: Vec<String>,
 }
 
 impl Verdict {
-    fn check(&mut self, what: &'static str, holds: bool, otherwise: impl FnOnce() -> String) {
+    fn check(&mut self, what: Invariant, holds: bool, otherwise: impl FnOnce() -> String) {
         *self.checks.entry(what).or_default() += 1;
         if !holds {
             self.violations.push(format!("{what}: {}", otherwise()));
+        }
+    }
+
+    /// It held so often.
+    fn held(&mut self, what: Invariant, times: u64) {
+        if times > 0 {
+            *self.checks.entry(what).or_default() += times;
         }
     }
 }
@@ -60,55 +91,56 @@ pub(crate) fn judge(record: &Record, circumstances: &Circumstances<'_>) -> Verdi
     for span in record.spans() {
         by_task.entry(span.task.clone()).or_default().push(span);
     }
-    for (task, spans) in &by_task {
-        judge_overlaps(&mut verdict, task, spans, circumstances);
+    for spans in by_task.values() {
+        l4::judge(&mut verdict, spans, circumstances);
+        l7::judge(&mut verdict, spans, circumstances);
+        verdict.overlaps.extend(pairs(spans).map(|pair| pair.stop - pair.start));
         verdict.gaps.extend(gaps(spans));
     }
-    judge_work(&mut verdict, record, circumstances);
-    judge_ends(&mut verdict, record, circumstances);
+    h4::judge(&mut verdict, record, by_task.values().map(Vec::as_slice), circumstances);
+    r7::judge(&mut verdict, record, circumstances);
+    v1::judge(&mut verdict, record, circumstances);
+    v2::judge(&mut verdict, circumstances);
+    v5::judge(&mut verdict, circumstances);
     verdict
 }
 
-/// At most one copy runs, except while the network is cut and shortly after.
-fn judge_overlaps(verdict: &mut Verdict, task: &str, spans: &[Span], around: &Circumstances<'_>) {
-    for (index, one) in spans.iter().enumerate() {
-        for other in spans.iter().skip(index + 1) {
-            // The same process under another epoch is the same copy: the observer sees it run twice.
-            if one.life == other.life {
-                continue;
-            }
-            let (start, stop) = (one.start.max(other.start), one.stop.min(other.stop));
-            let overlaps = start < stop;
-            if overlaps {
-                verdict.overlaps.push(stop - start);
-            }
-            let window =
-                around.windows.iter().rfind(|window| window.cut <= start).filter(|window| {
-                    window.healed.is_none_or(|healed| start < healed + around.after_heal)
-                });
-            let healed = window.and_then(|window| window.healed);
-            if let Some(healed) = healed.filter(|healed| overlaps && stop > *healed) {
-                verdict.after_heal.push(stop - healed);
-            }
-            let allowed =
-                window.is_some() && healed.is_none_or(|healed| stop <= healed + around.after_heal);
-            verdict.check("one copy at a time", !overlaps || allowed, || {
-                format!(
-                    "{task} ran on {} (epoch {}) and on {} (epoch {}) from {} to {}, {}",
-                    one.life,
-                    one.epoch,
-                    other.life,
-                    other.epoch,
-                    seconds(start),
-                    seconds(stop),
-                    healed.map_or_else(
-                        || "with no cut that explains it".to_owned(),
-                        |healed| format!("healed at {}", seconds(healed)),
-                    ),
-                )
-            });
-        }
+/// Two copies of a task that ran at once.
+struct Pair<'a> {
+    one: &'a Span,
+    other: &'a Span,
+    /// From when to when.
+    start: Nanos,
+    stop: Nanos,
+}
+
+impl std::fmt::Display for Pair<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { one, other, start, stop } = self;
+        write!(
+            f,
+            "{} ran on {} (epoch {}) and on {} (epoch {}) from {} to {}",
+            one.task,
+            one.life,
+            one.epoch,
+            other.life,
+            other.epoch,
+            seconds(*start),
+            seconds(*stop)
+        )
     }
+}
+
+/// All that ran at once, of the spans of one task in the order of their starts. The same process under
+/// another epoch is the same copy: the observer sees it run twice.
+fn pairs(spans: &[Span]) -> impl Iterator<Item = Pair<'_>> {
+    spans.iter().enumerate().flat_map(|(index, other)| {
+        let before = spans.iter().take(index).filter(|one| one.life != other.life);
+        before.filter_map(move |one| {
+            let (start, stop) = (one.start.max(other.start), one.stop.min(other.stop));
+            (start < stop).then_some(Pair { one, other, start, stop })
+        })
+    })
 }
 
 /// The times between the first start and the last stop in which no copy ran and one had before elsewhere.
@@ -128,53 +160,6 @@ fn gaps(spans: &[Span]) -> Vec<Nanos> {
     gaps
 }
 
-/// A handover loses and repeats nothing; a crash repeats what was not saved.
-fn judge_work(verdict: &mut Verdict, record: &Record, around: &Circumstances<'_>) {
-    verdict.check("no step without the one before it", record.impossible.is_empty(), || {
-        record.impossible.join("; ")
-    });
-    if !around.losses && around.windows.is_empty() {
-        verdict.check("a handover repeats nothing", record.repeated() == 0, || {
-            format!("{} steps were carried out again", record.repeated())
-        });
-        for (task, done) in &record.done {
-            verdict.check("a task ends once", done.len() == 1, || {
-                format!("{task} was carried out to its end {} times: {done:?}", done.len())
-            });
-        }
-    }
-}
-
-/// Every task finishes, everywhere, with the right result.
-fn judge_ends(verdict: &mut Verdict, record: &Record, around: &Circumstances<'_>) {
-    let told = around.told;
-    for failure in told.failures.iter().chain(&told.unclean) {
-        verdict.check("nodes start, and drains leave nothing behind", false, || failure.clone());
-    }
-    for (task, (_, errand)) in around.errands {
-        verdict.check("a task is taken on", told.taken_on.contains(task), || {
-            format!("{task}: {:?}", told.refusals)
-        });
-        verdict.check("a task finishes", record.done.contains_key(task), || {
-            format!("{task} was never carried out to its end")
-        });
-        let output = told.outputs.get(task);
-        verdict.check("a result is right", output == Some(&Ok(errand.steps)), || {
-            format!("{task} was to count to {}, and brought {output:?}", errand.steps)
-        });
-        for host in around.running {
-            let known = told.known.iter().rfind(|(life, _)| life.host == *host);
-            let state = known.and_then(|(_, tasks)| tasks.get(task)).copied();
-            verdict.check("all nodes know the end", state == Some(TaskState::Finished), || {
-                format!("{host} holds {task} for {state:?}")
-            });
-        }
-    }
-}
-
 fn seconds(at: Nanos) -> String {
     format!("{}.{:03}s", at / 1_000_000_000, at / 1_000_000 % 1_000)
 }
-
-#[cfg(test)]
-mod tests;

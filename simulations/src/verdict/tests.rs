@@ -1,3 +1,5 @@
+use handover::TaskState;
+
 use super::*;
 use crate::observer::Life;
 
@@ -18,9 +20,9 @@ fn overlaps(spans: &[Span], windows: &[Window]) -> Verdict {
         told: &told,
         running: &running,
     };
-    let mut verdict = Verdict::default();
-    judge_overlaps(&mut verdict, "t", spans, &around);
-    verdict
+    let mut record = Record::default();
+    spans.iter().for_each(|span| record.add(span));
+    judge(&record, &around)
 }
 
 #[test]
@@ -35,7 +37,7 @@ fn two_copies_without_a_cut_are_a_violation() {
 fn one_copy_after_the_other_is_none() {
     let verdict = overlaps(&[span("a", 0, 2 * S), span("b", 2 * S, 5 * S)], &[]);
     assert!(verdict.overlaps.is_empty() && verdict.violations.is_empty());
-    assert_eq!(verdict.checks["one copy at a time"], 1);
+    assert_eq!(verdict.checks[&Invariant::L4], 2);
 }
 
 #[test]
