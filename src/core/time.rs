@@ -34,7 +34,8 @@ impl Time {
 
     /// The point `by` before this one, not before [`Time::ZERO`].
     pub const fn back(self, by: Duration) -> Self {
-        Self(self.0.saturating_sub(by.as_micros() as u64))
+        let by = by.as_micros();
+        Self(self.0.saturating_sub(if by > u64::MAX as u128 { u64::MAX } else { by as u64 }))
     }
 }
 

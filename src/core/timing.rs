@@ -88,13 +88,13 @@ impl Timing {
 
     /// R_eta: by when gossip has reached everyone, at up to 20 % loss. 4 g.
     pub fn convergence(&self) -> Duration {
-        self.gossip_interval * 4
+        self.gossip_interval.saturating_mul(4)
     }
 
     /// After how long others are asked about a session whose datagrams do not come (Rule 2). Silent
     /// peers are probed after two gossip intervals.
     pub fn unheard_after(&self) -> Duration {
-        self.gossip_interval * 3
+        self.gossip_interval.saturating_mul(3)
     }
 
     /// A jump of one's own clock that long means the process did not run (Rules 4 and 17).
@@ -134,7 +134,7 @@ impl Timing {
         };
         order(
             "8 gossip_interval",
-            self.gossip_interval * 8,
+            self.gossip_interval.saturating_mul(8),
             "silence_floor",
             self.silence_floor,
             "a few lost datagrams would look like a death",
@@ -155,7 +155,7 @@ impl Timing {
         )?;
         order(
             "2 dead_node_grace",
-            self.dead_node_grace * 2,
+            self.dead_node_grace.saturating_mul(2),
             "tombstone_retention",
             self.tombstone_retention,
             "a node that was away would revive finished tasks",

@@ -72,7 +72,14 @@ impl Connection {
             pin!(ended(
                 receive(reader, self.opener, session, reports, limits.max_message, &pulse,)
             ));
-        let sending = ended(transmit(writer, self.sealer, self.opening, outbox, limits.ping_every));
+        let sending = ended(transmit(
+            writer,
+            self.sealer,
+            self.opening,
+            outbox,
+            limits.ping_every,
+            limits.dead_after,
+        ));
         tokio::select! {
             broken = &mut receiving => broken,
             broken = sending => match broken {
@@ -167,6 +174,7 @@ async fn transmit(
     mut out: Vec<u8>,
     outbox: &Outbox,
     ping_every: Duration,
+    patience: Duration,
 ) -> Result<Broken, Broken> {
     let mut plain = Vec::with_capacity(frame::FRAME);
     let mut tick = interval(ping_every.max(Duration::from_millis(1)));
@@ -180,8 +188,13 @@ async fn transmit(
             idle = false;
         }
         if !out.is_empty() {
-            writer.write_all(&out).await?;
-            writer.flush().await?;
+            // A peer that reads nothing would hold up everything for it without ever being missed.
+            timeout(patience, async {
+                writer.write_all(&out).await?;
+                writer.flush().await
+            })
+            .await
+            .map_err(|_| Broken::Silent)??;
             out.clear();
             continue;
         }

@@ -1,6 +1,6 @@
 //! Starting: from checked settings to a control loop that runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -208,6 +208,7 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
         links: sockets.links,
         runner,
         store: disk.worker,
+        loads: VecDeque::new(),
         disk: disk.keep,
         peers: Peers::default(),
         own: BTreeMap::new(),

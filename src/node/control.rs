@@ -20,7 +20,7 @@ use super::peers::Peers;
 use super::pending::Pending;
 use super::queries::Queries;
 use super::tally::Tally;
-use crate::checkpoint::{Answer, StoreWorker};
+use crate::checkpoint::{Answer, Request, StoreWorker};
 use crate::clock::{self, SharedClock};
 use crate::core::branch::Progress;
 use crate::core::claim::Claim;
@@ -87,6 +87,8 @@ pub(super) struct Control {
     pub(super) links: Links,
     pub(super) runner: Runner,
     pub(super) store: StoreWorker<Pending>,
+    /// What the store was too busy to be asked for.
+    pub(super) loads: VecDeque<(Pending, Request)>,
     pub(super) disk: Keep,
     pub(super) peers: Peers,
     /// What this node publishes.
@@ -137,6 +139,7 @@ impl Control {
                 self.take(input);
             }
             self.keep_time();
+            self.ask_waiting();
             self.act();
         }
         self.end(inputs.store).await;

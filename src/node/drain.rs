@@ -54,12 +54,14 @@ pub struct DrainReport {
     pub elapsed: Duration,
     /// The signal that cut it short, if one did.
     pub forced: Option<Signal>,
+    /// The node had ended before it could be drained: nothing is known of its tasks.
+    pub unknown: bool,
 }
 
 impl DrainReport {
     /// Whether every task is in other hands.
     pub const fn is_clean(&self) -> bool {
-        self.unstoppable.is_empty() && self.abandoned.is_empty()
+        self.unstoppable.is_empty() && self.abandoned.is_empty() && !self.unknown
     }
 
     /// The code to exit with: 0 when every task is in other hands, 75 (EX_TEMPFAIL of sysexits.h)
@@ -101,6 +103,8 @@ mod tests {
         let unstoppable =
             DrainReport { unstoppable: vec![Name::new("t").unwrap()], ..clean.clone() };
         assert_eq!(unstoppable.code(), 75);
+        let unknown = DrainReport { unknown: true, ..DrainReport::default() };
+        assert_eq!(unknown.code(), 75);
         let forced = DrainReport { forced: Some(Signal::Terminate), ..abandoned };
         assert_eq!(forced.code(), 143);
         let interrupted = DrainReport { forced: Some(Signal::Interrupt), ..clean };

@@ -17,6 +17,9 @@ use crate::core::time::Time;
 use crate::gossip::{GossipEvent, Table};
 use crate::link::LinkEvent;
 
+/// Reads that wait for the store: a node that takes over all names there can be has one for each.
+const MAX_LOADS: usize = 1_000_000;
+
 impl Control {
     // ---- gossip ---------------------------------------------------------------------------
 
@@ -231,18 +234,32 @@ impl Control {
 
     // ---- store ----------------------------------------------------------------------------
 
-    /// Asks the store. One that is too busy counts as a failure: what matters is asked again.
+    /// Asks the store. A write that it is too busy for has failed, and is tried again by whoever it
+    /// matters to; what is read for the machine waits, since to be busy is not to have lost it.
     pub(super) fn ask_store(&mut self, pending: Pending, request: Request) {
         if let Err(full) = self.store.submit(pending, request) {
             let why = full.to_string();
-            let QueueFull(pending, _) = full;
+            let QueueFull(pending, request) = full;
             match pending {
                 Pending::Write(written) => self.on_written(written, Some(why)),
-                Pending::Load(header) => self.on_loaded(header, Err(why)),
+                Pending::Load(header) if self.loads.len() >= MAX_LOADS => {
+                    self.on_loaded(header, Err(why));
+                }
+                Pending::Load(_) => self.loads.push_back((pending, request)),
                 Pending::End { .. } => {
                     tracing::debug!(target: "handover::task", why, "an end is copied later");
                 }
                 Pending::Output(whom) => self.reply(whom, None),
+            }
+        }
+    }
+
+    /// Asks for what the store was too busy to be asked for.
+    pub(super) fn ask_waiting(&mut self) {
+        while let Some((pending, request)) = self.loads.pop_front() {
+            if let Err(QueueFull(pending, request)) = self.store.submit(pending, request) {
+                self.loads.push_front((pending, request));
+                return;
             }
         }
     }

@@ -292,7 +292,7 @@ impl Node {
         loop {
             tokio::select! {
                 biased;
-                report = &mut drained => return report.unwrap_or_default(),
+                report = &mut drained => return report.unwrap_or_else(|_| unknown()),
                 Some(signal) = signals.next() => {
                     let command = if hurried {
                         Command::Abort { signal }
@@ -303,7 +303,7 @@ impl Node {
                         Command::Hurry { signal }
                     };
                     if self.send(command).await.is_err() {
-                        return DrainReport::default();
+                        return unknown();
                     }
                 }
             }
@@ -403,3 +403,8 @@ pub(crate) fn fresh_uuid(wall_ms: u64) -> Uuid {
 
 #[cfg(test)]
 mod tests;
+
+/// The report of a node that can give none.
+fn unknown() -> DrainReport {
+    DrainReport { unknown: true, ..DrainReport::default() }
+}

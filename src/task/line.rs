@@ -85,7 +85,7 @@ impl Line {
 
     /// A step has gone well.
     pub(crate) fn advance(&mut self) {
-        self.seq += 1;
+        self.seq = self.seq.saturating_add(1);
     }
 
     /// Whether steps have gone well since the kept state.

@@ -393,9 +393,7 @@ impl TaskLoop {
 
     /// The task has ended by itself.
     async fn ended(mut self: Box<Self>, outcome: Outcome) -> Event {
-        self.instance = None;
-        self.cx.abandon();
-        self.cx.join().await;
+        self.joined().await;
         self.permitted().await;
         self.obey();
         let outcome = match outcome {
@@ -423,6 +421,18 @@ impl TaskLoop {
                 }
             }
         }
+        self.joined().await;
+        self.obey();
+        Event::Stopped {
+            name: self.spec.name,
+            epoch: self.line.lease().epoch,
+            sealed: self.line.into_sealed(),
+            dropped,
+        }
+    }
+
+    /// Drops the user's code and waits for its closures; says so if they do not return (Rule 15).
+    async fn joined(&mut self) {
         self.instance = None;
         self.cx.abandon();
         if timeout(self.manners.closure_grace, self.cx.join()).await.is_err() {
@@ -434,13 +444,6 @@ impl TaskLoop {
                 Event::Unstoppable { name: self.spec.name.clone(), epoch: self.line.lease().epoch };
             Box::pin(self.wires.send(unstoppable)).await;
             self.cx.join().await;
-        }
-        self.obey();
-        Event::Stopped {
-            name: self.spec.name,
-            epoch: self.line.lease().epoch,
-            sealed: self.line.into_sealed(),
-            dropped,
         }
     }
 

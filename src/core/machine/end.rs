@@ -185,9 +185,13 @@ impl Machine {
             let until = *until;
             return self.alarm(name, until);
         }
-        let acked = acked.clone();
+        let (stored, acked) = (*stored, acked.clone());
         if acked.is_empty() && !*widened && self.widen_end(name) {
             return;
+        }
+        // Held by nobody, it would be as if it had not happened (Rule 12).
+        if !stored && acked.is_empty() {
+            return self.store_end_again(name);
         }
         let Some(task) = self.tasks.get_mut(name) else {
             return;
@@ -206,6 +210,34 @@ impl Machine {
         self.tell(Notice::Ended { name: name.clone(), phase });
         let retention = self.config.timing.retention;
         self.alarm_in(name, retention);
+    }
+
+    /// Neither the store nor any peer has taken the end: it is tried until one does.
+    fn store_end_again(&mut self, name: &Name) {
+        let by = self.now.at + self.config.timing.convergence();
+        let Some((claim, _)) = self.ends.get(name).cloned() else {
+            return;
+        };
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        let spec = task.spec.clone();
+        let Doing::Ending { output, waiting, until, .. } = &mut task.doing else {
+            return;
+        };
+        *until = by;
+        let (output, waiting) = (output.clone(), waiting.clone());
+        self.push(Action::StoreEnd {
+            claim: claim.clone(),
+            spec: spec.clone(),
+            output: output.clone(),
+            from: None,
+        });
+        for to in waiting {
+            let (claim, spec, output) = (claim.clone(), spec.clone(), output.clone());
+            self.send(&to, Message::Ended { claim, spec, output, age: Duration::ZERO });
+        }
+        self.alarm(name, by);
     }
 
     /// No replica has taken the end: any other live node will do. False if there is none.
@@ -257,7 +289,7 @@ impl Machine {
                 if let Some(task) = self.tasks.get_mut(name)
                     && let Doing::Ending { stored, .. } = &mut task.doing
                 {
-                    *stored = true;
+                    *stored |= error.is_none();
                     self.dirty.insert(name.clone());
                 }
             }

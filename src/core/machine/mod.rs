@@ -38,7 +38,7 @@ pub use needs::Needs;
 use task::{Doing, Task};
 use transfer::OfferTerms;
 
-use super::branch::Branches;
+use super::branch::{Branches, Position};
 use super::claim::{Claim, Desired, Mode, Phase, Spec, Terms};
 use super::ids::{Kind, Name, RunId, SessionId};
 use super::io::{Action, Event, Gone, Notice, Now};
@@ -112,6 +112,8 @@ pub struct Machine {
     tasks: BTreeMap<Name, Task>,
     /// Checkpoints held here, of my own tasks and as a replica.
     held: BTreeMap<Name, LiteMap<RunId, Branches>>,
+    /// Checkpoints on their way to the store: held by nobody before they are there (C5).
+    writing: BTreeSet<(Name, RunId, Position, SessionId)>,
     /// Terminal records held here, with when they came.
     ends: BTreeMap<Name, (Claim, Time)>,
     /// Ends that are held without their output: it has been dropped, or never came.
@@ -220,6 +222,7 @@ impl Machine {
             desires: BTreeMap::new(),
             tasks: BTreeMap::new(),
             held: BTreeMap::new(),
+            writing: BTreeSet::new(),
             ends: BTreeMap::new(),
             bare: BTreeSet::new(),
             copies: copies::Copies::default(),

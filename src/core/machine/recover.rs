@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::task::{Doing, Finding};
 use super::{Machine, Needs, OnLostState};
@@ -283,7 +284,8 @@ impl Machine {
             return;
         }
         match state {
-            Some(state) if state.len() as u64 == header.len => {
+            // Whoever sent it (H4).
+            Some(state) if state.len() as u64 == header.len && xxh3_128(&state) == header.hash => {
                 let from = io::From::Checkpoint { header: header.clone(), state: state.clone() };
                 let spec = task.spec.clone();
                 self.keep(&spec, header.clone(), state, None);

@@ -24,6 +24,10 @@ impl Machine {
             return;
         }
         task.latest = Some(header.clone());
+        task.sent = self.now.at;
+        // Without replicas the disk alone counts, and what it refuses is tried again.
+        let alone = targets.is_empty() && self.config.durable;
+        task.bytes = alone.then(|| state.clone());
         task.replicas.clone_from(&targets);
         if forced {
             task.forced = Some(header.position);
@@ -33,9 +37,10 @@ impl Machine {
         for to in &targets {
             self.send_checkpoint(to, &claim, &spec, &header, &state);
         }
-        if targets.is_empty() {
+        if targets.is_empty() && !alone {
             self.replicated(&name, header.position);
         }
+        self.alarm_in(&name, self.config.timing.silence_floor);
     }
 
     pub(super) fn send_checkpoint(
@@ -186,7 +191,7 @@ impl Machine {
             return;
         };
         if task.replicas == targets && task.latest.is_some() {
-            return;
+            return self.look_unacknowledged(name);
         }
         let Some(latest) = task.latest.clone() else {
             return;
@@ -200,6 +205,49 @@ impl Machine {
             self.load_pins(name);
         } else {
             self.replicated(name, latest.position);
+        }
+    }
+
+    /// A commit that nobody has acknowledged for long was lost on its way, or refused: once more.
+    fn look_unacknowledged(&mut self, name: &Name) {
+        let (now, patience) = (self.now.at, self.config.timing.silence_floor);
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        let Some(latest) = task.latest.clone() else {
+            return;
+        };
+        let lacks = |to| task.acked.get(to).is_none_or(|held| *held < latest.position);
+        if !task.replicas.iter().any(lacks) && task.bytes.is_none() {
+            return;
+        }
+        let due = task.sent + patience;
+        if now < due {
+            return self.alarm(name, due);
+        }
+        task.sent = now;
+        task.refused.clear();
+        match task.bytes.clone() {
+            Some(state) => {
+                let spec = task.spec.clone();
+                self.keep(&spec, latest, state, None);
+            }
+            None => self.push(Action::Load { header: latest }),
+        }
+        self.alarm_in(name, patience);
+    }
+
+    /// My newest commit is on the disk, and there is no replica to wait for.
+    fn stored_alone(&mut self, header: &Header) {
+        let Some(task) = self.tasks.get_mut(&header.name) else {
+            return;
+        };
+        if task.latest.as_ref() == Some(header)
+            && task.replicas.is_empty()
+            && matches!(task.doing, Doing::Running | Doing::Kept)
+            && task.bytes.take().is_some()
+        {
+            self.replicated(&header.name, header.position);
         }
     }
 
@@ -278,7 +326,10 @@ impl Machine {
                     && !self.is_void(owner)
             })
             .cloned();
+        let written = writing(&header);
         match self.keep(&spec, header, state, Some(from.clone())) {
+            // One that is still being written is answered when it is.
+            Admission::Known if self.writing.contains(&written) => {}
             Admission::Known => self.send(from, reply(Ok(()))),
             Admission::Full => {
                 let why = "too many unreconciled branches of this run are kept here".to_owned();
@@ -329,6 +380,7 @@ impl Machine {
                 })
                 .collect();
             let (name, run) = (header.name.clone(), header.run);
+            self.writing.insert(writing(&header));
             self.push(Action::Store { spec: spec.clone(), header, state, from });
             self.note_pins(&name, run);
             if !obsolete.is_empty() {
@@ -345,6 +397,10 @@ impl Machine {
         error: Option<String>,
     ) {
         let (name, run, position) = (header.name.clone(), header.run, header.position);
+        self.writing.remove(&writing(&header));
+        if error.is_none() && from.is_none() {
+            self.stored_alone(&header);
+        }
         if let Some(why) = &error {
             // Not stored is not held: nobody must rely on it.
             if let Some(branches) = self.held.get_mut(&name).and_then(|runs| runs.get_mut(&run)) {
@@ -388,4 +444,9 @@ impl Machine {
             self.push(Action::Discard { name, run, headers });
         }
     }
+}
+
+/// Tells one checkpoint from any other.
+fn writing(header: &Header) -> (Name, RunId, Position, SessionId) {
+    (header.name.clone(), header.run, header.position, header.writer.clone())
 }

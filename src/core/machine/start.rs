@@ -103,7 +103,7 @@ impl Machine {
     }
 
     fn place_anew(&mut self, mut spec: Spec, callers: Vec<Caller>) {
-        spec.run.number = self.last_run(&spec.name).map_or(0, |run| run.number) + 1;
+        spec.run.number = self.last_run(&spec.name).map_or(0, |run| run.number).saturating_add(1);
         self.place(spec, callers);
     }
 

@@ -32,6 +32,8 @@ pub(super) struct Task {
     pub latest: Option<Header>,
     /// Its bytes, while they are on their way to a replica or a target.
     pub bytes: Option<Bytes>,
+    /// When the newest commit went out.
+    pub sent: Time,
     /// The newest commit each replica has acknowledged.
     pub acked: LiteMap<SessionId, Position>,
     /// Who gets its commits.
@@ -191,6 +193,7 @@ impl Task {
             prior: Prior::default(),
             latest: None,
             bytes: None,
+            sent: Time::ZERO,
             acked: LiteMap::new(),
             replicas: Vec::new(),
             forced: None,
