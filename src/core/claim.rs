@@ -1,10 +1,12 @@
 //! A claim: one session's published statement "I hold NAME under this lease", and the order of claims.
 
 use std::cmp::Ordering;
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::branch::Ancestor;
 use super::ids::{Kind, Name, NodeId, RunId, SessionId};
@@ -100,13 +102,45 @@ pub struct Terms {
 }
 
 /// What a node does when it cannot tell a dead peer from a cut.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mode {
     /// Takes over after the silence floor; under a partition a task can run on both sides.
     #[default]
-    #[serde(rename = "a")]
     Available,
+    /// One that this build does not know: what is held in it is seen, and not taken over (Rule 11).
+    Unknown,
+}
+
+impl Mode {
+    const AVAILABLE: &str = "a";
+}
+
+impl Serialize for Mode {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(match self {
+            Self::Available => Self::AVAILABLE,
+            Self::Unknown => "?",
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Mode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl Visitor<'_> for Text {
+            type Value = Mode;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a mode")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Mode, E> {
+                Ok(if text == Mode::AVAILABLE { Mode::Available } else { Mode::Unknown })
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
 }
 
 /// One session's record of one name.

@@ -111,6 +111,29 @@ mod tests {
         assert_eq!(read::<Claim>(&session("a"), &claim().name, &bytes), Ok(claim()));
     }
 
+    /// Else a name that a newer build holds would look free here.
+    #[test]
+    fn a_claim_in_a_mode_of_a_later_build_is_seen() {
+        #[derive(serde::Serialize)]
+        struct Later {
+            m: &'static str,
+            t: Duration,
+            q: u32,
+        }
+        let bytes = wire::encode(&claim()).unwrap();
+        let terms = wire::encode(&claim().terms).unwrap();
+        let later = Later { m: "quorum", t: Duration::from_secs(15), q: 3 };
+        let later = wire::encode(&later).unwrap();
+        let at = bytes.windows(terms.len()).position(|part| part == terms).unwrap();
+        let mut raw = bytes[..at].to_vec();
+        raw.extend(later);
+        raw.extend(&bytes[at + terms.len()..]);
+        let read = read::<Claim>(&session("a"), &claim().name, &Bytes::from(raw)).unwrap();
+        let terms = Terms { mode: Mode::Unknown, silence_floor: Duration::from_secs(15) };
+        assert_eq!(read, Claim { terms, ..claim() });
+        assert_eq!(wire::decode::<Claim>(&wire::encode(&read).unwrap()).unwrap(), read);
+    }
+
     #[test]
     fn a_claim_for_somebody_else_is_refused() {
         let bytes = wire::encode(&claim()).unwrap();

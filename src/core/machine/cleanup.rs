@@ -332,6 +332,7 @@ impl Machine {
         self.held.remove(name);
         self.askers.remove(name);
         self.free_since.remove(name);
+        self.left_alone.remove(name);
         self.idle.remove(name);
     }
 }

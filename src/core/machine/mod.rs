@@ -147,6 +147,8 @@ pub struct Machine {
     recently_released: VecDeque<u64>,
     /// Vacant names that this node had no room for.
     passed_over: BTreeSet<Name>,
+    /// Vacant names whose owner's mode is unknown here.
+    left_alone: BTreeSet<Name>,
     /// When a name that nobody holds was first seen free.
     free_since: BTreeMap<Name, Time>,
     header: Option<(NodeState, u64, Vec<u64>)>,
@@ -244,6 +246,7 @@ impl Machine {
             holding: BTreeSet::new(),
             recently_released: VecDeque::new(),
             passed_over: BTreeSet::new(),
+            left_alone: BTreeSet::new(),
             free_since: BTreeMap::new(),
             header: None,
             version: 0,

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::task::{Doing, Purpose};
 use super::{MAX_BURIED, Machine, TICK};
-use crate::core::claim::{Claim, Phase, Want};
+use crate::core::claim::{Claim, Mode, Phase, Want};
 use crate::core::ids::{Name, SessionId};
-use crate::core::io::{Cause, Gone};
+use crate::core::io::{Cause, Gone, Notice};
 use crate::core::placement::{self, Candidate};
 use crate::core::record::NodeState;
 use crate::core::time::Time;
@@ -23,6 +23,18 @@ impl Machine {
         let Some((top, free_since, cause)) = self.vacant(name) else {
             return;
         };
+        if top.phase.is_held() && top.terms.mode == Mode::Unknown {
+            // Whoever does not know the owner's promise cannot keep it (Rule 11).
+            if self.left_alone.insert(name.clone()) {
+                let session = &top.session;
+                self.tell(Notice::Warning(format!(
+                    "{name} was held by {session} in a mode that this build does not know: a node \
+                     of a newer build has to take it over"
+                )));
+            }
+            return;
+        }
+        self.left_alone.remove(name);
         if let Some(until) = self.members.brake()
             && cause == Cause::Crash
         {

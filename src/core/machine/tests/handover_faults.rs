@@ -2,12 +2,16 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::world::{Disk, Fate, Fault, MS, Setup, Trip, World, name};
+use crate::core::branch::{Header, Position};
 use crate::core::claim::{Phase, Want};
-use crate::core::ids::SessionId;
-use crate::core::io::{Action, Event, Notice};
-use crate::core::message::Message;
-use crate::core::record::NodeState;
+use crate::core::ids::{Kind, SessionId};
+use crate::core::io::{Action, CallError, Event, Notice};
+use crate::core::message::{Message, Refusal};
+use crate::core::record::{NodeRecord, NodeState, Versions};
+use crate::core::time::Time;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -331,8 +335,103 @@ fn a_task_that_stops_unbidden_goes_to_whom_it_is_offered() {
     assert!(world.stretches.last().unwrap().from_seq > 10);
 }
 
+/// The refusals of one node to take what it was offered.
+fn refusals(world: &World, by: &SessionId) -> Vec<Refusal> {
+    let said = world.sent.iter().filter(|(_, from, ..)| from == by);
+    let refused = |message: &Message| match message {
+        Message::OfferReply { result: Err(refusal), .. } => Some(refusal.clone()),
+        _ => None,
+    };
+    said.filter_map(|(.., message)| refused(message)).collect()
+}
+
+/// H6: what gossip says of a receiver can be wrong or old; the receiver checks for itself, and the
+/// task has not stopped for it.
+#[test]
+fn a_receiver_that_is_full_after_all_refuses_and_the_next_one_takes_it() {
+    // Limits per kind are not gossiped.
+    let limited = Setup { kind_limit: Some(1), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(45, 2, &limited);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.start(&nodes[0], "b");
+    world.run_for(S * 2);
+    let (owner, full) = (world.runner("a"), world.runner("b"));
+    assert_ne!(owner, full);
+    // Busier, as far as gossip tells: the full one is asked first.
+    let busy =
+        Setup { max_running: 2, kinds: vec![("count", 1), ("special", 1)], ..Setup::default() };
+    let third = world.boot("n9", busy, Disk::default());
+    world.run_for(S * 7);
+    world.start_kind(&third, "c", "special", false);
+    world.run_for(S);
+    world.record_messages = true;
+    world.steps.insert(name("a"), S * 3);
+    world.drain(&owner, S * 25);
+    world.run_for(MS * 10);
+    assert_eq!(refusals(&world, &full), [Refusal::Full]);
+    world.run_for(S * 12);
+    assert_eq!(world.runner("a"), third);
+    assert_moved(&world);
+    assert!(world.gaps("a").iter().all(|gap| *gap < MS * 50), "nothing stops for a refusal");
+}
+
+#[test]
+fn a_receiver_that_cannot_run_it_after_all_refuses_before_the_task_stops() {
+    let (mut world, owner, others) = owned(46, 3, &Setup::default());
+    // Gossip says of both that they read whatever there may be.
+    let versions = |kind: &str, newest| (Kind::new(kind).unwrap(), Versions { oldest: 1, newest });
+    let record = |kinds: Vec<_>| NodeRecord {
+        address: "127.0.0.1:1".parse().unwrap(),
+        revision: "r1".to_owned(),
+        since_ms: 1,
+        rollout: None,
+        kinds: kinds.into_iter().collect(),
+        max_running: 1000,
+        succeeds: None,
+    };
+    for other in &others {
+        let record = record(vec![versions("count", 9), versions("special", 9)]);
+        world.give(&owner, Event::Record { of: other.clone(), record });
+    }
+    world.record_messages = true;
+    // The owner's state is of a version that they do not read.
+    let spec = world.nodes[&owner].machine.spec(&name("a")).unwrap().clone();
+    let claim = world.claim_of(&owner, "a").unwrap().clone();
+    let header = Header {
+        name: name("a"),
+        run: claim.run,
+        kind: spec.kind.clone(),
+        position: Position { epoch: claim.epoch, seq: 1_000_000 },
+        writer: owner.clone(),
+        lineage: Vec::new(),
+        state_version: 5,
+        revision: "r1".to_owned(),
+        wall_ms: 0,
+        len: 1,
+        hash: 0,
+        progress: None,
+    };
+    world.steps.insert(name("a"), S * 60);
+    let state = Bytes::from_static(b"5");
+    world.give(&owner, Event::Committed { header, state, forced: false });
+    let ran = world.stretches.iter().position(|s| s.name == name("a")).unwrap();
+    world.drain(&owner, S * 25);
+    world.run_for(MS * 5);
+    for other in &others {
+        assert_eq!(refusals(&world, other), [Refusal::Incompatible], "{other}");
+    }
+    assert!(world.stretches[ran].end.is_none(), "nothing stops for an offer");
+
+    // The same for a start: the caller is told, and nothing runs.
+    let call = world.start_kind(&owner, "b", "special", false);
+    world.run_for(S);
+    let reply = world.nodes[&owner].replies[&call].clone();
+    assert_eq!(reply, Err(CallError::NoNode(Refusal::Incompatible)));
+}
+
 /// What a node shows of "a" from a point in time on.
-fn shown(world: &World, at: &SessionId, from: crate::core::time::Time) -> Vec<(SessionId, Phase)> {
+fn shown(world: &World, at: &SessionId, from: Time) -> Vec<(SessionId, Phase)> {
     let of = &world.nodes[at].shown[&name("a")];
     let since = of.iter().filter(|(at, ..)| *at >= from);
     since.map(|(_, by, phase)| (by.clone(), phase.clone())).collect()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::world::{Disk, MS, Setup, World, name};
-use crate::core::claim::{Claim, Mode, Phase, Terms};
+use crate::core::claim::{Claim, Mode, Phase, Spec, Terms};
 use crate::core::ids::{NodeId, RunId, SessionId};
 use crate::core::io::{Event, Gone, Notice};
 use crate::core::lease::Epoch;
@@ -522,4 +522,41 @@ fn sessions_known_are_bounded() {
         members.entry(&SessionId::new(NodeId::new("b").unwrap(), Uuid::from_u128(i)), START);
     }
     assert_eq!(members.iter().count(), 4096);
+}
+
+/// Rule 11: a taker obeys the owner's mode, or does not take.
+#[test]
+fn what_is_held_in_a_mode_of_a_later_build_is_left_to_that_build() {
+    let (mut world, nodes) = World::cluster(51, 2);
+    tasks(&mut world, &nodes, 1);
+    let live = world.owner(&nodes[0], "t0").unwrap().clone();
+    let newer = SessionId::new(NodeId::new("newer").unwrap(), Uuid::from_u128(7));
+    let claim = |task: &str, number, phase| Claim {
+        name: name(task),
+        session: newer.clone(),
+        number,
+        phase,
+        terms: Terms { mode: Mode::Unknown, silence_floor: T },
+        checkpointed: false,
+        replicas: Vec::new(),
+        ..live.clone()
+    };
+    let spec = world.nodes[&nodes[0]].machine.spec(&name("t0")).unwrap().clone();
+    for node in &nodes {
+        let specs = ["held", "released"].map(|task| Spec { name: name(task), ..spec.clone() });
+        world.give(node, Event::Specs { specs: specs.into() });
+        let changes = vec![
+            (name("held"), Some(claim("held", 1, Phase::Running))),
+            (name("released"), Some(claim("released", 2, Phase::Released))),
+        ];
+        world.give(node, Event::Claims { of: newer.clone(), changes });
+        world.give(node, Event::Suspicion { of: newer.clone(), suspected: true });
+    }
+    world.run_for(T * 4);
+    assert!(world.nodes[&nodes[0]].machine.members().is_gone(&newer));
+    assert!(world.running("held").is_empty());
+    assert_eq!(world.running("released").len(), 1, "its owner has let go");
+    let warned = |n: &Notice| matches!(n, Notice::Warning(text) if text.contains("newer build"));
+    assert_eq!(world.told(&nodes[0], warned), 1, "once");
+    assert_eq!(world.owner(&nodes[0], "held").unwrap().session, newer, "and it is known");
 }
