@@ -72,14 +72,7 @@ impl Connection {
             pin!(ended(
                 receive(reader, self.opener, session, reports, limits.max_message, &pulse,)
             ));
-        let sending = ended(transmit(
-            writer,
-            self.sealer,
-            self.opening,
-            outbox,
-            limits.ping_every,
-            limits.dead_after,
-        ));
+        let sending = ended(transmit(writer, self.sealer, self.opening, outbox, limits.ping_every));
         tokio::select! {
             broken = &mut receiving => broken,
             broken = sending => match broken {
@@ -174,7 +167,6 @@ async fn transmit(
     mut out: Vec<u8>,
     outbox: &Outbox,
     ping_every: Duration,
-    patience: Duration,
 ) -> Result<Broken, Broken> {
     let mut plain = Vec::with_capacity(frame::FRAME);
     let mut tick = interval(ping_every.max(Duration::from_millis(1)));
@@ -188,13 +180,8 @@ async fn transmit(
             idle = false;
         }
         if !out.is_empty() {
-            // A peer that reads nothing would hold up everything for it without ever being missed.
-            timeout(patience, async {
-                writer.write_all(&out).await?;
-                writer.flush().await
-            })
-            .await
-            .map_err(|_| Broken::Silent)??;
+            writer.write_all(&out).await?;
+            writer.flush().await?;
             out.clear();
             continue;
         }

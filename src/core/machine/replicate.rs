@@ -227,11 +227,13 @@ impl Machine {
         }
         task.sent = now;
         task.refused.clear();
+        let alone = task.replicas.is_empty();
         match task.bytes.clone() {
-            Some(state) => {
+            Some(state) if alone => {
                 let spec = task.spec.clone();
                 self.keep(&spec, latest, state, None);
             }
+            Some(state) => self.replicate_loaded(&latest, &state),
             None => self.push(Action::Load { header: latest }),
         }
         self.alarm_in(name, patience);

@@ -233,3 +233,81 @@ fn a_replica_whose_disk_is_full_is_passed_over() {
     assert_eq!(world.claim_of(&owner, "a").unwrap().replicas, vec![third.node.clone()]);
     assert!(world.told(&owner, |n| matches!(n, Notice::Warning(_))) > 0);
 }
+
+fn is_checkpoint(message: &Message) -> bool {
+    matches!(message, Message::Checkpoint { .. })
+}
+
+fn newest(world: &World, at: &SessionId) -> Option<Position> {
+    let runs = world.nodes[at].disk.runs.values();
+    runs.flat_map(|run| &run.checkpoints).map(|(header, _)| header.position).max()
+}
+
+/// A commit that a full queue or a broken link has swallowed goes out again.
+#[test]
+fn a_commit_that_is_lost_on_its_way_is_sent_again() {
+    let (mut world, owner, replica, _) = acknowledged(21, &Setup::default());
+    world.faults.push(Fault { hits: is_checkpoint, fate: Fate::Lost, times: 1_000 });
+    world.run_for(MS * 500);
+    world.want(&owner, "a", Want::Pause);
+    world.run_for(S);
+    assert!(newest(&world, &owner) > newest(&world, &replica), "it was lost");
+    world.faults.clear();
+    world.run_for(S * 11);
+    assert_eq!(newest(&world, &owner), newest(&world, &replica));
+}
+
+/// C5: without a replica only what the disk has taken is acknowledged.
+#[test]
+fn a_commit_that_nobody_has_stored_is_not_acknowledged() {
+    let setup = Setup { durable: true, ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(22, 1, &setup);
+    world.goal = 100_000;
+    world.forced = true;
+    world.nodes.get_mut(&nodes[0]).unwrap().disk_full = true;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 3);
+    let claim = world.claim_of(&nodes[0], "a").unwrap();
+    assert!(!claim.checkpointed && claim.floor.is_none(), "{claim:?}");
+    world.nodes.get_mut(&nodes[0]).unwrap().disk_full = false;
+    world.run_for(S * 3);
+    let claim = world.claim_of(&nodes[0], "a").unwrap();
+    assert!(claim.checkpointed && claim.floor.is_some(), "{claim:?}");
+}
+
+/// C5: a checkpoint that comes again while it is being written is not held yet.
+#[test]
+fn a_checkpoint_is_acknowledged_once_it_is_written_and_not_before() {
+    let (mut world, owner, replica, _) = acknowledged(23, &Setup::default());
+    world.record_messages = true;
+    world.run_for(S);
+    let sent = world.sent.iter().rev().find_map(|(_, from, to, message)| match message {
+        Message::Checkpoint { .. } if *from == owner && *to == replica => Some(message.clone()),
+        _ => None,
+    });
+    let Some(Message::Checkpoint { claim, spec, mut header, state }) = sent else {
+        panic!("checkpoints are sent");
+    };
+    header.position.seq += 1_000_000;
+    let position = header.position;
+    let again = Message::Checkpoint { claim, spec, header, state };
+    world.nodes.get_mut(&replica).unwrap().disk_full = true;
+    for _ in 0..2 {
+        let message = again.clone();
+        world.give(&replica, Event::Message { from: owner.clone(), message });
+    }
+    world.run_for(S);
+    let replies: Vec<bool> = world
+        .sent
+        .iter()
+        .filter_map(|(_, from, _, message)| match message {
+            Message::CheckpointReply { position: of, result, .. }
+                if *from == replica && *of == position =>
+            {
+                Some(result.is_ok())
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(replies, [false]);
+}

@@ -6,7 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::world::{MS, Setup, World, name};
-use crate::core::claim::{Claim, Mode, Phase, Terms};
+use crate::core::claim::{Claim, Desired, Mode, Phase, Terms, Want};
 use crate::core::ids::{NodeId, RunId, SessionId};
 use crate::core::io::{CallError, Event, Notice};
 use crate::core::lease::Epoch;
@@ -570,4 +570,27 @@ fn a_zombie_of_an_older_run_ends_no_newer_one() {
     assert_eq!(world.nodes[&nodes[0]].replies[&call], Ok(claim.run));
     assert_eq!(world.runner("a"), asker);
     assert_eq!(world.stretches.last().unwrap().run, claim.run);
+}
+
+/// A peer that has gone astray may say the highest number there is; the next one is still given.
+#[test]
+fn the_highest_numbers_of_a_peer_overflow_nothing() {
+    let (mut world, nodes) = World::cluster(41, 2);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let of = world.owner(&nodes[0], "a").unwrap().run;
+    let writer = nodes[1].clone();
+    let want = Want::Pause;
+    let desired =
+        Desired { name: name("a"), run: of, version: u64::MAX, writer: writer.clone(), want };
+    let message = Message::Desire { desired };
+    world.give(&nodes[0], Event::Message { from: nodes[1].clone(), message });
+    world.want(&nodes[0], "a", Want::Run);
+    let last = run(u64::MAX, 1);
+    let ended = Claim { session: writer.clone(), ..claim("b", last, 5, "n1", Phase::Finished) };
+    let changes = vec![(name("b"), Some(ended))];
+    world.give(&nodes[0], Event::Claims { of: nodes[1].clone(), changes });
+    world.start_kind(&nodes[0], "b", "count", true);
+    world.run_for(S * 2);
 }

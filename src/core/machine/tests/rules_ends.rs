@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::world::{Disk, Setup, World, name};
 use crate::core::ids::SessionId;
+use crate::core::io::Notice;
 use crate::core::message::Message;
 use crate::core::timing::Timing;
 
@@ -163,4 +164,20 @@ fn whoever_publishes_an_end_after_a_cut_has_its_output() {
         }
     }
     assert!(passed_on > 0, "no end was ever published by another node");
+}
+
+/// Rule 12: an end that neither a disk nor a peer has is not reported; it is tried again.
+#[test]
+fn an_end_that_nobody_has_stored_is_not_told() {
+    let setup = Setup { durable: true, ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(31, 1, &setup);
+    world.goal = 5;
+    world.nodes.get_mut(&nodes[0]).unwrap().disk_full = true;
+    world.start(&nodes[0], "a");
+    world.run_for(Duration::from_secs(20));
+    let ended = |notice: &Notice| matches!(notice, Notice::Ended { .. });
+    assert_eq!(world.told(&nodes[0], ended), 0);
+    world.nodes.get_mut(&nodes[0]).unwrap().disk_full = false;
+    world.run_for(Duration::from_secs(5));
+    assert_eq!(world.told(&nodes[0], ended), 1);
 }
