@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use crate::core::time::Time;
 
-/// How long a pull may stay unanswered before another one is made.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a pull may stay unanswered before another one is made: question or answer are lost.
+pub(super) const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Peers that are back are asked at once, so many in this time: each sends the same at first.
 const AT_ONCE: usize = 4;
@@ -23,8 +23,11 @@ const WINDOW: Duration = Duration::from_millis(100);
 /// something that the engine does not take.
 const STALLS: u32 = 3;
 
-/// Times that a peer which is back is asked for a first reply.
+/// Times that a peer is asked in vain before rounds have to do.
 const ATTEMPTS: u32 = 8;
+
+/// Peers remembered as given up.
+const MOST_BEHIND: usize = 1000;
 
 /// The state of catching up.
 #[derive(Default)]
@@ -42,8 +45,19 @@ pub(super) struct CatchUp {
 struct Behind {
     /// Versions missing at its last reply; none before the first.
     missing: Option<u64>,
-    /// Replies since that brought nothing, or attempts without any.
+    /// Replies since that brought nothing.
     stalls: u32,
+    /// Questions since the last reply.
+    attempts: u32,
+}
+
+impl Behind {
+    const UNKNOWN: Self = Self { missing: None, stalls: 0, attempts: 0 };
+
+    /// It is remembered what was missing then, so as not to begin again because of the same.
+    const fn is_given_up(&self) -> bool {
+        self.stalls >= STALLS
+    }
 }
 
 impl CatchUp {
@@ -54,7 +68,7 @@ impl CatchUp {
 
     /// A peer is back after silence. Whether to gossip with it now; else its turn comes.
     pub(super) fn returned(&mut self, peer: SocketAddr, now: Time) -> bool {
-        self.behind.insert(peer, Behind { missing: None, stalls: 0 });
+        self.behind.insert(peer, Behind::UNKNOWN);
         if now.since(self.window.0) > WINDOW {
             self.window = (now, 0);
         }
@@ -79,14 +93,13 @@ impl CatchUp {
             self.behind.remove(&peer);
             return;
         }
-        let behind = self.behind.entry(peer).or_insert(Behind { missing: None, stalls: 0 });
+        let behind = self.behind.entry(peer).or_insert(Behind::UNKNOWN);
         let nearer = behind.missing.is_none_or(|before| missing < before);
-        behind.stalls = if nearer { 0 } else { behind.stalls + 1 };
+        behind.stalls = if nearer { 0 } else { behind.stalls.saturating_add(1) };
         behind.missing = Some(missing);
-        if behind.stalls < STALLS {
+        behind.attempts = 0;
+        if !behind.is_given_up() {
             self.wanted.insert(peer);
-        } else {
-            self.behind.remove(&peer);
         }
     }
 
@@ -100,14 +113,25 @@ impl CatchUp {
         next
     }
 
-    /// From time to time: peers that are back and have not replied yet are wanted again.
-    pub(super) fn retry(&mut self) {
+    /// Whether anybody's answer is waited for: then `retry` is due every [`PATIENCE`].
+    pub(super) fn is_waiting(&self) -> bool {
+        let waiting = || self.behind.values().any(|behind| !behind.is_given_up());
+        self.pull.is_some() || !self.wanted.is_empty() || waiting()
+    }
+
+    /// Peers that have not replied in time are wanted again.
+    pub(super) fn retry(&mut self, now: Time) {
+        self.pull.take_if(|(_, asked)| now.since(*asked) >= PATIENCE);
+        let pulled = self.pull.map(|(peer, _)| peer);
+        let full = self.behind.len() > MOST_BEHIND;
         self.behind.retain(|peer, behind| {
-            if behind.missing.is_none() {
-                behind.stalls += 1;
-                self.wanted.insert(*peer);
+            if behind.is_given_up() {
+                return !full;
             }
-            behind.stalls < ATTEMPTS
+            if pulled != Some(*peer) && self.wanted.insert(*peer) {
+                behind.attempts += 1;
+            }
+            behind.attempts < ATTEMPTS
         });
     }
 }
@@ -135,9 +159,23 @@ mod tests {
             assert_eq!(catch_up.next(at(2)), None, "one at a time");
         }
         catch_up.replied(peer(1), 0);
-        assert_eq!(catch_up.next(at(3)), None);
-        catch_up.retry();
-        assert_eq!(catch_up.next(at(3)), None);
+        assert!(!catch_up.is_waiting());
+        catch_up.retry(at(300));
+        assert_eq!(catch_up.next(at(300)), None);
+    }
+
+    #[test]
+    fn a_question_that_is_lost_is_asked_again() {
+        let mut catch_up = CatchUp::default();
+        catch_up.replied(peer(1), 500);
+        assert_eq!(catch_up.next(at(0)), Some(peer(1)));
+        catch_up.retry(at(249));
+        assert_eq!(catch_up.next(at(249)), None);
+        assert!(catch_up.is_waiting());
+        catch_up.retry(at(250));
+        assert_eq!(catch_up.next(at(250)), Some(peer(1)));
+        catch_up.replied(peer(1), 0);
+        assert!(!catch_up.is_waiting());
     }
 
     #[test]
@@ -149,14 +187,24 @@ mod tests {
             asked += 1;
             catch_up.replied(peer(1), 7);
         }
-        assert_eq!(asked, 3);
+        assert_eq!(asked, STALLS);
+        // Nor when rounds show the same again.
+        catch_up.replied(peer(1), 7);
+        assert_eq!(catch_up.next(at(0)), None);
+        assert!(!catch_up.is_waiting());
+        // But what is new is fetched.
+        catch_up.replied(peer(1), 30);
+        catch_up.replied(peer(1), 20);
+        assert_eq!(catch_up.next(at(1)), Some(peer(1)));
+        catch_up.replied(peer(1), 0);
         // Nor is one that never replies.
         assert!(catch_up.returned(peer(2), at(0)));
         let asked = (1..100).filter(|second| {
-            catch_up.retry();
+            catch_up.retry(at(second * 1000));
             catch_up.next(at(second * 1000)).is_some()
         });
         assert_eq!(asked.count(), ATTEMPTS as usize);
+        assert!(!catch_up.is_waiting());
     }
 
     #[test]
@@ -179,7 +227,7 @@ mod tests {
         catch_up.large(peer(1));
         catch_up.large(peer(2));
         assert_eq!(catch_up.next(at(0)), Some(peer(1)));
-        assert_eq!(catch_up.next(at(999)), None);
-        assert_eq!(catch_up.next(at(1000)), Some(peer(2)));
+        assert_eq!(catch_up.next(at(249)), None);
+        assert_eq!(catch_up.next(at(250)), Some(peer(2)));
     }
 }

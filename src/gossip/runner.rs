@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::core::record::{Load, NodeRecord};
 use crate::net::Datagrams;
 
-use super::catchup::CatchUp;
+use super::catchup::{self, CatchUp};
 use super::digest::{Screen, Shown, Step};
 use super::exchange::Exchanges;
 use super::pages::{PageKey, Pages};
@@ -85,7 +85,7 @@ pub(super) fn start(
     }
     let unix_ms = config.clock.wall_ms().max(config.generation);
     let screen = Screen::new(limits.max_digest_bytes, unix_ms, now);
-    let exchanges = Exchanges::new(config.timing.gossip_interval / 2);
+    let exchanges = Exchanges::new((config.timing.gossip_interval / 2).min(catchup::PATIENCE));
     let clock = Arc::clone(&config.clock);
     let shared = Arc::new(Shared::new(clock, peers, screen, exchanges));
 
@@ -262,6 +262,7 @@ impl Runner {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut push_at: Option<Instant> = None;
         let mut pushed = Instant::now();
+        let mut retry_at = Instant::now();
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return End::Told,
@@ -289,6 +290,11 @@ impl Runner {
                     self.push(handle);
                 }
                 Some(note) = self.notes.recv() => self.note(handle, note).await,
+                () = tokio::time::sleep_until(retry_at), if self.catch_up.is_waiting() => {
+                    retry_at = Instant::now() + catchup::PATIENCE;
+                    self.catch_up.retry(self.shared.clock.boot());
+                    self.pull(handle);
+                }
                 _ = tick.tick() => self.tick(handle).await,
             }
         }
@@ -436,8 +442,6 @@ impl Runner {
         }
         let lately = now.back(self.config.timing.silence_floor);
         lock(&self.shared.screen).retain(&known, lately);
-        self.catch_up.retry();
-        self.pull(handle);
         let incomplete = self.poll(handle).await;
         for address in incomplete.choose_multiple(&mut rand::rng(), PUSH_TO) {
             self.gossip(handle, *address);
@@ -482,13 +486,14 @@ impl Runner {
     }
 }
 
-/// How many versions a peer has shown that the engine does not hold.
+/// How many versions a peer has shown that the engine does not hold, of nodes that it would take: it
+/// refuses corpses that it has forgotten.
 async fn missing(handle: &ChitchatHandle, shown: &[Shown]) -> u64 {
     let chitchat = handle.chitchat();
     let chitchat = chitchat.lock().await;
     let states = chitchat.node_states();
     shown.iter().fold(0, |missing, Shown { id, version }| {
-        let held = states.get(id).map_or(0, |state| state.max_version());
+        let held = states.get(id).map_or(*version, |state| state.max_version());
         missing.saturating_add(version.saturating_sub(held))
     })
 }
