@@ -14,7 +14,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use self::support::ledger::Ledger;
-use self::support::meter::Cause;
+use self::support::meter::{Cause, Step};
 use self::support::protocol::{Command, Event};
 use self::support::{Cluster, Setup, bounded};
 
@@ -381,6 +381,75 @@ async fn pause_resume_and_cancel_work_by_name_from_any_node() {
         assert_eq!(cluster.output("n1", "paused").await, Ok(200));
         assert!(cluster.lines("paused").into_iter().eq(1..=200));
         cluster.measure();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_process_that_stands_still_for_less_than_the_silence_floor_keeps_its_tasks() {
+    bounded(async {
+        let mut cluster = Cluster::of(&THREE, Setup::default()).await;
+        cluster.run_alike(6, ledger).await;
+        cluster.written(20).await;
+        assert!(cluster.runs_on("n2", "n1").await > 0, "n1 should run some");
+        cluster.signal("n1", Signal::STOP);
+        // The silence floor is 2.5 s.
+        tokio::time::sleep(Duration::from_millis(800)).await;
+        cluster.signal("n1", Signal::CONT);
+        cluster.finish("n2").await;
+        cluster.assert_exact();
+        let measured = cluster.measure();
+        assert!(measured.moves.is_empty(), "{:?}", measured.moves);
+    })
+    .await;
+}
+
+/// Stopped for longer than the floor, it cannot know that others have taken its tasks over. The step
+/// under way ends, and until it learns of them a few more may begin; then it stops for good.
+#[tokio::test]
+async fn a_process_that_stands_still_for_longer_is_taken_over_and_yields_when_it_wakes() {
+    bounded(async {
+        let mut cluster = Cluster::of(&THREE, Setup::default()).await;
+        let long = |cluster: &Cluster, name: &str| cluster.ledger(name, 800, 10);
+        let alike =
+            |cluster: &Cluster, name: &str| Ledger { force_every: FORCED, ..long(cluster, name) };
+        cluster.run_alike(6, alike).await;
+        cluster.written(35).await;
+        let orphans = cluster.runs_on("n2", "n1").await;
+        assert!(orphans > 0, "n1 should run some");
+        let stopped = cluster.signal("n1", Signal::STOP);
+        let before: BTreeSet<_> =
+            owners(&cluster).into_iter().filter(|(_, by, _)| by == "n1").collect();
+        while cluster.runs_on("n2", "n1").await > 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let woken = cluster.signal("n1", Signal::CONT);
+        assert!(woken - stopped >= 2_000_000_000, "not before the silence floor");
+        let conflict = |event| match event {
+            Event::Noticed { what } => what.contains("Conflict").then_some(()),
+            _ => None,
+        };
+        cluster.hear("n1", "that it has met those who took over", conflict).await;
+        cluster.finish("n2").await;
+
+        let zombie = |step: &&Step| {
+            step.start > woken
+                && before.contains(&(step.name.clone(), step.node.clone(), step.epoch))
+        };
+        let steps = cluster.steps();
+        let late: Vec<_> = steps.iter().filter(zombie).collect();
+        let last = late.iter().map(|step| step.start - woken).max();
+        assert!(last.unwrap_or(0) < 2_000_000_000, "it went on for {last:?} ns");
+        // Nothing is missing; what is there twice was done after a checkpoint, or by the zombie.
+        for number in 0..6 {
+            let name = format!("l{number:02}");
+            let lines = cluster.lines(&name);
+            let by_zombie = late.iter().filter(|step| step.name == name).count();
+            let twice = lines.len() - 800;
+            assert!(twice <= FORCED as usize + 1 + by_zombie, "{name}: {twice} lines twice");
+            let lines: BTreeSet<u64> = lines.into_iter().collect();
+            assert!(lines.into_iter().eq(1..=800), "{name}");
+        }
     })
     .await;
 }

@@ -128,7 +128,7 @@ impl Machine {
     }
 
     /// Claims the name anew above everything seen, without stopping.
-    fn remint(&mut self, name: &Name) {
+    pub(super) fn remint(&mut self, name: &Name) {
         let epoch = self.next_epoch(name);
         let number = self.take_number();
         let Some(task) = self.tasks.get_mut(name) else {

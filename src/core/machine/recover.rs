@@ -340,6 +340,14 @@ impl Machine {
 
     /// Runs it: the claim says so first (L6).
     pub(super) fn start(&mut self, name: &Name, from: io::From, header: Option<Header>) {
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        // Others may know of later owners than I did when I claimed it: what is written from now on must
+        // be above what they have (L3).
+        if header.as_ref().is_some_and(|header| header.position.epoch >= task.claim.epoch) {
+            self.remint(name);
+        }
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };

@@ -100,14 +100,16 @@ impl Machine {
         self.alarm_in(&name, self.config.timing.convergence());
     }
 
-    /// An epoch above every one seen; where nothing is known of the name, above what a forgotten
-    /// past can have reached (Rule 10).
+    /// An epoch above every one seen; where no claim of the name is known, also above what a forgotten
+    /// past can have reached (Rule 10): a checkpoint does not tell how often the name changed hands
+    /// after it.
     pub(super) fn next_epoch(&self, name: &Name) -> Epoch {
         let held = self.held.get(name).into_iter().flat_map(|runs| runs.values());
         let written = held.flat_map(|branches| branches.iter().map(|h| h.position.epoch)).max();
-        match self.view.epoch(name).max(written) {
-            Some(epoch) => epoch.next(),
-            None => Epoch(self.now.unix.max(1)),
+        let above = self.view.epoch(name).max(written).map_or(Epoch(1), Epoch::next);
+        match self.view.top(name) {
+            Some(_) => above,
+            None => above.max(Epoch(self.now.unix)),
         }
     }
 

@@ -7,7 +7,7 @@ use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Phase, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{CallError, Event, Notice};
-use crate::core::message::Refusal;
+use crate::core::message::{Message, Refusal};
 use crate::core::record::NodeState;
 
 const S: Duration = Duration::from_secs(1);
@@ -122,6 +122,84 @@ fn a_whole_cluster_resumes_from_its_directories() {
             assert!(world.since(&task, stopped).is_empty(), "{task}, order {order:?}");
         }
     }
+}
+
+/// L3: a node whose directory is stale has seen lower epochs than others, and nobody's directory tells
+/// under which epochs a task ran after its last checkpoint. Whoever goes on does so above all of them.
+#[test]
+fn a_cluster_started_again_goes_on_above_all_epochs_before() {
+    for seed in 0..12 {
+        let (mut world, nodes) = World::cluster_of(seed, 3, &durable());
+        world.goal = 100_000;
+        for i in 0..6 {
+            world.start(&nodes[0], &format!("t{i}"));
+        }
+        world.run_for(S);
+        let stale = world.disk_of(&nodes[2]);
+        // Owners die one after the other, and epochs rise.
+        for node in &nodes {
+            world.crash(node);
+            world.run_for(S * 2);
+        }
+        let stopped = world.now;
+        world.blocked = Some(|_, _, m| matches!(m, Message::Found { .. }));
+        let late = world.disk_of(&nodes[2]);
+        let first = Disk { nonce: late.nonce, ..stale };
+        world.boot("n2", durable(), first);
+        for (i, node) in nodes.iter().enumerate().take(2) {
+            let disk = world.disk_of(node);
+            world.boot(&format!("n{i}"), durable(), disk);
+        }
+        world.run_for(S * 25);
+        for i in 0..6 {
+            let task = format!("t{i}");
+            let again = world.since(&task, stopped);
+            assert_eq!(again.len(), 1, "seed {seed}: {again:?}");
+            let before = world.stretches.iter().filter(|s| s.name == name(&task));
+            let before = before.filter(|s| s.start <= stopped).map(|s| s.epoch).max();
+            assert!(Some(again[0].epoch) > before, "seed {seed}: {again:?} after {before:?}");
+        }
+    }
+}
+
+/// L3, C4: a node that died before the others comes back with its old directory, and a clock that is
+/// behind. Where it is the one to go on, it does so above the checkpoint that others give it.
+#[test]
+fn a_stale_directory_goes_on_above_the_checkpoint_it_is_given() {
+    let setup = Setup { replicas: 2, ..durable() };
+    let mut given = 0;
+    for seed in 0..4 {
+        let (mut world, nodes) = World::cluster_of(seed, 3, &setup);
+        world.goal = 100_000;
+        for i in 0..6 {
+            world.start(&nodes[0], &format!("t{i}"));
+        }
+        world.run_for(S);
+        world.crash(&nodes[2]);
+        world.run_for(S * 4);
+        world.crash(&nodes[0]);
+        world.crash(&nodes[1]);
+        let stopped = world.now;
+        world.unix -= 3_600;
+        world.blocked = Some(|_, _, m| matches!(m, Message::Found { .. }));
+        // Whoever has more runs no such tasks, and leaves them to the other.
+        let other = Setup { kinds: vec![("other", 1)], ..setup.clone() };
+        world.boot("n1", other, world.disk_of(&nodes[1]));
+        let stale = world.disk_of(&nodes[2]);
+        let had = |of: &str| -> Option<u64> {
+            let runs = stale.runs.iter().filter(|((name, _), _)| name.as_str() == of);
+            runs.flat_map(|(_, run)| run.checkpoints.iter().map(|(h, _)| h.position.seq)).max()
+        };
+        let back = world.boot("n2", setup.clone(), stale.clone());
+        world.run_for(S * 25);
+        for i in 0..6 {
+            let task = format!("t{i}");
+            let again = world.since(&task, stopped);
+            assert!(again.iter().all(|s| s.session == back), "{again:?}");
+            given += again.iter().filter(|s| Some(s.from_seq) > had(&task)).count();
+        }
+    }
+    assert!(given > 10, "{given} checkpoints were given");
 }
 
 /// Rule 14: a directory that comes after `boot_wait` ends the copy that was born again (Rule 9).

@@ -260,6 +260,8 @@ enum Due {
 #[derive(Clone, Debug)]
 pub(super) struct World {
     pub now: Time,
+    /// What everybody's wall clock showed when time began, in seconds.
+    pub unix: u64,
     pub nodes: BTreeMap<SessionId, Node>,
     pub stretches: Vec<Stretch>,
     pub finished: BTreeMap<Name, Vec<(RunId, u64)>>,
@@ -317,6 +319,7 @@ impl World {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             now: Time::from_micros(1_000_000_000),
+            unix: 1_700_000_000,
             nodes: BTreeMap::new(),
             stretches: Vec::new(),
             finished: BTreeMap::new(),
@@ -650,7 +653,7 @@ impl World {
     // ---- time -----------------------------------------------------------------------------
 
     pub(super) fn clock(&self) -> Now {
-        Now { at: self.now, unix: 1_700_000_000 + self.now.as_micros() / 1_000_000 }
+        Now { at: self.now, unix: self.unix + self.now.as_micros() / 1_000_000 }
     }
 
     pub(super) fn run_for(&mut self, time: Duration) {
@@ -1258,6 +1261,8 @@ impl World {
         seq: u64,
     ) {
         if let From::Checkpoint { header, state } = &from {
+            let before = header.position.epoch;
+            assert!(before < lease.epoch, "L3: {lease:?} goes on from {before}");
             assert_eq!(state.as_ref(), seq.to_le_bytes(), "the state is the one its header names");
             let setup = &self.nodes[session].setup;
             let newest =
