@@ -15,6 +15,7 @@ use crate::task::{Cx, Step, Task};
 
 mod many;
 mod starting;
+mod unstoppable;
 mod using;
 
 const SOON: Duration = Duration::from_secs(30);

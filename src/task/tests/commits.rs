@@ -390,7 +390,7 @@ async fn an_older_state_is_upgraded() {
 
 async fn unreadable(world: &mut World) -> String {
     match world.next().await {
-        Event::Unreadable { why, epoch, .. } => {
+        Event::Stuck { why: Stuck::Unreadable(why), epoch, .. } => {
             assert_eq!(epoch, Epoch(2));
             why
         }
