@@ -7,9 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use super::testing::{
-    end, forked, header, name, position, put, put_as, run, session, spec, state,
-};
+use super::testing::{end, forked, header, name, position, put, put_as, run, session, spec, state};
 use super::{CheckpointStore, FrameError, StoreError, Write, envelope};
 use crate::core::branch::{Branches, Header};
 use crate::core::claim::Phase;
@@ -212,8 +210,7 @@ fn ends_are_joined_in_the_order_of_claims(fresh: Fresh<'_>) {
 
 fn a_failure_spares_what_a_higher_epoch_wrote(fresh: Fresh<'_>) {
     let store = fresh();
-    let failed =
-        Write::End { end: end("a", 10, Phase::Failed), spec: spec("a", 1), output: None };
+    let failed = Write::End { end: end("a", 10, Phase::Failed), spec: spec("a", 1), output: None };
     let minority = header("a", 10, 900, "w", &state(900, 50));
     let majority = forked(&header("a", 9, 500, "v", b""), 11, 503, "t", &state(503, 50));
     store.write(put_as(minority.clone(), &state(900, 50))).unwrap();

@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::error::StartError;
 use super::pending::Pending;
-use crate::checkpoint::directory::{DataDirectory, Inheritance, Member};
-use crate::checkpoint::{Answer, CheckpointStore, Execution, Limits, MemoryStore, StoreWorker};
 #[cfg(feature = "redb")]
 use crate::checkpoint::DurableStore;
+use crate::checkpoint::directory::{DataDirectory, Inheritance, Member};
+use crate::checkpoint::{Answer, CheckpointStore, Execution, Limits, MemoryStore, StoreWorker};
 use crate::core::ids::SessionId;
 use crate::core::stored::StoredRun;
 

@@ -25,7 +25,7 @@ use crate::clock::SharedClock;
 use crate::core::branch::{Ancestor, Position, Progress};
 use crate::core::claim::Spec;
 use crate::core::ids::{Kind, Name};
-use crate::core::io::{Stuck, Event, From, Outcome, Stop};
+use crate::core::io::{Event, From, Outcome, Stop, Stuck};
 use crate::core::lease::Lease;
 use crate::core::time::Time;
 use crate::error::Error;

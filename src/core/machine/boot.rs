@@ -66,7 +66,8 @@ impl Machine {
             self.config.members.iter().cloned().partition(|session| session.node == me.node);
         self.boot.missing = others.into_iter().map(|session| session.node).collect();
         // Who holds the directory has outlived all that held it before: there is nobody to wait for.
-        let before = self.config.record.succeeds.map(|nonce| SessionId::new(me.node.clone(), nonce));
+        let before =
+            self.config.record.succeeds.map(|nonce| SessionId::new(me.node.clone(), nonce));
         for session in own.into_iter().chain(before) {
             self.members.mark_gone(self.now.at, &session, Gone::Superseded);
         }

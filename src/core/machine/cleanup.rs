@@ -76,7 +76,7 @@ impl Machine {
         let number = self.take_number();
         let claim = Claim { session: self.config.me.clone(), number, version: 0, ..end };
         let doing = Doing::Over { dominated: None };
-        self.tasks.insert(name.clone(), Task::record(claim, spec.clone(), doing));
+        self.tasks.insert(name.clone(), Box::new(Task::record(claim, spec.clone(), doing)));
         self.answer_for_end(&name, BTreeSet::new());
         self.push(Action::PublishSpec(spec));
         self.publish(&name);

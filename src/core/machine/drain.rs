@@ -185,7 +185,12 @@ impl Machine {
             doing => !over(doing),
         };
         // As long as the one last found is left there is no need to look for another.
-        if drain.left.as_ref().and_then(|name| self.tasks.get(name)).is_some_and(is_left) {
+        if drain
+            .left
+            .as_ref()
+            .and_then(|name| self.tasks.get(name))
+            .is_some_and(|task| is_left(task))
+        {
             return;
         }
         let left = self.tasks.iter().find(|(_, task)| is_left(task)).map(|(name, _)| name.clone());

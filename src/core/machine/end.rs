@@ -235,12 +235,7 @@ impl Machine {
     }
 
     /// Keeps the end that is known of a name, with when it was.
-    pub(super) fn store_end(
-        &mut self,
-        spec: Spec,
-        output: Option<Bytes>,
-        from: Option<SessionId>,
-    ) {
+    pub(super) fn store_end(&mut self, spec: Spec, output: Option<Bytes>, from: Option<SessionId>) {
         let Some((claim, since)) = self.ends.get(&spec.name) else {
             return;
         };
@@ -329,8 +324,9 @@ impl Machine {
     }
 
     pub(super) fn on_ended_reply(&mut self, from: &SessionId, name: &Name, run: RunId) {
-        let ending =
-            |task: &&mut Task| matches!(task.doing, Doing::Ending { .. }) && task.claim.run == run;
+        let ending = |task: &&mut Box<Task>| {
+            matches!(task.doing, Doing::Ending { .. }) && task.claim.run == run
+        };
         let Some(task) = self.tasks.get_mut(name).filter(ending) else {
             return self.copied(from, name, run);
         };

@@ -14,6 +14,7 @@ mod drain;
 mod end;
 mod goodbyes;
 mod hearsay;
+mod holding;
 mod needs;
 mod recover;
 mod replicate;
@@ -109,7 +110,8 @@ pub struct Machine {
     /// Of other runs of a name than the one in `specs`: the newest is not always the one that stands.
     other_specs: BTreeMap<Name, BTreeMap<RunId, Spec>>,
     desires: BTreeMap<Name, Desired>,
-    tasks: BTreeMap<Name, Task>,
+    /// Boxed: a tree moves its values about.
+    tasks: BTreeMap<Name, Box<Task>>,
     /// Checkpoints held here, of my own tasks and as a replica.
     held: BTreeMap<Name, LiteMap<RunId, Branches>>,
     /// Checkpoints on their way to the store: held by nobody before they are there (C5).
@@ -143,7 +145,7 @@ pub struct Machine {
     mourned: Time,
     next_number: u64,
     /// Numbers of my claims that hold a name.
-    holding: BTreeSet<u64>,
+    holding: holding::Holding,
     recently_released: VecDeque<u64>,
     /// Vacant names that this node had no room for.
     passed_over: BTreeSet<Name>,
@@ -245,7 +247,7 @@ impl Machine {
             buried: BTreeMap::new(),
             mourned: now.at,
             next_number: 1,
-            holding: BTreeSet::new(),
+            holding: holding::Holding::default(),
             recently_released: VecDeque::new(),
             passed_over: BTreeSet::new(),
             crowded: false,
@@ -801,8 +803,8 @@ impl Machine {
         task.claim.version = task.claim.version.saturating_add(1);
         let claim = task.claim.clone();
         if claim.phase.is_held() {
-            self.holding.insert(claim.number);
-        } else if self.holding.remove(&claim.number) {
+            self.holding.insert(claim.number, &task.spec.kind);
+        } else if self.holding.remove(claim.number) {
             if claim.phase.is_free() {
                 self.recently_released.push_back(claim.number);
                 if self.recently_released.len() > MAX_RELEASED {
@@ -965,7 +967,7 @@ impl Machine {
 
     /// The state, watermark and releases that every datagram carries (Rule 2).
     fn publish_header(&mut self) {
-        let watermark = self.holding.first().unwrap_or(&self.next_number).saturating_sub(1);
+        let watermark = self.holding.first().unwrap_or(self.next_number).saturating_sub(1);
         self.recently_released.retain(|number| *number > watermark);
         let header =
             (self.state, watermark, self.recently_released.iter().copied().collect::<Vec<_>>());
@@ -1066,10 +1068,7 @@ impl Machine {
 
     /// Whether this node holds as many tasks of a kind as it may.
     pub(super) fn is_full_of(&self, kind: &Kind) -> bool {
-        self.config.kind_limits.get(kind).is_some_and(|limit| {
-            let held = |task: &&Task| task.spec.kind == *kind && task.claim.phase.is_held();
-            self.tasks.values().filter(held).count() >= *limit
-        })
+        self.config.kind_limits.get(kind).is_some_and(|limit| self.holding.of(kind) >= *limit)
     }
 
     /// Ends a claim of mine that never ran: others act on its record alone.

@@ -91,7 +91,7 @@ impl Machine {
         result: Result<(), Refusal>,
     ) {
         let is_open = |hand: &Hand| hand.to == *from && hand.epoch == epoch;
-        let offered = |task: &&mut Task| task.hand.as_ref().is_some_and(is_open);
+        let offered = |task: &&mut Box<Task>| task.hand.as_ref().is_some_and(is_open);
         let Some(task) = self.tasks.get_mut(name).filter(offered) else {
             // Taken back, and the word of that was lost: whoever has accepted must not wait for ever.
             if result.is_ok() {
@@ -466,7 +466,7 @@ impl Machine {
         let &OfferTerms { epoch, idle, cause, .. } = terms;
         let name = spec.name.clone();
         if let Some(old) = self.tasks.get(&name) {
-            self.holding.remove(&old.claim.number);
+            self.holding.remove(old.claim.number);
         }
         let keep = source.phase.waits_for_resume().then(|| source.phase.clone());
         let claim = Claim {
@@ -497,7 +497,7 @@ impl Machine {
             first_offer: !idle,
             ..Task::record(claim, spec.clone(), Doing::Incoming { transferred: None, said })
         };
-        self.tasks.insert(name.clone(), task);
+        self.tasks.insert(name.clone(), Box::new(task));
         self.learn(spec.clone());
         self.push(Action::PublishSpec(spec));
         self.publish(&name);

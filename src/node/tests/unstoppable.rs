@@ -42,10 +42,8 @@ async fn pair() -> ((Node, mpsc::Sender<()>), (Node, mpsc::Sender<()>)) {
     let a = start_blocking("a", None).await;
     a.0.run::<Blocks>("deaf", ()).await.unwrap();
     let b = start_blocking("b", Some(&a.0)).await;
-    until("b knows", || {
-        b.0.whereis("deaf").is_some_and(|entry| entry.state == TaskState::Running)
-    })
-    .await;
+    until("b knows", || b.0.whereis("deaf").is_some_and(|entry| entry.state == TaskState::Running))
+        .await;
     (a, b)
 }
 

@@ -328,7 +328,7 @@ async fn a_task_resumed_and_stopped_before_its_first_step_gives_back_what_it_was
     let mut world = World::new(stepping());
     world.start("a");
     let (header, state, _) = world.commit().await;
-    world.runner.cancel_all();
+    drop(world.runner.cancel_all());
     world.forget();
     world.runner.permit(Time::ZERO);
     world.resume(2, header.clone(), state.clone());

@@ -761,7 +761,8 @@ fn an_accepted_offer_whose_withdrawal_is_lost_is_let_go() {
         });
         // The sealed state never gets there, so the owner tries another.
         world.nodes.get_mut(&target).unwrap().disk_full = true;
-        world.blocked = Some(|_, _, m| matches!(m, Message::CheckpointReply { result: Err(_), .. }));
+        world.blocked =
+            Some(|_, _, m| matches!(m, Message::CheckpointReply { result: Err(_), .. }));
         world.drain(&owner, S * 25);
         world.run_for(S * 10);
         assert_moved(&world);

@@ -613,7 +613,8 @@ fn a_name_too_many_is_refused_with_the_reason() {
     }
     assert_eq!(refused, 10);
     for node in &nodes {
-        let full = |notice: &Notice| matches!(notice, Notice::Warning(why) if why.contains("max_names"));
+        let full =
+            |notice: &Notice| matches!(notice, Notice::Warning(why) if why.contains("max_names"));
         assert_eq!(world.told(node, full), 1, "{node}");
     }
     // What is known already is not refused.
