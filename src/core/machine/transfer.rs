@@ -692,7 +692,7 @@ impl Machine {
             .filter(|(_, task)| matches!(task.doing, Doing::Kept | Doing::Running))
             .map(|(name, _)| name.clone())
             .collect();
-        self.dirty.extend(kept);
+        self.later.extend(kept);
     }
 
     /// A parked name whose holder is not the one to run it: offered as soon as somebody can.
