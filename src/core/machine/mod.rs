@@ -950,6 +950,7 @@ impl Machine {
             Doing::Fetching { .. } => self.look_fetching(name),
             Doing::Incoming { .. } => self.look_incoming(name),
             Doing::Ending { .. } => self.look_ending(name),
+            Doing::Parting { .. } => self.look_parting(name),
             Doing::Running | Doing::Kept if self.drain.is_some() && task.hand.is_none() => {
                 if self.finishes_here(task) {
                     self.look_replicas(name);
