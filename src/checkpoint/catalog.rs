@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{StoreError, Write};
 use crate::core::branch::{Admission, Branches, Header, Position};
-use crate::core::claim::{Claim, Phase, Spec};
+use crate::core::claim::{Claim, Desired, Phase, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::stored::{StoredEnd, StoredRun};
 
@@ -24,12 +24,13 @@ pub(super) struct Run {
     pub(super) heads: Branches,
     /// The checkpoint before a branch's newest, by the newest.
     pub(super) spares: BTreeMap<CheckpointKey, Header>,
+    pub(super) desired: Option<Desired>,
     pub(super) end: Option<(StoredEnd, bool)>,
 }
 
 impl Run {
     pub(super) fn new(spec: Spec) -> Self {
-        Self { spec, heads: Branches::default(), spares: BTreeMap::new(), end: None }
+        Self { spec, heads: Branches::default(), spares: BTreeMap::new(), desired: None, end: None }
     }
 
     pub(super) fn find(&self, position: Position, writer: &SessionId) -> Option<&Header> {
@@ -132,6 +133,7 @@ impl Catalog {
             .map(|run| StoredRun {
                 spec: run.spec.clone(),
                 checkpoints: run.heads.iter().cloned().collect(),
+                desired: run.desired.clone(),
                 end: run.end.clone(),
             })
             .collect()
@@ -142,6 +144,7 @@ impl Catalog {
     pub(super) fn plan(&mut self, write: &Write) -> Result<Plan, StoreError> {
         match write {
             Write::Put { spec, header, .. } => self.put(spec, header),
+            Write::Run { spec, desired } => Ok(self.keep(spec, desired.as_ref())),
             Write::End { end, spec, output } => self.end(end, spec, output.is_some()),
             Write::DropOutput { name, run } => {
                 let mut plan = Plan::default();
@@ -190,6 +193,17 @@ impl Catalog {
         Ok(plan)
     }
 
+    fn keep(&mut self, spec: &Spec, desired: Option<&Desired>) -> Plan {
+        let run_key = (spec.name.clone(), spec.run);
+        let known = self.runs.get(&run_key);
+        if known.is_some_and(|run| run.end.is_some() || run.desired.as_ref() == desired) {
+            return Plan::default();
+        }
+        let run = self.runs.entry(run_key).or_insert_with(|| Run::new(spec.clone()));
+        run.desired = desired.cloned();
+        Plan { record: Change::Write, ..Plan::default() }
+    }
+
     fn end(&mut self, end: &StoredEnd, spec: &Spec, output: bool) -> Result<Plan, StoreError> {
         let claim = &end.claim;
         if (&claim.name, claim.run) != (&spec.name, spec.run) {
@@ -219,6 +233,7 @@ impl Catalog {
             ..Plan::default()
         };
         plan.everything = claim.phase != Phase::Failed;
+        run.desired = None;
         run.end = Some((end.clone(), output));
         Ok(plan)
     }

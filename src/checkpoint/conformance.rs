@@ -10,7 +10,7 @@ use proptest::test_runner::TestRunner;
 use super::testing::{end, forked, header, name, position, put, put_as, run, session, spec, state};
 use super::{CheckpointStore, FrameError, StoreError, Write, envelope};
 use crate::core::branch::{Branches, Header};
-use crate::core::claim::Phase;
+use crate::core::claim::{Desired, Phase, Want};
 use crate::core::stored::StoredRun;
 
 pub(crate) type Fresh<'a> = &'a dyn Fn() -> Box<dyn CheckpointStore>;
@@ -28,6 +28,7 @@ pub(crate) fn all(fresh: Fresh<'_>) {
     ends_are_joined_in_the_order_of_claims(fresh);
     a_failure_spares_what_a_higher_epoch_wrote(fresh);
     an_output_can_go_and_the_tombstone_stays(fresh);
+    a_run_is_kept_before_its_first_checkpoint_with_what_is_wanted(fresh);
     branches_are_discarded_by_their_newest(fresh);
     what_is_no_checkpoint_is_refused(fresh);
     a_refused_write_leaves_the_batch_alone(fresh);
@@ -64,6 +65,7 @@ fn what_was_put_is_read_back(fresh: Fresh<'_>) {
         StoredRun {
             spec: spec("empty", 1),
             checkpoints: vec![header("empty", 3, 1, "w", b"")],
+            desired: None,
             end: None,
         }
     );
@@ -174,6 +176,7 @@ fn an_end_replaces_the_checkpoints(fresh: Fresh<'_>) {
         [StoredRun {
             spec: spec("a", 1),
             checkpoints: vec![],
+            desired: None,
             end: Some((end("a", 5, Phase::Finished), true)),
         }]
     );
@@ -235,6 +238,31 @@ fn an_output_can_go_and_the_tombstone_stays(fresh: Fresh<'_>) {
     assert_eq!(store.runs().unwrap()[0].end, Some((end("a", 5, Phase::Finished), false)));
     store.write(Write::Discard { name: name("a"), run: run(1), headers: vec![] }).unwrap();
     assert_eq!(store.runs(), Ok(vec![]));
+}
+
+fn a_run_is_kept_before_its_first_checkpoint_with_what_is_wanted(fresh: Fresh<'_>) {
+    let store = fresh();
+    let order = |version, want| Desired {
+        name: name("a"),
+        run: run(1),
+        version,
+        writer: session("w"),
+        want,
+    };
+    let keep = |desired| Write::Run { spec: spec("a", 1), desired };
+    store.write(keep(None)).unwrap();
+    assert_eq!(store.runs().unwrap().len(), 1);
+    store.write(keep(Some(order(1, Want::Pause)))).unwrap();
+    store.write(put("a", 3, 1, &state(1, 50))).unwrap();
+    let listed = store.runs().unwrap();
+    assert_eq!(listed[0].desired, Some(order(1, Want::Pause)));
+    assert_eq!(listed[0].checkpoints.len(), 1);
+    store.write(keep(Some(order(2, Want::Run)))).unwrap();
+    assert_eq!(store.runs().unwrap()[0].desired, Some(order(2, Want::Run)));
+    store.write(finished("a", 5, None)).unwrap();
+    store.write(keep(Some(order(3, Want::Pause)))).unwrap();
+    let listed = store.runs().unwrap();
+    assert!(listed[0].end.is_some() && listed[0].desired.is_none(), "it has ended");
 }
 
 fn branches_are_discarded_by_their_newest(fresh: Fresh<'_>) {

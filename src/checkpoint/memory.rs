@@ -93,7 +93,7 @@ impl Inner {
                 None
             }
             Write::End { output, .. } => output,
-            Write::DropOutput { .. } | Write::Discard { .. } => None,
+            Write::Run { .. } | Write::DropOutput { .. } | Write::Discard { .. } => None,
         };
         if states.is_empty() {
             self.states.remove(run_key);

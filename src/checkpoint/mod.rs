@@ -31,7 +31,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use crate::core::branch::{Header, Position};
-use crate::core::claim::Spec;
+use crate::core::claim::{Desired, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::stored::{StoredEnd, StoredRun};
 
@@ -97,6 +97,13 @@ pub(crate) enum Write {
         /// The state.
         state: Bytes,
     },
+    /// Keep what a run is and what is wanted of it. After its end nothing of that is kept.
+    Run {
+        /// What it is.
+        spec: Spec,
+        /// What is wanted of it, if anything is.
+        desired: Option<Desired>,
+    },
     /// Keep a terminal record instead of the run's checkpoints (Rule 12). A lower one than is known
     /// changes nothing. A failure compares like a live claim (Rule 9), so it spares checkpoints of
     /// higher epochs, and they are still taken after it.
@@ -132,7 +139,9 @@ impl Write {
     /// Whose run it changes.
     fn key(&self) -> (Name, RunId) {
         match self {
-            Self::Put { spec, .. } | Self::End { spec, .. } => (spec.name.clone(), spec.run),
+            Self::Put { spec, .. } | Self::Run { spec, .. } | Self::End { spec, .. } => {
+                (spec.name.clone(), spec.run)
+            }
             Self::DropOutput { name, run } | Self::Discard { name, run, .. } => {
                 (name.clone(), *run)
             }
@@ -144,7 +153,7 @@ impl Write {
         match self {
             Self::Put { state, .. } => state.len(),
             Self::End { output, .. } => output.as_ref().map_or(0, Bytes::len),
-            Self::DropOutput { .. } | Self::Discard { .. } => 0,
+            Self::Run { .. } | Self::DropOutput { .. } | Self::Discard { .. } => 0,
         }
     }
 }

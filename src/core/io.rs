@@ -382,6 +382,13 @@ pub enum Action {
         /// To be repeated in the answer.
         from: Option<SessionId>,
     },
+    /// Keep what a run is and what is wanted of it, if no more is to be kept of it yet.
+    StoreRun {
+        /// What it is.
+        spec: Spec,
+        /// What is wanted of it, if anything is.
+        desired: Option<Desired>,
+    },
     /// Keep a terminal record instead of a run's checkpoints; answered by `StoredEnd`.
     StoreEnd {
         /// How it ended, and when.

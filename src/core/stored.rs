@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::branch::Header;
-use super::claim::{Claim, Spec};
+use super::claim::{Claim, Desired, Spec};
 
 /// One run.
 #[derive(Clone, Debug, PartialEq)]
@@ -12,6 +12,8 @@ pub struct StoredRun {
     pub spec: Spec,
     /// The newest valid checkpoint of each branch.
     pub checkpoints: Vec<Header>,
+    /// What was last wanted of it, if anything was.
+    pub desired: Option<Desired>,
     /// How it ended, and whether its output is there.
     pub end: Option<(StoredEnd, bool)>,
 }

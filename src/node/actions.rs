@@ -83,6 +83,11 @@ impl Control {
                 let write = Write::Put { spec, header, state };
                 self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
             }
+            Action::StoreRun { spec, desired } => {
+                let answer = Written::Run { name: spec.name.clone() };
+                let write = Write::Run { spec, desired };
+                self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
+            }
             Action::StoreEnd { end, spec, output, from } => {
                 let answer = Written::End { name: spec.name.clone(), run: spec.run, from };
                 let write = Write::End { end, spec, output };

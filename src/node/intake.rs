@@ -328,6 +328,11 @@ impl Control {
             Written::End { name, run, from } => {
                 self.feed(Event::StoredEnd { name, run, from, error });
             }
+            Written::Run { name } => {
+                if let Some(error) = error {
+                    self.warn(format!("{name} would not outlive a restart of all nodes: {error}"));
+                }
+            }
             Written::Deletion { name } => {
                 if let Some(error) = error {
                     tracing::warn!(target: "handover::task", %name, error, "old checkpoints could not be deleted");

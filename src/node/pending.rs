@@ -29,6 +29,10 @@ pub(super) enum Written {
         run: RunId,
         from: Option<SessionId>,
     },
+    /// A run without a checkpoint, or an order: nobody waits.
+    Run {
+        name: Name,
+    },
     /// A deletion: nobody waits.
     Deletion {
         name: Name,

@@ -219,8 +219,11 @@ impl Inner {
 
     fn record(&self, run_key: &RunKey) -> Result<Vec<u8>, StoreError> {
         let run = self.catalog.get(run_key).ok_or(StoreError::Invalid("the run is unknown"))?;
-        let record =
-            Record { spec: run.spec.clone(), end: run.end.as_ref().map(|(end, _)| end.clone()) };
+        let record = Record {
+            spec: run.spec.clone(),
+            desired: run.desired.clone(),
+            end: run.end.as_ref().map(|(end, _)| end.clone()),
+        };
         Ok(record.seal()?)
     }
 

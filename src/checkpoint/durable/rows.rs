@@ -10,7 +10,7 @@ use crate::checkpoint::catalog::{CheckpointKey, RunKey};
 use crate::checkpoint::envelope;
 use crate::checkpoint::frame::{Format, FrameError};
 use crate::core::branch::{Header, Position};
-use crate::core::claim::Spec;
+use crate::core::claim::{Desired, Spec};
 use crate::core::ids::{Name, NodeId, RunId, SessionId};
 use crate::core::lease::Epoch;
 use crate::core::stored::StoredEnd;
@@ -52,6 +52,7 @@ const OUTPUT: Format =
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) spec: Spec,
+    pub(super) desired: Option<Desired>,
     pub(super) end: Option<StoredEnd>,
 }
 

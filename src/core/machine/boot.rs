@@ -79,6 +79,15 @@ impl Machine {
                 runs.entry(header.run).or_default().admit(header);
             }
             self.note_pins(&name, stored.spec.run);
+            if let Some(desired) = stored.desired
+                && self.desires.get(&name).is_none_or(|known| desired.replaces(known))
+            {
+                self.desires.insert(name.clone(), desired);
+            }
+            if stored.end.is_none() {
+                let runs = self.held.entry(name.clone()).or_default();
+                runs.entry(stored.spec.run).or_default();
+            }
             if let Some((StoredEnd { claim, at }, output)) = stored.end {
                 self.view.raise(&name, claim.epoch);
                 let newer = self.ends.get(&name).is_none_or(|(known, _)| claim.beats(known));

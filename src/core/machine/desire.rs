@@ -56,6 +56,7 @@ impl Machine {
                 self.push(Action::PublishDesired(desired.clone()));
             }
             self.desires.insert(name.clone(), desired);
+            self.keep_run(&name);
             self.dirty.insert(name);
         }
     }
@@ -66,6 +67,32 @@ impl Machine {
         if let Some(desired) = self.desires.get(name) {
             self.push(Action::PublishDesired(desired.clone()));
         }
+    }
+
+    /// Keeps on disk what a run is that is held here, and what is wanted of it, so that a restart of
+    /// all nodes forgets neither (Rule 14).
+    pub(super) fn keep_run(&mut self, name: &Name) {
+        if !self.config.durable {
+            return;
+        }
+        let desired = self.desires.get(name).cloned();
+        let mine = self.tasks.get(name).filter(|task| !matches!(task.doing, Doing::Over { .. }));
+        let run = match (mine, &desired) {
+            (Some(task), _) => task.claim.run,
+            (None, Some(desired)) => desired.run,
+            (None, None) => return,
+        };
+        let replica = self.held.get(name).is_some_and(|runs| runs.contains_key(&run));
+        if mine.is_none() && !replica {
+            return;
+        }
+        let Some(spec) = self.spec_of(name, run).cloned() else {
+            return;
+        };
+        // It is cleaned away like the checkpoints that follow.
+        self.held.entry(name.clone()).or_default().entry(run).or_default();
+        let desired = desired.filter(|desired| desired.run == run);
+        self.push(Action::StoreRun { spec, desired });
     }
 
     /// The owner obeys.

@@ -388,6 +388,9 @@ impl Machine {
         let (spec, cause, source) = (task.spec.clone(), task.cause, task.from.clone());
         let lineage = header.as_ref().map(Header::lineage_after).unwrap_or_default();
         let seq = header.as_ref().map_or(0, |header| header.position.seq);
+        if seq == 0 {
+            self.keep_run(name);
+        }
         self.publish(name);
         let epoch = lease.epoch;
         self.push(Action::Start { spec, lease, from, lineage, seq });

@@ -123,7 +123,8 @@ impl Machine {
     /// What is known of the state of a run that is to be taken over.
     fn prior(&self, name: &Name, top: Option<&Claim>) -> Prior {
         let Some(top) = top else {
-            let held = self.held.get(name).is_some_and(|runs| !runs.is_empty());
+            let held = self.held.get(name).into_iter().flat_map(|runs| runs.values());
+            let held = held.into_iter().any(|branches| !branches.is_empty());
             return Prior { checkpointed: held && self.boot.is_offered(name), ..Prior::default() };
         };
         // Claims of one run can differ in what they know of its state: take the safest of all.
@@ -431,6 +432,7 @@ impl Machine {
             let branches = runs.and_then(|runs| runs.get(&task.claim.run));
             task.latest = branches.and_then(|b| b.best_from(task.claim.floor.as_ref())).cloned();
         }
+        self.keep_run(name);
         self.publish(name);
         match phase {
             Phase::Quarantined => self.tell(Notice::Quarantined { name: name.clone() }),

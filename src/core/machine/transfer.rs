@@ -732,7 +732,8 @@ impl Machine {
                 *transferred = Some(None);
             }
             let what = "its source is gone: continued from the best checkpoint".to_owned();
-            let exact = self.held.get(name).is_some_and(|runs| runs.contains_key(&spec.run));
+            let held = self.held.get(name).and_then(|runs| runs.get(&spec.run));
+            let exact = held.is_some_and(|branches| !branches.is_empty());
             if !exact {
                 self.tell(Notice::StateLost { name: name.clone(), what });
             }

@@ -124,6 +124,46 @@ fn a_whole_cluster_resumes_from_its_directories() {
     }
 }
 
+/// Rule 14: a run of which no step has ended yet, and one that is paused, are on disk, too.
+#[test]
+fn a_restart_of_all_nodes_forgets_no_run_and_no_order() {
+    for seed in 0..3 {
+        let (mut world, nodes) = World::cluster_of(seed, 3, &durable());
+        world.goal = 100_000;
+        for i in 0..3 {
+            world.start(&nodes[0], &format!("paused{i}"));
+        }
+        world.run_for(S);
+        // Longer than anybody lives.
+        world.step = S * 1_000;
+        for i in 0..3 {
+            world.start(&nodes[0], &format!("slow{i}"));
+            world.want(&nodes[1], &format!("paused{i}"), Want::Pause);
+        }
+        world.run_for(S);
+        let stopped = world.now;
+        nodes.iter().for_each(|node| world.crash(node));
+        for (i, node) in nodes.iter().enumerate() {
+            let disk = world.disk_of(node);
+            world.boot(&format!("n{i}"), durable(), disk);
+        }
+        world.run_for(S * 25);
+        for i in 0..3 {
+            let slow = world.since(&format!("slow{i}"), stopped);
+            assert_eq!(slow.len(), 1, "seed {seed}: {slow:?}");
+            let paused = format!("paused{i}");
+            assert!(world.since(&paused, stopped).is_empty(), "seed {seed}");
+            let at = world.nodes.values().find(|node| node.alive).unwrap().session.clone();
+            assert_eq!(world.owner(&at, &paused).unwrap().phase, Phase::Paused, "seed {seed}");
+            world.want(&at, &paused, Want::Run);
+        }
+        world.run_for(S * 2);
+        for i in 0..3 {
+            assert_eq!(world.since(&format!("paused{i}"), stopped).len(), 1, "seed {seed}");
+        }
+    }
+}
+
 /// L3: a node whose directory is stale has seen lower epochs than others, and nobody's directory tells
 /// under which epochs a task ran after its last checkpoint. Whoever goes on does so above all of them.
 #[test]

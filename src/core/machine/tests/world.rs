@@ -133,6 +133,7 @@ pub(super) struct Disk {
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
     pub spec: Spec,
+    pub desired: Option<Desired>,
     pub checkpoints: Vec<(Header, Bytes)>,
     pub end: Option<(StoredEnd, Option<Bytes>)>,
 }
@@ -410,6 +411,7 @@ impl World {
         };
         let stored = disk.runs.values().map(|run| StoredRun {
             spec: run.spec.clone(),
+            desired: run.desired.clone(),
             checkpoints: run.checkpoints.iter().map(|(header, _)| header.clone()).collect(),
             end: run.end.as_ref().map(|(end, output)| (end.clone(), output.is_some())),
         });
@@ -1061,13 +1063,23 @@ impl World {
             Action::Store { spec, header, state, from } => {
                 self.store(session, spec, header, state, from);
             }
+            Action::StoreRun { spec, desired } => {
+                if let Some(node) = self.nodes.get_mut(session).filter(|node| !node.disk_full) {
+                    let new = Stored { spec, desired: None, checkpoints: Vec::new(), end: None };
+                    let key = (new.spec.name.clone(), new.spec.run);
+                    let stored = node.disk.runs.entry(key).or_insert(new);
+                    if stored.end.is_none() {
+                        stored.desired = desired;
+                    }
+                }
+            }
             Action::StoreEnd { end, spec, output, from } => {
                 let (name, run) = (spec.name.clone(), spec.run);
                 let full = self.nodes[session].disk_full;
                 let error = full.then(|| "no space left".to_owned());
                 if let Some(node) = self.nodes.get_mut(session).filter(|_| !full) {
                     let end = Some((end, output));
-                    let stored = Stored { spec, checkpoints: Vec::new(), end };
+                    let stored = Stored { spec, desired: None, checkpoints: Vec::new(), end };
                     node.disk.runs.insert((name.clone(), run), stored);
                 }
                 let event = Event::StoredEnd { name, run, from, error };
@@ -1249,6 +1261,7 @@ impl World {
         if error.is_none() {
             let key = (header.name.clone(), header.run);
             let stored = node.disk.runs.entry(key).or_insert(Stored {
+                desired: None,
                 spec,
                 checkpoints: Vec::new(),
                 end: None,
