@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::checkpoint::directory::DirectoryError;
-use crate::core::ids::{InvalidName, Kind};
+use crate::core::ids::{InvalidName, Kind, Name};
 use crate::core::timing::InvalidTiming;
 use crate::net::InvalidLimit;
 use crate::task::{EncodeError, RegisterError};
@@ -127,6 +127,19 @@ pub enum RunError {
     /// No node took it. Nothing was started.
     #[error("no node took the task ({0}): try again")]
     Refused(String),
+    /// The name has a run of a task of another kind, which goes on or is retained. Nothing was started.
+    #[error(
+        "the name {name} has a run of a task of kind {running} and cannot be joined as {asked}: choose another \
+         name, or `rerun` it once that run has ended"
+    )]
+    OtherKind {
+        /// The name.
+        name: Name,
+        /// The kind of the run that the name has.
+        running: Kind,
+        /// The kind that was asked for.
+        asked: Kind,
+    },
     /// This node cannot answer for its cluster yet. Nothing was started.
     #[error("this node has not joined its cluster yet: wait with `wait_ready`")]
     NotReady,

@@ -106,6 +106,12 @@ impl Node {
     /// retained. Where it runs is the cluster's choice. Returns once the task is known to another
     /// node, where there is one.
     ///
+    /// The name alone says which task is meant: a call that joins a run changes nothing of it, and its
+    /// `args` are not used, whether or not they are those that the run was started with. A task of
+    /// another kind is not joined, which is an error. As everything about a name it is decided by
+    /// what this node knows: the error is certain once the run is known here, and calls that are
+    /// made at the same time on several nodes can all be answered with the one run that is started.
+    ///
     /// # Errors
     /// See [`RunError`]. Except for `TimedOut` and `Superseded`, nothing was started. If the future is
     /// dropped the task may start all the same; calling again joins it.
@@ -117,7 +123,8 @@ impl Node {
         self.start::<T>(name.as_ref(), &args, false).await
     }
 
-    /// As [`Node::run`], but starts another run if the name's last one has ended.
+    /// As [`Node::run`], but starts another run if the name's last one has ended, with these `args` and
+    /// of whatever kind.
     ///
     /// # Errors
     /// As for [`Node::run`].
@@ -152,6 +159,9 @@ impl Node {
             Some(Err(CallError::NoNode(Refusal::Full))) => Err(RunError::Full),
             Some(Err(CallError::NoNode(Refusal::NotUp))) => Err(RunError::NotUp(kind)),
             Some(Err(CallError::NoNode(other))) => Err(RunError::Refused(other.to_string())),
+            Some(Err(CallError::OtherKind(running))) => {
+                Err(RunError::OtherKind { name, running, asked: kind })
+            }
             Some(Err(CallError::NotReady)) => Err(RunError::NotReady),
             Some(Err(CallError::Superseded)) => Err(RunError::Superseded),
             Some(Err(other)) => Err(RunError::Refused(other.to_string())),

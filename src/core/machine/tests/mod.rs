@@ -15,6 +15,7 @@ mod rules_ends;
 mod rules_goodbyes;
 mod rules_hearsay;
 mod rules_joining;
+mod rules_kinds;
 mod rules_liveness;
 mod rules_meeting;
 mod rules_settling;
