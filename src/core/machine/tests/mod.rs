@@ -6,6 +6,7 @@ mod explorer;
 mod handover_faults;
 mod hostile;
 mod interleavings;
+mod many_names;
 mod regressions;
 mod rules_checkpoints;
 mod rules_claims;
