@@ -14,6 +14,7 @@ use crate::registry::TaskState;
 use crate::task::{Cx, Step, Task};
 
 mod many;
+mod seeds;
 mod starting;
 mod using;
 
