@@ -1,10 +1,7 @@
 //! What a user does with a task by name.
 
-use futures_util::stream::BoxStream;
-
 use super::*;
 use crate::registry::{TaskEvent, Watch};
-use crate::signal::Signal;
 
 /// Registered nowhere but where a test says so.
 struct Rare;
@@ -173,19 +170,6 @@ async fn the_last_node_abandons_what_only_it_has() {
     assert!(!node.is_ready());
     node.leave().await.unwrap();
     timeout(SOON, stop).await.unwrap().unwrap();
-}
-
-/// Signals at given times after the first.
-struct Script(Vec<(Duration, Signal)>);
-
-impl Trigger for Script {
-    fn signals(self) -> BoxStream<'static, Option<Signal>> {
-        let told = futures_util::stream::iter(self.0).then(|(after, signal)| async move {
-            sleep(after).await;
-            Some(signal)
-        });
-        Box::pin(told)
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
