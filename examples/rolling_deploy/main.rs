@@ -121,14 +121,11 @@ async fn run(arguments: &Arguments, directory: &Path) -> anyhow::Result<bool> {
     for (old, new) in [("n1", "n4"), ("n2", "n5"), ("n3", "n6")] {
         deploy.replace(old, new, "r2").await?;
     }
-    if deploy.is_finished() {
-        println!("NOTE: all tasks ended before the kill; give it more --input");
-    }
     deploy.kill_the_busiest().await?;
     deploy.add("n7", "r2").await?;
     deploy.finish(Duration::from_secs(60)).await?;
     // The figures are about the deploy and the crash; the end of the demonstration is neither.
-    let ends = deploy.ends.clone();
+    let (ends, exits) = (deploy.ends.clone(), deploy.exits.clone());
     let steps = meter::read(&logs)?;
     let measured = Measured::new(&steps, &ends, meter::now());
     deploy.stop_all().await?;
@@ -142,6 +139,7 @@ async fn run(arguments: &Arguments, directory: &Path) -> anyhow::Result<bool> {
         verdicts: &verdicts,
         measured: &measured,
         ends: &ends,
+        exits: &exits,
     };
     report.print();
     if let Some(path) = &arguments.json {
