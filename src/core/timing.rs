@@ -2,7 +2,22 @@
 
 use std::time::Duration;
 
-/// The durations a node lives by. Symbols as in `docs/semantics.md`.
+/// The durations a node lives by. Symbols as in `docs/semantics.md`. All nodes of a cluster should
+/// have the same; a taker goes by the silence floor that the owner of a task has published.
+///
+/// ```
+/// use handover::{Node, Timing};
+/// use std::time::Duration;
+///
+/// let mut timing = Timing::default();
+/// timing.gossip_interval = Duration::from_millis(250);
+/// timing.silence_floor = Duration::from_secs(4); // taken over after 4 s of silence instead of 10
+/// timing.alone_after = Duration::from_secs(30); // one of two nodes, cut off, goes on after 30 s
+/// timing.stop_grace = Duration::from_secs(2); // to end a step when its task is paused or cancelled
+/// timing.check()?; // `start` does the same, and refuses what cannot hold
+/// let node = Node::builder("shop").timing(timing);
+/// # Ok::<(), handover::InvalidTiming>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Timing {
