@@ -65,6 +65,9 @@ const SAME_SIGNAL: Duration = Duration::from_secs(1);
 ///
 /// Cheap to clone; all clones are the same node. When the last one is dropped the node ends as if its
 /// process had been killed: call [`Node::leave`] instead.
+///
+/// Every method can be cancelled by dropping its future, and none panics. What had been asked for by then
+/// may still happen.
 #[derive(Clone)]
 pub struct Node(Arc<Inner>);
 
@@ -168,7 +171,8 @@ impl Node {
         }
     }
 
-    /// A handle to whatever run the name has, or will have. Asks nobody.
+    /// A handle to whatever run the name has, or will have. Asks nobody: of a name that cannot exist,
+    /// and of a task of another kind, the handle's methods tell.
     pub fn get<T: Job>(&self, name: &str) -> Handle<T> {
         Handle::new(self.clone(), Name::new(name), None)
     }
@@ -246,7 +250,8 @@ impl Node {
     }
 
     /// Takes no new tasks and keeps what runs: useful at the start of a deploy. `run` goes on
-    /// working and places tasks elsewhere.
+    /// working and places tasks elsewhere. Returns when this node has been told; the others hear of it
+    /// within a round of gossip.
     ///
     /// # Errors
     /// The node was closed.
@@ -265,7 +270,8 @@ impl Node {
     /// Completes some seconds (`accept_delay`, default 5 s) after a drain has begun, or when the node
     /// closes: when a server should stop accepting. Load balancers go on sending for that long.
     ///
-    /// Made for `axum::serve(..).with_graceful_shutdown(node.stop_accepting())`.
+    /// Made for `axum::serve(..).with_graceful_shutdown(node.stop_accepting())`. Holds nothing of the
+    /// node.
     pub fn stop_accepting(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut views = self.0.board.views();
         let delay = self.0.accept_delay;
@@ -320,7 +326,8 @@ impl Node {
         }
     }
 
-    /// Hands every task over now.
+    /// Hands every task over now, within the drain budget. Called again it waits for the same drain,
+    /// or returns its report.
     pub async fn drain(&self) -> DrainReport {
         self.drain_on(std::future::ready(())).await
     }
@@ -335,7 +342,8 @@ impl Node {
     }
 
     /// Says goodbye to the peers and ends the node: whatever still runs here is handed over first.
-    /// The address is free when it returns.
+    /// The address is free when it returns. Beyond the drain it takes a second at most for the goodbye, and up
+    /// to five for a busy disk. It does not end the process: return from `main` after it.
     ///
     /// # Errors
     /// Not every peer acknowledged, or the node was closed before. It is closed in any case.

@@ -36,7 +36,7 @@ impl Seeds {
     const RESOLVE_FIRST: Duration = Duration::from_secs(1);
 
     /// Whether any seed is configured.
-    pub const fn any(&self) -> bool {
+    pub(crate) const fn any(&self) -> bool {
         match self {
             Self::None => false,
             Self::Addresses(addresses) => !addresses.is_empty(),

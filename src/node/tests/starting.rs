@@ -63,6 +63,14 @@ async fn settings_that_cannot_hold_are_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn a_backlog_without_bounds_is_cut_to_what_can_be_kept() {
+    for events in [0, usize::MAX] {
+        let node = plain().event_backlog(events).start().await.unwrap();
+        node.close().await;
+    }
+}
+
+#[tokio::test]
 async fn an_address_in_use_is_told() {
     let node = plain().start().await.unwrap();
     let error = refused(plain().listen(node.address())).await;
