@@ -101,7 +101,7 @@ impl NodeBuilder {
         })
     }
 
-    /// The node's stable name, the same after a restart: at most 255 bytes, no control characters. Default:
+    /// The node's stable name, the same after a restart: at most 64 bytes, no control characters. Default:
     /// the host's name. Two processes should not share one at a time: they are two sessions, told
     /// apart wherever it matters, but no person can tell which is which.
     pub fn node_id(mut self, id: impl Into<String>) -> Self {
