@@ -125,7 +125,7 @@ async fn run(arguments: &Arguments, directory: &Path) -> anyhow::Result<bool> {
     deploy.add("n7", "r2").await?;
     deploy.finish(Duration::from_secs(60)).await?;
     // The figures are about the deploy and the crash; the end of the demonstration is neither.
-    let (ends, exits) = (deploy.ends.clone(), deploy.exits.clone());
+    let ends = deploy.ends.clone();
     let steps = meter::read(&logs)?;
     let measured = Measured::new(&steps, &ends, meter::now());
     deploy.stop_all().await?;
@@ -139,7 +139,7 @@ async fn run(arguments: &Arguments, directory: &Path) -> anyhow::Result<bool> {
         verdicts: &verdicts,
         measured: &measured,
         ends: &ends,
-        exits: &exits,
+        exits: &deploy.exits,
     };
     report.print();
     if let Some(path) = &arguments.json {

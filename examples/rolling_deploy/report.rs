@@ -23,7 +23,7 @@ pub struct Report<'a> {
     pub measured: &'a Measured,
     /// The processes that were signalled during the deploy.
     pub ends: &'a [ProcessEnd],
-    /// Those of them that were told to stop, and what they exited with.
+    /// The processes that were told to stop, then or in the end, and what they exited with.
     pub exits: &'a BTreeMap<String, ExitStatus>,
 }
 
