@@ -10,7 +10,7 @@
 use axum::extract::{Path, State};
 use axum::{Json, Router, http::StatusCode, routing};
 use handover::{Cx, Node, Progress, Result, Seeds, Step, Task, signal};
-use std::{process::ExitCode, time::Duration};
+use std::time::Duration;
 
 struct Count;
 
@@ -38,7 +38,7 @@ async fn progress(State(node): State<Node>, Path(id): Path<String>) -> Json<Opti
 }
 
 #[tokio::main]
-async fn main() -> Result<ExitCode> {
+async fn main() -> Result<()> {
     let (http, gossip) = (std::env::var("HTTP")?, std::env::var("GOSSIP")?);
     let seeds = std::env::var("SEED").map_or(Seeds::None, Seeds::Dns);
     let node = Node::builder("sheep").node_id(&gossip).listen(&gossip).seeds(seeds);
@@ -50,6 +50,6 @@ async fn main() -> Result<ExitCode> {
     let server = axum::serve(tokio::net::TcpListener::bind(http).await?, app);
     tokio::spawn(server.with_graceful_shutdown(node.stop_accepting()).into_future());
     let report = node.drain_on(signal::term_or_int()).await; // tasks move; HTTP still serves
-    let _ = node.leave().await; // who does not hear the goodbye will notice the silence
-    Ok(report.exit_code()) // 0: every task is in other hands
+    node.leave().await.unwrap_or_else(|error| eprintln!("{error}"));
+    std::process::exit(report.code().into()) // also ends closures that do not return
 }

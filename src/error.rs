@@ -38,6 +38,7 @@ pub struct Error {
 enum Class {
     Retry,
     Fatal,
+    Stuck,
     Moved,
 }
 
@@ -50,6 +51,12 @@ impl Error {
     /// An error that every attempt would meet: ends the task as failed.
     pub fn fatal(message: impl Into<String>) -> Self {
         Self::new(Class::Fatal, message.into())
+    }
+
+    /// An error that every attempt of this build would meet, and that is no result of the task: it is
+    /// parked with its last kept state.
+    pub(crate) fn stuck(error: impl StdError + Send + Sync + 'static) -> Self {
+        Self { class: Class::Stuck, source: Box::new(error) }
     }
 
     /// The task runs elsewhere from here on.
@@ -74,9 +81,14 @@ impl Error {
         Self { class, source: message.into() }
     }
 
-    /// Whether no further attempt is made.
+    /// Whether no further attempt is made: the task ends as failed or, if what it made cannot be kept,
+    /// is parked.
     pub fn is_fatal(&self) -> bool {
-        self.class == Class::Fatal
+        self.class == Class::Fatal || self.is_stuck()
+    }
+
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.class == Class::Stuck
     }
 
     /// Whether this is how [`RunCx::checkpoint`](crate::RunCx::checkpoint) says that the task is

@@ -84,7 +84,7 @@ impl Report<'_> {
                 gap_ms: gaps(&drained),
                 overlap_ms_max: overlap(&drained),
                 redone_ratio: (needed + redone) as f64 / needed as f64,
-                drain_s_max: millis(longest.unwrap_or(0)) / 1e3,
+                drain_s_max: millis(longest.unwrap_or(0)).round() / 1e3,
             },
             sigkill: Kills {
                 gap_ms: gaps(&killed),

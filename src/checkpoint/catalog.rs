@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::{StoreError, StoredRun, Write};
+use super::{StoreError, Write};
 use crate::core::branch::{Admission, Branches, Header, Position};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
+use crate::core::stored::{StoredEnd, StoredRun};
 
 pub(super) type RunKey = (Name, RunId);
 
@@ -23,7 +24,7 @@ pub(super) struct Run {
     pub(super) heads: Branches,
     /// The checkpoint before a branch's newest, by the newest.
     pub(super) spares: BTreeMap<CheckpointKey, Header>,
-    pub(super) end: Option<(Claim, bool)>,
+    pub(super) end: Option<(StoredEnd, bool)>,
 }
 
 impl Run {
@@ -141,7 +142,7 @@ impl Catalog {
     pub(super) fn plan(&mut self, write: &Write) -> Result<Plan, StoreError> {
         match write {
             Write::Put { spec, header, .. } => self.put(spec, header),
-            Write::End { claim, spec, output } => self.end(claim, spec, output.is_some()),
+            Write::End { end, spec, output } => self.end(end, spec, output.is_some()),
             Write::DropOutput { name, run } => {
                 let mut plan = Plan::default();
                 let run = self.runs.get_mut(&(name.clone(), *run));
@@ -164,7 +165,7 @@ impl Catalog {
         let run_key = (spec.name.clone(), spec.run);
         let known = self.runs.get(&run_key);
         if let Some((end, _)) = known.and_then(|run| run.end.as_ref())
-            && ends(end, header.position)
+            && ends(&end.claim, header.position)
         {
             return Err(StoreError::Ended);
         }
@@ -189,7 +190,8 @@ impl Catalog {
         Ok(plan)
     }
 
-    fn end(&mut self, claim: &Claim, spec: &Spec, output: bool) -> Result<Plan, StoreError> {
+    fn end(&mut self, end: &StoredEnd, spec: &Spec, output: bool) -> Result<Plan, StoreError> {
+        let claim = &end.claim;
         if (&claim.name, claim.run) != (&spec.name, spec.run) {
             return Err(StoreError::Invalid("the spec is not the claim's"));
         }
@@ -201,7 +203,7 @@ impl Catalog {
             .entry((spec.name.clone(), spec.run))
             .or_insert_with(|| Run::new(spec.clone()));
         if let Some((known, _)) = &run.end
-            && known.beats(claim)
+            && known.claim.beats(claim)
         {
             return Ok(Plan::default());
         }
@@ -217,7 +219,7 @@ impl Catalog {
             ..Plan::default()
         };
         plan.everything = claim.phase != Phase::Failed;
-        run.end = Some((claim.clone(), output));
+        run.end = Some((end.clone(), output));
         Ok(plan)
     }
 

@@ -7,12 +7,11 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use super::testing::{
-    claim, forked, header, name, position, put, put_as, run, session, spec, state,
-};
-use super::{CheckpointStore, FrameError, StoreError, StoredRun, Write, envelope};
+use super::testing::{end, forked, header, name, position, put, put_as, run, session, spec, state};
+use super::{CheckpointStore, FrameError, StoreError, Write, envelope};
 use crate::core::branch::{Branches, Header};
 use crate::core::claim::Phase;
+use crate::core::stored::StoredRun;
 
 pub(crate) type Fresh<'a> = &'a dyn Fn() -> Box<dyn CheckpointStore>;
 
@@ -42,7 +41,7 @@ fn read(store: &dyn CheckpointStore, header: &Header) -> Option<(Header, Bytes)>
 
 fn finished(task: &str, epoch: u64, output: Option<&'static str>) -> Write {
     Write::End {
-        claim: claim(task, epoch, Phase::Finished),
+        end: end(task, epoch, Phase::Finished),
         spec: spec(task, 1),
         output: output.map(|text| Bytes::from_static(text.as_bytes())),
     }
@@ -175,7 +174,7 @@ fn an_end_replaces_the_checkpoints(fresh: Fresh<'_>) {
         [StoredRun {
             spec: spec("a", 1),
             checkpoints: vec![],
-            end: Some((claim("a", 5, Phase::Finished), true)),
+            end: Some((end("a", 5, Phase::Finished), true)),
         }]
     );
     assert_eq!(store.get_output(&name("a"), run(1)), Ok(Some(Bytes::from_static(b"out"))));
@@ -193,7 +192,7 @@ fn an_end_replaces_the_checkpoints(fresh: Fresh<'_>) {
 
 fn ends_are_joined_in_the_order_of_claims(fresh: Fresh<'_>) {
     let cancelled =
-        Write::End { claim: claim("a", 2, Phase::Cancelled), spec: spec("a", 1), output: None };
+        Write::End { end: end("a", 2, Phase::Cancelled), spec: spec("a", 1), output: None };
     let writes = [finished("a", 5, Some("high")), finished("a", 4, Some("low"))];
     for order in [[0, 1], [1, 0]] {
         let store = fresh();
@@ -204,15 +203,14 @@ fn ends_are_joined_in_the_order_of_claims(fresh: Fresh<'_>) {
         assert_eq!(store.get_output(&name("a"), run(1)), Ok(Some(Bytes::from_static(b"high"))));
         store.write(cancelled.clone()).unwrap();
         store.write(writes[0].clone()).unwrap();
-        assert_eq!(store.runs().unwrap()[0].end, Some((claim("a", 2, Phase::Cancelled), false)));
+        assert_eq!(store.runs().unwrap()[0].end, Some((end("a", 2, Phase::Cancelled), false)));
         assert_eq!(store.get_output(&name("a"), run(1)), Ok(None));
     }
 }
 
 fn a_failure_spares_what_a_higher_epoch_wrote(fresh: Fresh<'_>) {
     let store = fresh();
-    let failed =
-        Write::End { claim: claim("a", 10, Phase::Failed), spec: spec("a", 1), output: None };
+    let failed = Write::End { end: end("a", 10, Phase::Failed), spec: spec("a", 1), output: None };
     let minority = header("a", 10, 900, "w", &state(900, 50));
     let majority = forked(&header("a", 9, 500, "v", b""), 11, 503, "t", &state(503, 50));
     store.write(put_as(minority.clone(), &state(900, 50))).unwrap();
@@ -234,7 +232,7 @@ fn an_output_can_go_and_the_tombstone_stays(fresh: Fresh<'_>) {
     store.write(finished("a", 5, Some("out"))).unwrap();
     store.write(drop_output).unwrap();
     assert_eq!(store.get_output(&name("a"), run(1)), Ok(None));
-    assert_eq!(store.runs().unwrap()[0].end, Some((claim("a", 5, Phase::Finished), false)));
+    assert_eq!(store.runs().unwrap()[0].end, Some((end("a", 5, Phase::Finished), false)));
     store.write(Write::Discard { name: name("a"), run: run(1), headers: vec![] }).unwrap();
     assert_eq!(store.runs(), Ok(vec![]));
 }
@@ -286,8 +284,8 @@ fn what_is_no_checkpoint_is_refused(fresh: Fresh<'_>) {
     ));
     for contradiction in [
         Write::Put { spec: spec("b", 1), header: honest, state: state(1, 50) },
-        Write::End { claim: claim("a", 3, Phase::Running), spec: spec("a", 1), output: None },
-        Write::End { claim: claim("a", 3, Phase::Finished), spec: spec("a", 2), output: None },
+        Write::End { end: end("a", 3, Phase::Running), spec: spec("a", 1), output: None },
+        Write::End { end: end("a", 3, Phase::Finished), spec: spec("a", 2), output: None },
     ] {
         assert!(matches!(store.write(contradiction), Err(StoreError::Invalid(_))));
     }
@@ -340,7 +338,7 @@ fn any_batching_of_writes_gives_the_same(fresh: Fresh<'_>) {
                 headers: vec![(position(epoch, seq), session("w"))],
             },
             4 => Write::End {
-                claim: claim(task, epoch, Phase::Failed),
+                end: end(task, epoch, Phase::Failed),
                 spec: spec(task, 1),
                 output: None,
             },

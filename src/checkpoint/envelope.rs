@@ -3,7 +3,6 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_128;
 
 use super::frame::{Format, FrameError};
 use crate::core::branch::Header;
@@ -13,11 +12,6 @@ pub(crate) const MAX_STATE: usize = 64 << 20;
 
 const FORMAT: Format =
     Format { magic: *b"HOCP", version: 1, max_header: 64 << 10, max_body: MAX_STATE };
-
-/// The hash that [`Header::hash`] holds.
-pub(crate) fn hash(state: &[u8]) -> u128 {
-    xxh3_128(state)
-}
 
 /// Whether a checkpoint can be kept: bounded, and its state the one that the header speaks of.
 ///
@@ -31,7 +25,7 @@ pub(crate) fn check(header: &Header, state: &[u8]) -> Result<(), FrameError> {
             limit: MAX_STATE as u64,
         });
     }
-    if header.len != state.len() as u64 || header.hash != hash(state) {
+    if !header.describes(state) {
         return Err(FrameError::Corrupt("its state is not the one it speaks of"));
     }
     Ok(())

@@ -7,9 +7,10 @@ use bytes::Bytes;
 use litemap::LiteMap;
 
 use super::catalog::{Catalog, Change, CheckpointKey, Plan, RunKey, key};
-use super::{CheckpointStore, Damage, StoreError, StoredRun, Write, envelope};
+use super::{CheckpointStore, Damage, StoreError, Write, envelope};
 use crate::core::branch::{Header, Position};
 use crate::core::ids::{Name, RunId, SessionId};
+use crate::core::stored::StoredRun;
 
 /// What a header, a spec and a claim are taken to weigh, so that many small ones are bounded too.
 const OVERHEAD: u64 = 1024;
@@ -162,7 +163,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
     use super::*;
     use crate::checkpoint::conformance;
-    use crate::checkpoint::testing::{claim, header, name, put, run, spec, state};
+    use crate::checkpoint::testing::{end, header, name, put, run, spec, state};
     use crate::core::claim::Phase;
 
     #[test]
@@ -182,7 +183,7 @@ mod tests {
             put("three", 1, 1, &state(1, 40_000)),
             put("two", 1, 2, &state(2, 70_000)),
             Write::End {
-                claim: claim("three", 1, Phase::Finished),
+                end: end("three", 1, Phase::Finished),
                 spec: spec("three", 1),
                 output: Some(state(1, 40_000)),
             },

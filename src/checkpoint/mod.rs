@@ -31,8 +31,9 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use crate::core::branch::{Header, Position};
-use crate::core::claim::{Claim, Spec};
+use crate::core::claim::Spec;
 use crate::core::ids::{Name, RunId, SessionId};
+use crate::core::stored::{StoredEnd, StoredRun};
 
 #[cfg(feature = "redb")]
 pub(crate) use self::durable::DurableStore;
@@ -83,17 +84,6 @@ pub(crate) trait CheckpointStore: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-/// What a store keeps of one run.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct StoredRun {
-    /// What to run.
-    pub(crate) spec: Spec,
-    /// The newest valid checkpoint of each branch.
-    pub(crate) checkpoints: Vec<Header>,
-    /// How it ended, and whether its output is there.
-    pub(crate) end: Option<(Claim, bool)>,
-}
-
 /// A change.
 #[derive(Clone, Debug)]
 pub(crate) enum Write {
@@ -111,8 +101,8 @@ pub(crate) enum Write {
     /// changes nothing. A failure compares like a live claim (Rule 9), so it spares checkpoints of
     /// higher epochs, and they are still taken after it.
     End {
-        /// The terminal claim.
-        claim: Claim,
+        /// How it ended, and when.
+        end: StoredEnd,
         /// What ended.
         spec: Spec,
         /// Its output.

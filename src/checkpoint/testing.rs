@@ -6,11 +6,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::{Write, envelope};
+use super::Write;
 use crate::core::branch::{Header, Position};
 use crate::core::claim::{Claim, Mode, Phase, Spec, Terms};
 use crate::core::ids::{Kind, Name, NodeId, RunId, SessionId};
 use crate::core::lease::Epoch;
+use crate::core::stored::StoredEnd;
 
 pub(crate) fn name(name: &str) -> Name {
     Name::new(name).unwrap()
@@ -41,7 +42,7 @@ pub(crate) fn header(task: &str, epoch: u64, seq: u64, writer: &str, state: &[u8
         revision: "rev".into(),
         wall_ms: 0,
         len: state.len() as u64,
-        hash: envelope::hash(state),
+        hash: Header::hash_of(state),
         progress: None,
     }
 }
@@ -63,7 +64,11 @@ pub(crate) fn spec(task: &str, number: u64) -> Spec {
     }
 }
 
-pub(crate) fn claim(task: &str, epoch: u64, phase: Phase) -> Claim {
+pub(crate) fn end(task: &str, epoch: u64, phase: Phase) -> StoredEnd {
+    StoredEnd { claim: claim(task, epoch, phase), at: 1_700_000_000 }
+}
+
+fn claim(task: &str, epoch: u64, phase: Phase) -> Claim {
     Claim {
         name: name(task),
         session: session("owner"),

@@ -5,7 +5,8 @@ use std::sync::{Condvar, Mutex};
 
 use super::*;
 use crate::checkpoint::testing::{header, name, position, put, run as run_id, session, state};
-use crate::checkpoint::{Damage, MemoryStore, StoredRun};
+use crate::checkpoint::{Damage, MemoryStore};
+use crate::core::stored::StoredRun;
 
 /// A memory store whose batches are counted, and wait for a permit each.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! Checkpoint headers, and which of them a replica keeps (Rule 19).
 
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
 
 use super::ids::{Kind, Name, RunId, SessionId};
 use super::lease::Epoch;
@@ -83,6 +84,16 @@ impl Header {
     /// Bound on [`Header::lineage`]; an older stretch is forgotten, which at worst keeps a branch
     /// longer than needed.
     pub const MAX_LINEAGE: usize = 32;
+
+    /// What [`Header::hash`] is of a state.
+    pub fn hash_of(state: &[u8]) -> u128 {
+        xxh3_128(state)
+    }
+
+    /// Whether a state is the one that it speaks of.
+    pub fn describes(&self, state: &[u8]) -> bool {
+        self.len == state.len() as u64 && self.hash == Self::hash_of(state)
+    }
 
     /// What tells it from the other checkpoints of its run.
     pub fn key(&self) -> (Position, &SessionId) {

@@ -211,7 +211,7 @@ short_id! {
 }
 
 /// One life of one process of a node: what a lease is held by (Rule 1).
-#[derive(Clone, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Eq, Serialize, Deserialize)]
 pub struct SessionId {
     /// The node.
     #[serde(rename = "n")]
@@ -232,6 +232,19 @@ impl PartialEq for SessionId {
     /// The nonce alone tells nearly all sessions apart.
     fn eq(&self, other: &Self) -> bool {
         self.nonce == other.nonce && self.node == other.node
+    }
+}
+
+impl Ord for SessionId {
+    /// Any order will do that is the same on all nodes (Rule 9): this one seldom reads a text.
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.nonce.cmp(&other.nonce).then_with(|| self.node.cmp(&other.node))
+    }
+}
+
+impl PartialOrd for SessionId {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 

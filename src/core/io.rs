@@ -11,6 +11,7 @@ use super::ids::{Kind, Name, RunId, SessionId};
 use super::lease::{Epoch, Lease};
 use super::message::{Message, Refusal};
 use super::record::{Load, NodeRecord, NodeState};
+use super::stored::StoredEnd;
 use super::time::Time;
 
 /// The two clocks, read once per event by whoever calls the machine.
@@ -172,14 +173,17 @@ pub enum Event {
         /// How.
         outcome: Outcome,
     },
-    /// A task could not be started: its state is not readable by this build.
-    Unreadable {
+    /// A task's loop has ended because this build cannot go on with it. Nothing of the task runs any
+    /// more.
+    Stuck {
         /// The task.
         name: Name,
-        /// The epoch it would have run under.
+        /// The epoch it ran, or would have run, under.
         epoch: Epoch,
-        /// Why, for people.
-        why: String,
+        /// Its last kept state.
+        sealed: Option<(Header, Bytes)>,
+        /// Why.
+        why: Stuck,
     },
     /// The store holds a checkpoint now, or failed to.
     Stored {
@@ -235,6 +239,15 @@ pub enum Outcome {
     Done(Bytes),
     /// With an error, for people.
     Failed(String),
+}
+
+/// Why a task cannot go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stuck {
+    /// This build does not read its state, for a reason meant for people.
+    Unreadable(String),
+    /// Its next state, or its output, cannot be kept: over a limit, or not to be encoded.
+    Unkeepable(String),
 }
 
 /// Where a task begins.
@@ -324,7 +337,7 @@ pub enum Action {
         /// Under which lease.
         lease: Lease,
     },
-    /// Stop a task; answered by `Stopped`, `Unstoppable` or `Ended`.
+    /// Stop a task; answered by `Stopped`, `Unstoppable`, `Stuck` or `Ended`.
     Stop {
         /// The task.
         name: Name,
@@ -371,8 +384,8 @@ pub enum Action {
     },
     /// Keep a terminal record instead of a run's checkpoints; answered by `StoredEnd`.
     StoreEnd {
-        /// The terminal claim.
-        claim: Claim,
+        /// How it ended, and when.
+        end: StoredEnd,
         /// Its spec.
         spec: Spec,
         /// The output.
@@ -434,6 +447,11 @@ pub enum Action {
     },
     /// The drain has come to its end: nothing is left to move.
     Drained,
+    /// There is no goodbye: these tasks still run here. The node stays, so that nobody takes them.
+    Stays {
+        /// What runs.
+        running: Vec<Name>,
+    },
     /// The goodbye was heard by this many of so many peers.
     Left {
         /// Peers that acknowledged.

@@ -308,6 +308,9 @@ pub enum Refusal {
     /// It did not answer in time.
     #[error("the node did not answer in time")]
     NoAnswer,
+    /// It knows as many names as it may.
+    #[error("the node knows as many names as it may (`max_names`)")]
+    TooManyNames,
     /// The name has a run of a task of this other kind.
     #[error("the name has a run of a task of kind {0}")]
     OtherKind(Kind),

@@ -15,6 +15,7 @@ pub mod members;
 pub mod message;
 pub mod placement;
 pub mod record;
+pub mod stored;
 pub mod time;
 pub mod timing;
 pub mod view;

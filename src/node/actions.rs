@@ -83,9 +83,9 @@ impl Control {
                 let write = Write::Put { spec, header, state };
                 self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
             }
-            Action::StoreEnd { claim, spec, output, from } => {
-                let answer = Written::End { name: claim.name.clone(), run: claim.run, from };
-                let write = Write::End { claim, spec, output };
+            Action::StoreEnd { end, spec, output, from } => {
+                let answer = Written::End { name: spec.name.clone(), run: spec.run, from };
+                let write = Write::End { end, spec, output };
                 self.ask_store(Pending::Write(answer), Request::Write(Box::new(write)));
             }
             Action::Load { header } => {
@@ -129,9 +129,15 @@ impl Control {
                 }
             }
             Action::Drained => self.finish_drain(None),
+            Action::Stays { running } => {
+                if let Some(reply) = self.goodbye.take() {
+                    // Whoever asked may have stopped waiting.
+                    let _ = reply.send(Err(running));
+                }
+            }
             Action::Left { heard, told } => {
                 if let Some(reply) = self.goodbye.take() {
-                    let _ = reply.send(Goodbye { heard, told });
+                    let _ = reply.send(Ok(Goodbye { heard, told }));
                 }
                 self.ending = Some(Ending::Left);
             }

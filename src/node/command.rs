@@ -35,12 +35,15 @@ pub(crate) enum Command {
     /// Report the drain as it stands.
     Abort { signal: Option<Signal> },
     /// Say goodbye and end.
-    Leave { reply: oneshot::Sender<Goodbye> },
+    Leave { reply: oneshot::Sender<Farewell> },
     /// End at once.
     Close,
     /// Describe everything.
     Status { reply: oneshot::Sender<Status> },
 }
+
+/// How the goodbye went, or what still runs here, so that there was none.
+pub(crate) type Farewell = Result<Goodbye, Vec<Name>>;
 
 /// How the goodbye went.
 #[derive(Clone, Copy, Debug)]

@@ -11,7 +11,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::board::Board;
-use super::command::{Command, Goodbye};
+use super::command::{Command, Farewell};
 use super::disk::Keep;
 use super::draining::Draining;
 use super::event::NodeEvent;
@@ -100,7 +100,7 @@ pub(super) struct Control {
     pub(super) queries: Queries,
     pub(super) tally: Tally,
     pub(super) draining: Option<Draining>,
-    pub(super) goodbye: Option<oneshot::Sender<Goodbye>>,
+    pub(super) goodbye: Option<oneshot::Sender<Farewell>>,
     pub(super) ending: Option<Ending>,
     pub(super) gauged: Time,
     /// The tasks' runtime is gone.
@@ -125,6 +125,8 @@ pub(super) enum Ending {
     Left,
     /// Abruptly.
     Closed,
+    /// As abruptly, but not before what runs here has ended: nobody has asked for it.
+    Deserted,
 }
 
 impl Control {
@@ -172,7 +174,7 @@ impl Control {
             Input::Seeds(addresses) => self.on_seeds(&addresses),
             Input::Deserted => {
                 tracing::warn!(target: "handover::node", "the last handle was dropped without `leave`: the node ends as if it had crashed");
-                self.ending = Some(Ending::Closed);
+                self.ending = Some(Ending::Deserted);
             }
             Input::Lost => self.on_runtime_lost(),
             Input::Time => {}
@@ -239,6 +241,7 @@ impl Control {
 
     fn set_gauges(&mut self) {
         self.tally.gauge(&self.own, &self.machine);
+        metrics::names(self.machine.names());
     }
 
     /// Shows where the node stands.
@@ -257,7 +260,10 @@ impl Control {
     async fn end(mut self, mut stored: mpsc::Receiver<Answer<Pending>>) {
         let left = self.ending == Some(Ending::Left);
         // Ends the tasks of a node that closes abruptly; one that left has none.
-        self.runner.cancel_all();
+        let closures = self.runner.cancel_all();
+        if self.ending == Some(Ending::Deserted) {
+            closures.await;
+        }
         if left {
             // What was submitted is still stored; then the channel ends.
             drop(self.store);

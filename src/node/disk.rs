@@ -12,12 +12,12 @@ use uuid::Uuid;
 
 use super::error::StartError;
 use super::pending::Pending;
+#[cfg(feature = "redb")]
+use crate::checkpoint::DurableStore;
 use crate::checkpoint::directory::{DataDirectory, Inheritance, Member};
 use crate::checkpoint::{Answer, CheckpointStore, Execution, Limits, MemoryStore, StoreWorker};
-#[cfg(feature = "redb")]
-use crate::checkpoint::{DurableStore, StoredRun};
 use crate::core::ids::SessionId;
-use crate::core::machine::StoredOffer;
+use crate::core::stored::StoredRun;
 
 /// A node's store, and what it was before.
 pub(super) struct Disk {
@@ -31,7 +31,7 @@ pub(super) struct Disk {
     /// Who was there.
     pub(super) members: Vec<(SessionId, SocketAddr)>,
     /// What was being run, or has ended.
-    pub(super) offers: Vec<StoredOffer>,
+    pub(super) offers: Vec<StoredRun>,
 }
 
 /// The part that the control loop keeps.
@@ -129,8 +129,7 @@ fn open_directory(
     let unusable = |why: String| StartError::Checkpoints { path: directory.checkpoints(), why };
     let store = DurableStore::open(&file).map_err(|error| unusable(error.to_string()))?;
     let runs = store.runs().map_err(|error| unusable(error.to_string()))?;
-    let offers = runs.into_iter().map(offer).collect();
-    Ok(assemble(Arc::new(store), Some(Arc::new(directory)), inheritance, offers, wall_ms))
+    Ok(assemble(Arc::new(store), Some(Arc::new(directory)), inheritance, runs, wall_ms))
 }
 
 /// Strictly above all that were used: a corpse of ours must never look newer than we are.
@@ -138,16 +137,11 @@ fn generation(inheritance: &Inheritance, wall_ms: u64) -> u64 {
     inheritance.generation.saturating_add(1).max(wall_ms)
 }
 
-#[cfg(feature = "redb")]
-fn offer(run: StoredRun) -> StoredOffer {
-    StoredOffer { spec: run.spec, headers: run.checkpoints, end: run.end.map(|(claim, _)| claim) }
-}
-
 fn assemble(
     store: Arc<dyn CheckpointStore>,
     directory: Option<Arc<DataDirectory>>,
     inheritance: Inheritance,
-    offers: Vec<StoredOffer>,
+    offers: Vec<StoredRun>,
     wall_ms: u64,
 ) -> Disk {
     let execution = match &directory {

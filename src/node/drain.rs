@@ -66,11 +66,16 @@ impl DrainReport {
 
     /// The code to exit with: 0 when every task is in other hands, 75 (EX_TEMPFAIL of sysexits.h)
     /// when not, 130 or 143 when a second SIGINT or SIGTERM cut the drain short.
+    ///
+    /// Returned from `main`, it is reached only when the runtime has shut down, which waits for
+    /// closures that block: where a task may be unstoppable, pass [`DrainReport::code`] to
+    /// [`std::process::exit`].
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code())
     }
 
-    pub(crate) const fn code(&self) -> u8 {
+    /// [`DrainReport::exit_code`] as a number.
+    pub const fn code(&self) -> u8 {
         match self.forced {
             Some(Signal::Interrupt) => 130,
             Some(Signal::Terminate) => 143,

@@ -130,6 +130,11 @@ pub enum RunError {
         "every node that can run the task is full: raise `max_running`, add a node, or try again later"
     )]
     Full,
+    /// The last node asked knows as many names as it may. Nothing was started.
+    #[error(
+        "the nodes know as many names as they may: raise `max_names` on each of them, or let ended tasks be forgotten sooner (`retention`, `tombstone_retention`)"
+    )]
+    TooManyNames,
     /// No node took it. Nothing was started.
     #[error("no node took the task ({0}): try again")]
     Refused(String),
@@ -221,10 +226,19 @@ pub enum OutputError {
     Closed(#[from] NodeClosed),
 }
 
-/// Why `leave` did not end as it should. The node is closed all the same.
+/// Why `leave` did not end as it should. Except for `Unstoppable`, the node is closed all the same.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LeaveError {
+    /// Code of these tasks still runs and cannot be stopped: a closure that does not return. The node
+    /// stays a member, so that nobody runs them a second time. Once the process is gone, others take
+    /// them over from their last checkpoints.
+    #[error(
+        "{} still running and cannot be stopped: end the process with `std::process::exit`, or let \
+         their closures return and leave again",
+        listed(.0)
+    )]
+    Unstoppable(Vec<Name>),
     /// Some peers did not acknowledge the goodbye.
     #[error(
         "only {heard} of {told} peers acknowledged the goodbye: the others will notice the node's \
@@ -245,3 +259,15 @@ pub enum LeaveError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the node has been closed: start another one")]
 pub struct NodeClosed;
+
+/// The first few of many.
+fn listed(names: &[Name]) -> String {
+    const MOST: usize = 5;
+    let shown: Vec<&str> = names.iter().take(MOST).map(Name::as_str).collect();
+    let (shown, more) = (shown.join(", "), names.len().saturating_sub(MOST));
+    match (names.len(), more) {
+        (1, _) => format!("{shown} is"),
+        (_, 0) => format!("{shown} are"),
+        _ => format!("{shown} and {more} more are"),
+    }
+}

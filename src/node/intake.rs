@@ -210,7 +210,7 @@ impl Control {
                 }
                 self.note_stop(name, header, *dropped);
             }
-            Event::Ended { name, .. } | Event::Unreadable { name, .. } => {
+            Event::Ended { name, .. } | Event::Stuck { name, .. } => {
                 self.note_stop(name, None, false);
             }
             _ => {}

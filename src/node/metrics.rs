@@ -16,6 +16,7 @@ use crate::core::machine::Needs;
 pub(crate) fn describe() {
     describe_gauge!("handover_tasks", Unit::Count, "Tasks this node holds, by kind and state");
     describe_gauge!("handover_peers", Unit::Count, "Peers this node knows");
+    describe_gauge!("handover_names", Unit::Count, "Names this node knows, of `max_names`");
     describe_gauge!(
         "handover_gossip_one_way",
         Unit::Count,
@@ -184,6 +185,10 @@ pub(crate) fn one_way(kind: &str, count: usize) {
 
 pub(crate) fn peers(count: usize) {
     gauge!("handover_peers").set(count as f64);
+}
+
+pub(super) fn names(count: usize) {
+    gauge!("handover_names").set(count as f64);
 }
 
 pub(crate) fn frame_rejected() {

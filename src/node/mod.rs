@@ -160,6 +160,7 @@ impl Node {
             Some(Ok(run)) => Ok(Handle::new(self.clone(), Ok(name), Some(run))),
             Some(Err(CallError::NoNode(Refusal::Incompatible))) => Err(RunError::UnknownKind(kind)),
             Some(Err(CallError::NoNode(Refusal::Full))) => Err(RunError::Full),
+            Some(Err(CallError::NoNode(Refusal::TooManyNames))) => Err(RunError::TooManyNames),
             Some(Err(CallError::NoNode(Refusal::NotUp))) => Err(RunError::NotUp(kind)),
             Some(Err(CallError::NoNode(other))) => Err(RunError::Refused(other.to_string())),
             Some(Err(CallError::OtherKind(running))) => {
@@ -341,17 +342,21 @@ impl Node {
         self.send(Command::Hurry { signal: None }).await
     }
 
-    /// Says goodbye to the peers and ends the node: whatever still runs here is handed over first.
-    /// The address is free when it returns. Beyond the drain it takes a second at most for the goodbye, and up
-    /// to five for a busy disk. It does not end the process: return from `main` after it.
+    /// Says goodbye to the peers and ends the node: whatever still runs here is handed over first,
+    /// as by [`Node::drain`]. The address is free when it returns. Beyond the drain it takes a second
+    /// at most for the goodbye, and up to five for a busy disk. It does not end the process.
     ///
     /// # Errors
-    /// Not every peer acknowledged, or the node was closed before. It is closed in any case.
+    /// [`LeaveError::Unstoppable`]: the node goes on, since a goodbye would have others run what still
+    /// runs here. Otherwise the node is closed: not every peer acknowledged, or it was closed before.
     pub async fn leave(&self) -> Result<(), LeaveError> {
-        if !self.0.board.view().draining {
-            self.drain().await;
-        }
-        let goodbye = self.request(|reply| Command::Leave { reply }).await;
+        // One that is under way, or over, gives its report.
+        self.drain().await;
+        let goodbye = match self.request(|reply| Command::Leave { reply }).await {
+            Ok(Err(running)) => return Err(LeaveError::Unstoppable(running)),
+            Ok(Ok(goodbye)) => Ok(goodbye),
+            Err(closed) => Err(closed),
+        };
         self.0.running.join().await;
         let goodbye = goodbye?;
         if goodbye.heard < goodbye.told {

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use super::codec::{self, Limits, Value};
 use super::{Cx, Retry, Step, Task};
 use crate::core::record::Versions;
-use crate::error::{Classify, Error, Result};
+use crate::error::{Error, Result};
 
 /// Whatever a node can run: every [`Task`], and every [`Run`](super::Run) inside
 /// [`Running`](super::Running). Implemented by the library alone.
@@ -84,7 +84,7 @@ impl Writing {
         let Some(state) = downgrade(version)? else {
             return Ok(None);
         };
-        codec::check_len(state.len(), Value::State, &self.limits).fatal()?;
+        codec::check_len(state.len(), Value::State, &self.limits).map_err(Error::stuck)?;
         Ok(Some((version, state.into())))
     }
 }
@@ -210,7 +210,7 @@ impl<T: Task> Instance for Stepping<T> {
     }
 }
 
-/// Encodes what the user's code made. No later attempt would make it smaller.
+/// Encodes what the user's code made. No later attempt would make it smaller; another build may.
 pub(crate) fn encode<V: Serialize>(value: &V, what: Value, limits: &Limits) -> Result<Bytes> {
-    codec::encode(value, what, limits).fatal()
+    codec::encode(value, what, limits).map_err(Error::stuck)
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_128;
 
 use crate::core::branch::{Ancestor, Header, Position, Progress};
 use crate::core::claim::Spec;
@@ -121,7 +120,7 @@ impl Line {
             revision: self.revision.clone(),
             wall_ms,
             len: state.len() as u64,
-            hash: xxh3_128(&state),
+            hash: Header::hash_of(&state),
             progress,
         };
         self.kept = Some((header, state));

@@ -90,11 +90,13 @@ pub trait Task: Send + Sync + 'static {
     /// What a run is started with. Gossiped to every node, so at most 4 KiB when encoded.
     type Args: Serialize + DeserializeOwned + Send + Sync;
 
-    /// What one step leaves to the next: the checkpoint. At most 64 MiB when encoded. Needs a
-    /// format that describes itself (what `derive` makes): MessagePack with field names is used.
+    /// What one step leaves to the next: the checkpoint. At most 64 MiB when encoded; a task whose
+    /// state grows over that is parked with its last kept state, for a build that stores less, or a
+    /// higher limit, and a `resume`. Needs a format that describes itself (what `derive` makes): MessagePack with field names is used.
     type State: Default + Serialize + DeserializeOwned + Send;
 
-    /// What the run yields. At most 64 KiB when encoded.
+    /// What the run yields. At most 64 KiB when encoded; a longer one parks the task as too long a
+    /// state does.
     type Output: Serialize + DeserializeOwned + Send;
 
     /// Does one piece of the work. Handover happens between steps, so let one take seconds rather

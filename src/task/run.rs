@@ -186,7 +186,8 @@ impl<S: Serialize + Send> RunCx<S> {
     /// # Errors
     /// An error for which [`Error::is_moved`] holds when the task is handed over: pass it on with
     /// `?`, after putting things in order if need be (for a second or so; then the future is
-    /// dropped). A fatal error if the state is too large.
+    /// dropped). A fatal error if the state is too large; returned from the run,
+    /// it parks the task with its last kept state.
     pub fn checkpoint<'a>(
         &'a mut self,
         state: &S,

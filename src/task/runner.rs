@@ -25,7 +25,7 @@ use crate::clock::SharedClock;
 use crate::core::branch::{Ancestor, Position, Progress};
 use crate::core::claim::Spec;
 use crate::core::ids::{Kind, Name};
-use crate::core::io::{Event, From, Outcome, Stop};
+use crate::core::io::{Event, From, Outcome, Stop, Stuck};
 use crate::core::lease::Lease;
 use crate::core::time::Time;
 use crate::error::Error;
@@ -100,7 +100,7 @@ impl Runner {
         }
     }
 
-    /// Runs a task. Its events end with `Stopped`, `Ended` or `Unreadable`, after which it can be
+    /// Runs a task. Its events end with `Stopped`, `Ended` or `Stuck`, after which it can be
     /// started again.
     pub(crate) fn start(
         &mut self,
@@ -290,10 +290,17 @@ impl Runner {
         self.alive().count()
     }
 
-    /// Drops every task where it stands, without an event.
-    pub(crate) fn cancel_all(&mut self) {
-        self.tasks.clear();
+    /// Drops every task where it stands, without an event. Closures cannot be dropped: the future
+    /// completes when the last of them has returned.
+    pub(crate) fn cancel_all(&mut self) -> impl Future<Output = ()> + use<> {
         self.slots.free_all();
+        let trackers: Vec<_> = self.alive().map(|entry| entry.shared.tracker.clone()).collect();
+        self.tasks.clear();
+        async move {
+            for tracker in trackers {
+                tracker.wait().await;
+            }
+        }
     }
 
     fn alive(&self) -> impl Iterator<Item = &Entry> {
@@ -310,10 +317,13 @@ impl Runner {
 
     fn refuse(&self, spec: &Spec, lease: &Lease) {
         let events = self.events.clone();
-        let unreadable = Event::Unreadable {
+        let why =
+            format!("this node does not register the kind {}: start one that does", spec.kind);
+        let unreadable = Event::Stuck {
             name: spec.name.clone(),
             epoch: lease.epoch,
-            why: format!("this node does not register the kind {}: start one that does", spec.kind),
+            sealed: None,
+            why: Stuck::Unreadable(why),
         };
         self.config.handle.spawn(async move {
             let _ = events.send(unreadable).await;

@@ -21,7 +21,7 @@ use super::orders::{Halt, Wires, changed};
 use super::{Retry, Step};
 use crate::core::branch::Position;
 use crate::core::claim::{Claim, Spec};
-use crate::core::io::{Event, Outcome};
+use crate::core::io::{Event, Outcome, Stuck};
 use crate::core::time::Time;
 use crate::error::{Error, Result};
 
@@ -144,11 +144,7 @@ impl TaskLoop {
             let settled = match attempt {
                 Attempt::Cut => return Box::pin(self.stop(true)).await,
                 Attempt::Unreadable(why) => {
-                    return Event::Unreadable {
-                        name: self.spec.name.clone(),
-                        epoch: self.line.lease().epoch,
-                        why: clipped(why, Claim::MAX_NOTE),
-                    };
+                    return Box::pin(self.stuck(Stuck::Unreadable(why))).await;
                 }
                 Attempt::Stepped(Step::Done(output)) => {
                     return Box::pin(self.ended(Outcome::Done(output))).await;
@@ -163,6 +159,9 @@ impl TaskLoop {
             if let Err(error) = settled {
                 match self.failed(&error) {
                     Ok(delay) => resume_at = Some(self.wires.now() + delay),
+                    Err(text) if error.is_stuck() => {
+                        return Box::pin(self.stuck(Stuck::Unkeepable(text))).await;
+                    }
                     Err(text) => return Box::pin(self.ended(Outcome::Failed(text))).await,
                 }
             }
@@ -381,7 +380,7 @@ impl TaskLoop {
                 Ok(delay)
             }
             None => {
-                tracing::error!(target: "handover::task", %error, attempts, "the task failed");
+                tracing::error!(target: "handover::task", %error, attempts, "the task does not go on");
                 Err(if error.is_fatal() {
                     error.to_string()
                 } else {
@@ -403,6 +402,19 @@ impl TaskLoop {
         Event::Ended { name: self.spec.name, epoch: self.line.lease().epoch, outcome }
     }
 
+    /// This build cannot go on with the task. What it leaves behind is its last kept state.
+    async fn stuck(mut self: Box<Self>, why: Stuck) -> Event {
+        self.joined().await;
+        self.permitted().await;
+        self.obey();
+        let why = match why {
+            Stuck::Unreadable(why) => Stuck::Unreadable(clipped(why, Claim::MAX_NOTE)),
+            Stuck::Unkeepable(why) => Stuck::Unkeepable(clipped(why, Claim::MAX_NOTE)),
+        };
+        let (name, epoch) = (self.spec.name, self.line.lease().epoch);
+        Event::Stuck { name, epoch, sealed: self.line.into_sealed(), why }
+    }
+
     /// The task was told to stop: returns when nothing of it runs any more (Rule 15). What it seals
     /// is its newest state, or if a step was cut the one kept before.
     async fn stop(mut self: Box<Self>, cut: bool) -> Event {
@@ -410,6 +422,9 @@ impl TaskLoop {
         if !cut {
             match self.keep() {
                 Ok(()) => self.hand_over().await,
+                Err(error) if error.is_stuck() => {
+                    return self.stuck(Stuck::Unkeepable(error.to_string())).await;
+                }
                 Err(error) if error.is_fatal() => {
                     return self.ended(Outcome::Failed(error.to_string())).await;
                 }

@@ -255,7 +255,7 @@ impl Scan {
         for (run_key, record) in self.records {
             let output = self.outputs.contains(&rows::run_key(&run_key));
             let mut run = Run::new(record.spec);
-            run.end = record.end.map(|claim| (claim, output));
+            run.end = record.end.map(|end| (end, output));
             restore_branches(&mut run, self.checkpoints.remove(&run_key).unwrap_or_default());
             catalog.restore(run_key, Some(run));
         }

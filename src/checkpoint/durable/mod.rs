@@ -20,9 +20,10 @@ use self::load::{Fault, Loaded, guarded};
 use self::medium::{FileMedium, Medium};
 use self::rows::{COMMITS, Record, Table};
 use super::catalog::{Catalog, Change, CheckpointKey, Run, RunKey, key};
-use super::{CheckpointStore, Damage, StoreError, StoredRun, Write, envelope};
+use super::{CheckpointStore, Damage, StoreError, Write, envelope};
 use crate::core::branch::{Header, Position};
 use crate::core::ids::{Name, RunId, SessionId};
+use crate::core::stored::StoredRun;
 
 /// Why a checkpoint file could not be opened. Damage is no reason: see [`Damage::File`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -218,10 +219,8 @@ impl Inner {
 
     fn record(&self, run_key: &RunKey) -> Result<Vec<u8>, StoreError> {
         let run = self.catalog.get(run_key).ok_or(StoreError::Invalid("the run is unknown"))?;
-        let record = Record {
-            spec: run.spec.clone(),
-            end: run.end.as_ref().map(|(claim, _)| claim.clone()),
-        };
+        let record =
+            Record { spec: run.spec.clone(), end: run.end.as_ref().map(|(end, _)| end.clone()) };
         Ok(record.seal()?)
     }
 

@@ -10,9 +10,10 @@ use crate::checkpoint::catalog::{CheckpointKey, RunKey};
 use crate::checkpoint::envelope;
 use crate::checkpoint::frame::{Format, FrameError};
 use crate::core::branch::{Header, Position};
-use crate::core::claim::{Claim, Spec};
+use crate::core::claim::Spec;
 use crate::core::ids::{Name, NodeId, RunId, SessionId};
 use crate::core::lease::Epoch;
+use crate::core::stored::StoredEnd;
 use uuid::Uuid;
 
 pub(super) type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -51,7 +52,7 @@ const OUTPUT: Format =
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     pub(super) spec: Spec,
-    pub(super) end: Option<Claim>,
+    pub(super) end: Option<StoredEnd>,
 }
 
 impl Record {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::failing_disk::FailingDisk;
 use super::*;
 use crate::checkpoint::conformance;
-use crate::checkpoint::testing::{claim, forked, header, name, position, put, put_as, run};
+use crate::checkpoint::testing::{end, forked, header, name, position, put, put_as, run};
 use crate::checkpoint::testing::{session, spec, state};
 use crate::checkpoint::{Execution, Limits, Reply, Request, StoreWorker};
 use crate::core::claim::Phase;
@@ -30,7 +30,7 @@ fn write(task: &str, seq: u64) -> Write {
 
 fn finish(task: &str) -> Write {
     Write::End {
-        claim: claim(task, 1, Phase::Finished),
+        end: end(task, 1, Phase::Finished),
         spec: spec(task, 1),
         output: Some(Bytes::from_static(b"out")),
     }

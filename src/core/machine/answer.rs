@@ -34,7 +34,7 @@ impl Machine {
         let epoch = claim.epoch;
         let asker = claim.session.clone();
         let (verdict, step_back) = self.verdict(&claim);
-        if !self.has_room(&name) {
+        if !self.admits(&name) {
             return Answer { name, epoch, verdict, askers: Vec::new(), known: Vec::new() };
         }
         let askers = self.remember_asker(&claim);

@@ -1,28 +1,19 @@
 //! Joining, and what a booting node finds on its disk (Rule 14).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::Machine;
 use super::task::Purpose;
 use crate::core::branch::{Branches, Header, Position};
-use crate::core::claim::{Claim, Spec};
+use crate::core::claim::{Phase, Spec};
 use crate::core::ids::{Name, NodeId, RunId, SessionId};
-use crate::core::io::{Action, Cause};
+use crate::core::io::{Action, Cause, Gone};
 use crate::core::message::Message;
 use crate::core::placement;
 use crate::core::record::NodeState;
+use crate::core::stored::StoredEnd;
 use crate::core::time::Time;
-
-/// What the store holds of one run.
-#[derive(Clone, Debug)]
-pub struct StoredOffer {
-    /// What to run.
-    pub spec: Spec,
-    /// The newest valid checkpoint of each branch.
-    pub headers: Vec<Header>,
-    /// Its terminal record, if it has ended.
-    pub end: Option<Claim>,
-}
 
 type Found = (Name, RunId, Option<Position>);
 
@@ -43,6 +34,11 @@ pub(super) struct Boot {
 }
 
 impl Boot {
+    /// Since when this node knows what its peers know.
+    pub(super) const fn up_since(&self) -> Option<Time> {
+        self.up_since
+    }
+
     pub(super) fn is_offered(&self, name: &Name) -> bool {
         self.offers.contains_key(name)
     }
@@ -66,26 +62,33 @@ impl Boot {
 impl Machine {
     pub(super) fn load_boot(&mut self) {
         let me = &self.config.me;
-        self.boot.missing = self
-            .config
-            .members
-            .iter()
-            .map(|session| session.node.clone())
-            .filter(|node| *node != me.node)
-            .collect();
+        let (own, others): (Vec<_>, Vec<_>) =
+            self.config.members.iter().cloned().partition(|session| session.node == me.node);
+        self.boot.missing = others.into_iter().map(|session| session.node).collect();
+        // Who holds the directory has outlived all that held it before: there is nobody to wait for.
+        let before =
+            self.config.record.succeeds.map(|nonce| SessionId::new(me.node.clone(), nonce));
+        for session in own.into_iter().chain(before) {
+            self.members.mark_gone(self.now.at, &session, Gone::Superseded);
+        }
         for stored in std::mem::take(&mut self.config.boot) {
             let name = stored.spec.name.clone();
-            for header in stored.headers {
+            for header in stored.checkpoints {
                 self.view.raise(&name, header.position.epoch);
                 let runs = self.held.entry(name.clone()).or_default();
                 runs.entry(header.run).or_default().admit(header);
             }
             self.note_pins(&name, stored.spec.run);
-            if let Some(end) = stored.end {
-                self.view.raise(&name, end.epoch);
-                let newer = self.ends.get(&name).is_none_or(|(known, _)| end.beats(known));
+            if let Some((StoredEnd { claim, at }, output)) = stored.end {
+                self.view.raise(&name, claim.epoch);
+                let newer = self.ends.get(&name).is_none_or(|(known, _)| claim.beats(known));
                 if newer {
-                    self.ends.insert(name.clone(), (end, self.now.at));
+                    // A clock that was set back makes it no older than it is, but younger.
+                    let age = Duration::from_secs(self.now.unix.saturating_sub(at));
+                    if claim.phase == Phase::Finished && !output {
+                        self.bare.insert(name.clone());
+                    }
+                    self.ends.insert(name.clone(), (claim, self.now.at.back(age)));
                     self.dirty.insert(name.clone());
                 }
             } else if self.boot.offers.get(&name).is_none_or(|known| stored.spec.run > known.run) {

@@ -76,7 +76,7 @@ impl Machine {
         let number = self.take_number();
         let claim = Claim { session: self.config.me.clone(), number, version: 0, ..end };
         let doing = Doing::Over { dominated: None };
-        self.tasks.insert(name.clone(), Task::record(claim, spec.clone(), doing));
+        self.tasks.insert(name.clone(), Box::new(Task::record(claim, spec.clone(), doing)));
         self.answer_for_end(&name, BTreeSet::new());
         self.push(Action::PublishSpec(spec));
         self.publish(&name);
@@ -87,8 +87,7 @@ impl Machine {
         self.ends.insert(end.name.clone(), (end.clone(), self.now.at));
         self.bare.insert(end.name.clone());
         self.forget_runs(&end.name, end.run);
-        let (claim, spec) = (end.clone(), spec.clone());
-        self.push(Action::StoreEnd { claim, spec, output: None, from: None });
+        self.store_end(spec.clone(), None, None);
     }
 
     /// A failure that a live claim of its run has risen above is no end (Rule 9).
@@ -206,7 +205,9 @@ impl Machine {
         if self.now.at.since(at) < retention {
             return self.alarm(name, at + retention);
         }
-        let bury = at + retention + memory;
+        // Whoever has just come may still meet a copy that was born again without it (Rule 14).
+        let met = self.boot.up_since().unwrap_or(self.now.at) + timing.boot_wait;
+        let bury = (at + retention + memory).max(met);
         let lower = self.view.claims(name).any(|other| {
             other.session != self.config.me && !other.phase.is_terminal() && end.ends(other)
         });

@@ -135,7 +135,7 @@ impl Machine {
             return;
         };
         let runs = matches!(task.doing, Doing::Running | Doing::Stopping(Why::Transfer));
-        self.holding.remove(&task.claim.number);
+        self.holding.remove(task.claim.number);
         task.claim.number = number;
         task.claim.version = 0;
         task.claim.epoch = epoch;

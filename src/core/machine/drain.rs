@@ -46,13 +46,17 @@ impl Machine {
     }
 
     pub(super) fn on_drain(&mut self, deadline: Time) {
-        if self.drain.is_some() || self.state.is_fenced() {
+        if self.drain.is_some() {
             return;
         }
         // A step has to end, and the task to move, in what is left of the budget then.
         let budget = deadline.since(self.now.at);
         let finish_until = deadline.back(self.config.timing.stop_grace.min(budget / 2));
         self.drain = Some(Drain { deadline, finish_until, hurried: None, told: false, left: None });
+        // Everything is being stopped already, and nobody takes anything from here.
+        if self.state.is_fenced() {
+            return;
+        }
         // The gate first: nothing new may land here while the rest is told (DEPLOYS 2).
         self.set_state(NodeState::Draining);
         self.push(Action::CommitAll);
@@ -86,7 +90,7 @@ impl Machine {
             Doing::Settling(_)
             | Doing::Finding(_)
             | Doing::Fetching { .. }
-            | Doing::Incoming { transferred: None } => {
+            | Doing::Incoming { transferred: None, .. } => {
                 let source = task.from.clone();
                 let (incoming, epoch) =
                     (matches!(task.doing, Doing::Incoming { .. }), task.claim.epoch);
@@ -181,7 +185,12 @@ impl Machine {
             doing => !over(doing),
         };
         // As long as the one last found is left there is no need to look for another.
-        if drain.left.as_ref().and_then(|name| self.tasks.get(name)).is_some_and(is_left) {
+        if drain
+            .left
+            .as_ref()
+            .and_then(|name| self.tasks.get(name))
+            .is_some_and(|task| is_left(task))
+        {
             return;
         }
         let left = self.tasks.iter().find(|(_, task)| is_left(task)).map(|(name, _)| name.clone());
@@ -202,9 +211,14 @@ impl Machine {
         }
         self.on_drain(self.now.at);
         // What cannot be stopped is not released, and a goodbye would say that it has stopped.
-        if self.tasks.values().any(Task::runs) {
-            self.push(Action::Left { heard: 0, told: 0 });
-            return;
+        let running = self.tasks.iter().filter(|(_, task)| task.runs());
+        let running: Vec<Name> = running.map(|(name, _)| name.clone()).collect();
+        if !running.is_empty() {
+            return self.push(Action::Stays { running });
+        }
+        // Its peers hold it for gone; it has nothing to say to them.
+        if self.state.is_fenced() {
+            return self.push(Action::Left { heard: 0, told: 0 });
         }
         let peers: BTreeSet<SessionId> = self
             .members

@@ -10,9 +10,10 @@ use super::task::{Doing, Task, Why};
 use crate::core::branch::Header;
 use crate::core::claim::{Claim, Phase, Spec, Want};
 use crate::core::ids::{Name, RunId, SessionId};
-use crate::core::io::{Action, CallError, Notice, Outcome, Stop};
+use crate::core::io::{Action, CallError, Notice, Outcome, Stop, Stuck};
 use crate::core::lease::Epoch;
 use crate::core::message::Message;
+use crate::core::stored::StoredEnd;
 
 impl Machine {
     /// Tells a loop to stop; what does not run is dealt with at once.
@@ -36,7 +37,7 @@ impl Machine {
             Doing::Settling(_) | Doing::Finding(_) | Doing::Fetching { .. } | Doing::Kept => {
                 self.stopped(name, why);
             }
-            Doing::Incoming { transferred: None } => self.stopped(name, why),
+            Doing::Incoming { transferred: None, .. } => self.stopped(name, why),
             Doing::Incoming { .. }
             | Doing::Sealing { .. }
             | Doing::Moving { .. }
@@ -52,7 +53,7 @@ impl Machine {
         sealed: Option<(Header, Bytes)>,
         _dropped: bool,
     ) {
-        let Some(task) = self.tasks.get_mut(name) else {
+        let Some(task) = self.tasks.get(name) else {
             return;
         };
         if task.claim.epoch != epoch || !task.runs() {
@@ -64,12 +65,7 @@ impl Machine {
             _ if task.hand.is_some() => Why::Transfer,
             _ => Why::Release,
         };
-        if let Some((header, state)) = sealed {
-            let spec = task.spec.clone();
-            task.latest = Some(header.clone());
-            task.bytes = Some(state.clone());
-            self.keep(&spec, header, state, None);
-        }
+        self.keep_sealed(name, sealed);
         self.stopped(name, why);
     }
 
@@ -118,15 +114,46 @@ impl Machine {
         self.end(name, phase, output, note);
     }
 
-    pub(super) fn on_unreadable(&mut self, name: &Name, epoch: Epoch, why: String) {
+    pub(super) fn on_stuck(
+        &mut self,
+        name: &Name,
+        epoch: Epoch,
+        sealed: Option<(Header, Bytes)>,
+        why: Stuck,
+    ) {
+        if !self.tasks.get(name).is_some_and(|task| task.claim.epoch == epoch && task.runs()) {
+            return;
+        }
+        self.keep_sealed(name, sealed);
         let Some(task) = self.tasks.get(name) else {
             return;
         };
-        if task.claim.epoch == epoch && task.runs() {
-            let latest = task.latest.as_ref();
+        // It has stopped, which is all that those reasons ask for.
+        if let Doing::Stopping(told @ (Why::Lost | Why::Yield { .. } | Why::Cancel)) = &task.doing {
+            let told = told.clone();
+            return self.stopped(name, told);
+        }
+        let latest = task.latest.as_ref();
+        let (until_resumed, why) = match why {
             // A build that claims to read it and cannot is no reason to try the next one.
-            let claims = latest.is_none_or(|header| self.reads(&header.kind, header.state_version));
-            self.park(name, claims, &why);
+            Stuck::Unreadable(why) => {
+                (latest.is_none_or(|header| self.reads(&header.kind, header.state_version)), why)
+            }
+            Stuck::Unkeepable(why) => (true, why),
+        };
+        self.withdraw_offer(name);
+        self.park(name, until_resumed, &why);
+    }
+
+    /// What a loop left behind is the newest there is of its task.
+    fn keep_sealed(&mut self, name: &Name, sealed: Option<(Header, Bytes)>) {
+        if let Some((header, state)) = sealed
+            && let Some(task) = self.tasks.get_mut(name)
+        {
+            let spec = task.spec.clone();
+            task.latest = Some(header.clone());
+            task.bytes = Some(state.clone());
+            self.keep(&spec, header, state, None);
         }
     }
 
@@ -159,12 +186,7 @@ impl Machine {
         self.ends.insert(name.clone(), (claim.clone(), self.now.at));
         self.bare.remove(name);
         self.forget_runs(name, claim.run);
-        self.push(Action::StoreEnd {
-            claim: claim.clone(),
-            spec: spec.clone(),
-            output: output.clone(),
-            from: None,
-        });
+        self.store_end(spec.clone(), output.clone(), None);
         for to in waiting {
             let (claim, spec, output) = (claim.clone(), spec.clone(), output.clone());
             self.send(&to, Message::Ended { claim, spec, output, age: Duration::ZERO });
@@ -212,6 +234,16 @@ impl Machine {
         self.alarm_in(name, retention);
     }
 
+    /// Keeps the end that is known of a name, with when it was.
+    pub(super) fn store_end(&mut self, spec: Spec, output: Option<Bytes>, from: Option<SessionId>) {
+        let Some((claim, since)) = self.ends.get(&spec.name) else {
+            return;
+        };
+        let at = self.now.unix.saturating_sub(self.now.at.since(*since).as_secs());
+        let end = StoredEnd { claim: claim.clone(), at };
+        self.push(Action::StoreEnd { end, spec, output, from });
+    }
+
     /// Neither the store nor any peer has taken the end: it is tried until one does.
     fn store_end_again(&mut self, name: &Name) {
         let by = self.now.at + self.config.timing.convergence();
@@ -227,12 +259,7 @@ impl Machine {
         };
         *until = by;
         let (output, waiting) = (output.clone(), waiting.clone());
-        self.push(Action::StoreEnd {
-            claim: claim.clone(),
-            spec: spec.clone(),
-            output: output.clone(),
-            from: None,
-        });
+        self.store_end(spec.clone(), output.clone(), None);
         for to in waiting {
             let (claim, spec, output) = (claim.clone(), spec.clone(), output.clone());
             self.send(&to, Message::Ended { claim, spec, output, age: Duration::ZERO });
@@ -297,8 +324,9 @@ impl Machine {
     }
 
     pub(super) fn on_ended_reply(&mut self, from: &SessionId, name: &Name, run: RunId) {
-        let ending =
-            |task: &&mut Task| matches!(task.doing, Doing::Ending { .. }) && task.claim.run == run;
+        let ending = |task: &&mut Box<Task>| {
+            matches!(task.doing, Doing::Ending { .. }) && task.claim.run == run
+        };
         let Some(task) = self.tasks.get_mut(name).filter(ending) else {
             return self.copied(from, name, run);
         };
@@ -327,7 +355,7 @@ impl Machine {
             return;
         }
         let name = claim.name.clone();
-        if !self.has_room(&name) {
+        if !self.admits(&name) {
             return;
         }
         self.view.raise(&name, claim.epoch);
@@ -350,7 +378,7 @@ impl Machine {
         self.forget_runs(&name, claim.run);
         let retention = self.config.timing.retention;
         self.alarm_in(&name, retention);
-        self.push(Action::StoreEnd { claim, spec, output, from: Some(from.clone()) });
+        self.store_end(spec, output, Some(from.clone()));
         self.dirty.insert(name);
     }
 

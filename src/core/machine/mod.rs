@@ -14,6 +14,7 @@ mod drain;
 mod end;
 mod goodbyes;
 mod hearsay;
+mod holding;
 mod needs;
 mod recover;
 mod replicate;
@@ -33,7 +34,6 @@ use std::time::Duration;
 
 use litemap::LiteMap;
 
-pub use boot::StoredOffer;
 pub use needs::Needs;
 use task::{Doing, Task};
 use transfer::OfferTerms;
@@ -45,6 +45,7 @@ use super::io::{Action, Event, Gone, Notice, Now};
 use super::members::Members;
 use super::message::{Message, Question};
 use super::record::{Load, NodeRecord, NodeState};
+use super::stored::StoredRun;
 use super::time::Time;
 use super::timing::Timing;
 use super::view::View;
@@ -80,7 +81,7 @@ pub struct MachineConfig {
     /// The sessions the data directory remembers.
     pub members: Vec<SessionId>,
     /// What the data directory holds.
-    pub boot: Vec<StoredOffer>,
+    pub boot: Vec<StoredRun>,
     /// Whether checkpoints survive this process.
     pub durable: bool,
     /// Whether a refused reconnect proves death (Rule 5).
@@ -109,7 +110,8 @@ pub struct Machine {
     /// Of other runs of a name than the one in `specs`: the newest is not always the one that stands.
     other_specs: BTreeMap<Name, BTreeMap<RunId, Spec>>,
     desires: BTreeMap<Name, Desired>,
-    tasks: BTreeMap<Name, Task>,
+    /// Boxed: a tree moves its values about.
+    tasks: BTreeMap<Name, Box<Task>>,
     /// Checkpoints held here, of my own tasks and as a replica.
     held: BTreeMap<Name, LiteMap<RunId, Branches>>,
     /// Checkpoints on their way to the store: held by nobody before they are there (C5).
@@ -143,10 +145,12 @@ pub struct Machine {
     mourned: Time,
     next_number: u64,
     /// Numbers of my claims that hold a name.
-    holding: BTreeSet<u64>,
+    holding: holding::Holding,
     recently_released: VecDeque<u64>,
     /// Vacant names that this node had no room for.
     passed_over: BTreeSet<Name>,
+    /// A name was refused for want of room, and a person was told.
+    crowded: bool,
     /// Vacant names whose owner's mode is unknown here.
     left_alone: BTreeSet<Name>,
     /// When a name that nobody holds was first seen free.
@@ -243,9 +247,10 @@ impl Machine {
             buried: BTreeMap::new(),
             mourned: now.at,
             next_number: 1,
-            holding: BTreeSet::new(),
+            holding: holding::Holding::default(),
             recently_released: VecDeque::new(),
             passed_over: BTreeSet::new(),
+            crowded: false,
             left_alone: BTreeSet::new(),
             free_since: BTreeMap::new(),
             header: None,
@@ -309,6 +314,11 @@ impl Machine {
         &self.members
     }
 
+    /// How many names are known, against [`MachineConfig::max_names`].
+    pub fn names(&self) -> usize {
+        self.view.len().max(self.held.len()).max(self.ends.len())
+    }
+
     /// A spec known.
     pub fn spec(&self, name: &Name) -> Option<&Spec> {
         self.specs.get(name)
@@ -364,7 +374,7 @@ impl Machine {
             }
             Event::Unstoppable { name, epoch } => self.on_unstoppable(&name, epoch),
             Event::Ended { name, epoch, outcome } => self.on_ended(&name, epoch, outcome),
-            Event::Unreadable { name, epoch, why } => self.on_unreadable(&name, epoch, why),
+            Event::Stuck { name, epoch, sealed, why } => self.on_stuck(&name, epoch, sealed, why),
             Event::Stored { header, from, error } => self.on_stored(header, from, error),
             Event::StoredEnd { name, run, from, error } => {
                 self.on_stored_end(&name, run, from, error);
@@ -463,7 +473,11 @@ impl Machine {
             Message::GetState { name, run, position, writer } => {
                 self.on_get_state(from, &name, run, position, &writer);
             }
-            Message::StateData { header, state } => self.on_state_data(header, state),
+            Message::StateData { header, state } => {
+                // Not as its header says, it is as good as none (H4).
+                let state = state.filter(|state| header.describes(state));
+                self.on_state_data(header, state);
+            }
             Message::Ended { claim, spec, output, age } => {
                 self.on_ended_elsewhere(from, claim, spec, output, age);
             }
@@ -670,7 +684,7 @@ impl Machine {
     /// now on (Rule 4).
     fn merge(&mut self, claim: Claim) {
         let name = claim.name.clone();
-        if !self.has_room(&name) {
+        if !self.admits(&name) {
             return;
         }
         if !self.buried.contains_key(&claim.session)
@@ -683,12 +697,22 @@ impl Machine {
         }
     }
 
-    /// Whether a name is known, or one more can be: checked before anything of it is kept.
-    fn has_room(&self, name: &Name) -> bool {
+    /// Whether a name is known, or one more can be: checked before anything of it is kept. When there
+    /// is no room a person is told, once.
+    fn admits(&mut self, name: &Name) -> bool {
         let limit = self.config.max_names;
-        self.view.top(name).is_some()
-            || self.tasks.contains_key(name)
-            || (self.view.len() < limit && self.held.len() < limit && self.ends.len() < limit)
+        let known = self.view.top(name).is_some() || self.tasks.contains_key(name);
+        if known || self.names() < limit {
+            return true;
+        }
+        if !std::mem::replace(&mut self.crowded, true) {
+            self.tell(Notice::Warning(format!(
+                "{limit} names are known, which is `max_names`: new ones are refused; raise it on \
+                 every node, or let ended tasks be forgotten sooner (`retention`, \
+                 `tombstone_retention`)"
+            )));
+        }
+        false
     }
 
     fn forget_asker(&mut self, name: &Name, session: &SessionId) {
@@ -779,8 +803,8 @@ impl Machine {
         task.claim.version = task.claim.version.saturating_add(1);
         let claim = task.claim.clone();
         if claim.phase.is_held() {
-            self.holding.insert(claim.number);
-        } else if self.holding.remove(&claim.number) {
+            self.holding.insert(claim.number, &task.spec.kind);
+        } else if self.holding.remove(claim.number) {
             if claim.phase.is_free() {
                 self.recently_released.push_back(claim.number);
                 if self.recently_released.len() > MAX_RELEASED {
@@ -943,7 +967,7 @@ impl Machine {
 
     /// The state, watermark and releases that every datagram carries (Rule 2).
     fn publish_header(&mut self) {
-        let watermark = self.holding.first().unwrap_or(&self.next_number).saturating_sub(1);
+        let watermark = self.holding.first().unwrap_or(self.next_number).saturating_sub(1);
         self.recently_released.retain(|number| *number > watermark);
         let header =
             (self.state, watermark, self.recently_released.iter().copied().collect::<Vec<_>>());
@@ -1000,6 +1024,7 @@ impl Machine {
         for session in ticked.silent {
             self.on_gone(&session, Gone::Silent);
         }
+        self.crowded &= self.names() >= self.config.max_names / 10 * 9;
         self.tick_join();
         self.tick_boot();
         self.tick_drain();
@@ -1043,10 +1068,7 @@ impl Machine {
 
     /// Whether this node holds as many tasks of a kind as it may.
     pub(super) fn is_full_of(&self, kind: &Kind) -> bool {
-        self.config.kind_limits.get(kind).is_some_and(|limit| {
-            let held = |task: &&Task| task.spec.kind == *kind && task.claim.phase.is_held();
-            self.tasks.values().filter(held).count() >= *limit
-        })
+        self.config.kind_limits.get(kind).is_some_and(|limit| self.holding.of(kind) >= *limit)
     }
 
     /// Ends a claim of mine that never ran: others act on its record alone.

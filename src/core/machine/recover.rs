@@ -283,7 +283,7 @@ impl Machine {
             return;
         }
         match state {
-            Some(state) if state.len() as u64 == header.len => {
+            Some(state) => {
                 let from = io::From::Checkpoint { header: header.clone(), state: state.clone() };
                 let spec = task.spec.clone();
                 self.keep(&spec, header.clone(), state, None);
@@ -296,7 +296,7 @@ impl Machine {
                 }
                 self.park(&name, false, &why);
             }
-            _ => {
+            None => {
                 let mut tried = tried.clone();
                 tried.push(header);
                 self.fetch_failed(&name, tried);

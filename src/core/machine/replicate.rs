@@ -306,7 +306,7 @@ impl Machine {
         }
         self.revoke_failure(&claim);
         let reply = |result| Message::CheckpointReply { name: name.clone(), run, position, result };
-        if !self.has_room(&name) {
+        if !self.admits(&name) {
             let why = "as many names as allowed are known here".to_owned();
             return self.send(from, reply(Err(Rejection::Unavailable(why))));
         }

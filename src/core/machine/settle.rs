@@ -77,7 +77,7 @@ impl Machine {
         };
         let mut callers = callers;
         if let Some(old) = self.tasks.get_mut(&name) {
-            self.holding.remove(&old.claim.number);
+            self.holding.remove(old.claim.number);
             callers.append(&mut old.callers);
         }
         let doing = Doing::Settling(Settling {
@@ -90,7 +90,7 @@ impl Machine {
         let older = purpose == Purpose::Older;
         let record = Task::record(claim, spec.clone(), doing);
         let task = Task { cause, from, callers, prior, keep, older, ..record };
-        self.tasks.insert(name.clone(), task);
+        self.tasks.insert(name.clone(), Box::new(task));
         self.set_spec(spec.clone());
         self.push(crate::core::io::Action::PublishSpec(spec));
         self.publish(&name);

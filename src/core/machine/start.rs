@@ -317,7 +317,7 @@ impl Machine {
             return callers.into_iter().for_each(|caller| self.reply_to(caller, result.clone()));
         }
         let refusal = match self.may_take(&spec, None) {
-            _ if !self.has_room(&name) => Refusal::Full,
+            _ if !self.admits(&name) => Refusal::TooManyNames,
             true => return self.claim(spec, Cause::Start, Purpose::Run, callers),
             false if self.state != NodeState::Up => Refusal::NotUp,
             false if self.load.full || self.is_full_of(&spec.kind) => Refusal::Full,

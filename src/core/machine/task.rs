@@ -72,7 +72,11 @@ pub(super) enum Doing {
     /// Its loop was told to stop.
     Stopping(Why),
     /// Accepted from a source that still has it (Rule 18).
-    Incoming { transferred: Option<Option<Header>> },
+    Incoming {
+        transferred: Option<Option<Header>>,
+        /// When the source was last told that it is accepted.
+        said: Time,
+    },
     /// Held; nothing runs.
     Kept,
     /// Stopped for handing over: the target is getting the sealed state.

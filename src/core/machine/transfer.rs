@@ -90,13 +90,16 @@ impl Machine {
         epoch: Epoch,
         result: Result<(), Refusal>,
     ) {
-        let Some(task) = self.tasks.get_mut(name) else {
+        let is_open = |hand: &Hand| hand.to == *from && hand.epoch == epoch;
+        let offered = |task: &&mut Box<Task>| task.hand.as_ref().is_some_and(is_open);
+        let Some(task) = self.tasks.get_mut(name).filter(offered) else {
+            // Taken back, and the word of that was lost: whoever has accepted must not wait for ever.
+            if result.is_ok() {
+                self.send(from, Message::Withdraw { name: name.clone(), epoch });
+            }
             return;
         };
         let Some(hand) = &mut task.hand else { return };
-        if hand.to != *from || hand.epoch != epoch {
-            return;
-        }
         match result {
             Ok(()) if hand.accepted => {}
             Ok(()) => {
@@ -423,7 +426,7 @@ impl Machine {
 
     /// Gossiped capability is never trusted alone: the receiver checks again.
     fn refuses_offer(
-        &self,
+        &mut self,
         from: &SessionId,
         claim: &Claim,
         spec: &Spec,
@@ -432,7 +435,10 @@ impl Machine {
         if self.state != NodeState::Up {
             return Some(Refusal::NotUp);
         }
-        if self.load.full || self.is_full_of(&spec.kind) || !self.has_room(&spec.name) {
+        if !self.admits(&spec.name) {
+            return Some(Refusal::TooManyNames);
+        }
+        if self.load.full || self.is_full_of(&spec.kind) {
             return Some(Refusal::Full);
         }
         if !self.may_take(spec, version) {
@@ -460,7 +466,7 @@ impl Machine {
         let &OfferTerms { epoch, idle, cause, .. } = terms;
         let name = spec.name.clone();
         if let Some(old) = self.tasks.get(&name) {
-            self.holding.remove(&old.claim.number);
+            self.holding.remove(old.claim.number);
         }
         let keep = source.phase.waits_for_resume().then(|| source.phase.clone());
         let claim = Claim {
@@ -481,6 +487,7 @@ impl Machine {
             session: Some(from.clone()),
             epoch: None,
         };
+        let said = self.now.at;
         let task = Task {
             // What waits for `resume` is not taken out of parking by an offer.
             cause: if keep.is_some() { Cause::Drain } else { cause },
@@ -488,9 +495,9 @@ impl Machine {
             from: Some(from.clone()),
             prior,
             first_offer: !idle,
-            ..Task::record(claim, spec.clone(), Doing::Incoming { transferred: None })
+            ..Task::record(claim, spec.clone(), Doing::Incoming { transferred: None, said })
         };
-        self.tasks.insert(name.clone(), task);
+        self.tasks.insert(name.clone(), Box::new(task));
         self.learn(spec.clone());
         self.push(Action::PublishSpec(spec));
         self.publish(&name);
@@ -504,7 +511,7 @@ impl Machine {
             matches!(&task.claim.phase, Phase::Incoming { from: source } if source == from);
         if theirs
             && task.claim.epoch == epoch
-            && matches!(task.doing, Doing::Incoming { transferred: None })
+            && matches!(task.doing, Doing::Incoming { transferred: None, .. })
         {
             self.release_claim(name);
         }
@@ -525,7 +532,7 @@ impl Machine {
             return;
         }
         match &mut task.doing {
-            Doing::Incoming { transferred } if transferred.is_none() => {
+            Doing::Incoming { transferred, .. } if transferred.is_none() => {
                 *transferred = Some(sealed.clone());
             }
             Doing::Incoming { .. } | Doing::Fetching { .. } | Doing::Finding(_) => return,
@@ -600,12 +607,13 @@ impl Machine {
         let Some(task) = self.tasks.get(name) else {
             return;
         };
-        let Doing::Incoming { transferred: None } = &task.doing else {
+        let Doing::Incoming { transferred: None, said } = &task.doing else {
             return;
         };
         let Some(source) = task.from.clone() else {
             return;
         };
+        let (epoch, due) = (task.claim.epoch, *said + RESEND * 4);
         let theirs = self.view.get(name, &source);
         let decided = theirs.is_some_and(
             |claim| matches!(&claim.phase, Phase::Transferred { to } if *to == self.config.me),
@@ -615,14 +623,27 @@ impl Machine {
             return self.release_claim(name);
         }
         if !self.members.is_gone(&source) {
-            return;
+            if self.now.at < due {
+                return self.alarm(name, due);
+            }
+            // It tells if it has changed its mind.
+            if let Some(Doing::Incoming { said, .. }) =
+                self.tasks.get_mut(name).map(|task| &mut task.doing)
+            {
+                *said = self.now.at;
+            }
+            self.alarm_in(name, RESEND * 4);
+            let reply = Message::OfferReply { name: name.clone(), epoch, result: Ok(()) };
+            return self.send(&source, reply);
         }
         let spec = task.spec.clone();
         if decided {
             // The decision is known and the sealed state may be here: the best there is at or above
             // the floor (the one exception to H4).
-            if let Some(task) = self.tasks.get_mut(name) {
-                task.doing = Doing::Incoming { transferred: Some(None) };
+            if let Some(Doing::Incoming { transferred, .. }) =
+                self.tasks.get_mut(name).map(|task| &mut task.doing)
+            {
+                *transferred = Some(None);
             }
             let what = "its source is gone: continued from the best checkpoint".to_owned();
             let exact = self.held.get(name).is_some_and(|runs| runs.contains_key(&spec.run));

@@ -19,6 +19,7 @@ mod failing;
 mod many;
 mod seeds;
 mod starting;
+mod unstoppable;
 mod using;
 
 const SOON: Duration = Duration::from_secs(30);

@@ -328,7 +328,7 @@ async fn a_task_resumed_and_stopped_before_its_first_step_gives_back_what_it_was
     let mut world = World::new(stepping());
     world.start("a");
     let (header, state, _) = world.commit().await;
-    world.runner.cancel_all();
+    drop(world.runner.cancel_all());
     world.forget();
     world.runner.permit(Time::ZERO);
     world.resume(2, header.clone(), state.clone());
@@ -390,7 +390,7 @@ async fn an_older_state_is_upgraded() {
 
 async fn unreadable(world: &mut World) -> String {
     match world.next().await {
-        Event::Unreadable { why, epoch, .. } => {
+        Event::Stuck { why: Stuck::Unreadable(why), epoch, .. } => {
             assert_eq!(epoch, Epoch(2));
             why
         }

@@ -69,7 +69,7 @@ async fn what_a_crash_repeats_lies_after_the_last_commit() {
     let mut world = World::new(ledger(&written));
     world.start("ledger");
     tokio::time::sleep(ms(1_500)).await;
-    world.runner.cancel_all();
+    drop(world.runner.cancel_all());
     let before = written.all();
     let mut newest = None;
     while let Ok(event) = world.events.try_recv() {

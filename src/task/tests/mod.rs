@@ -29,7 +29,7 @@ use crate::clock::Clock;
 use crate::core::branch::{Ancestor, Header};
 use crate::core::claim::Spec;
 use crate::core::ids::{Kind, Name, NodeId, RunId, SessionId};
-use crate::core::io::{Event, From, Outcome, Stop};
+use crate::core::io::{Event, From, Outcome, Stop, Stuck};
 use crate::core::lease::{Epoch, Lease};
 use crate::core::time::Time;
 use crate::error::Result;
@@ -204,6 +204,14 @@ impl World {
         match self.last().await {
             Event::Ended { outcome, .. } => outcome,
             other => panic!("expected an end: {other:?}"),
+        }
+    }
+
+    /// What a task that cannot be kept any more has left, and why it cannot.
+    async fn unkeepable(&mut self) -> (Option<(Header, Bytes)>, String) {
+        match self.last().await {
+            Event::Stuck { sealed, why: Stuck::Unkeepable(why), .. } => (sealed, why),
+            other => panic!("expected it to be stuck: {other:?}"),
         }
     }
 

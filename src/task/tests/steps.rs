@@ -351,17 +351,22 @@ async fn an_idempotency_key_names_a_step_of_a_run_whoever_takes_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_state_over_its_limit_fails_the_task_with_advice() {
+async fn a_state_over_its_limit_parks_the_task_with_its_last_state_and_advice() {
     let script = Script::new(|_, _, at| {
         Box::pin(async move {
-            at.ballast = "x".repeat(64 << 20);
+            if at.n == 3 {
+                at.ballast = "x".repeat(64 << 20);
+            }
+            at.n += 1;
             Ok(Step::More)
         })
     });
     let mut world = World::new(script);
     world.start("a");
-    let text = failed(world.outcome().await);
+    let (sealed, text) = world.unkeepable().await;
     assert!(text.contains("over the limit of 67108864 bytes: keep bulk data"), "{text}");
+    let (header, state) = sealed.unwrap();
+    assert_eq!((header.position.seq, count(&state).n), (3, 3));
 }
 
 struct Verbose;
@@ -378,10 +383,10 @@ impl Task for Verbose {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_output_over_its_limit_fails_the_task_with_advice() {
+async fn an_output_over_its_limit_parks_the_task_with_advice() {
     let mut world = World::new(Verbose);
     world.runner.start(spec("verbose", "a"), lease(1), From::Initial, vec![], 0);
-    let text = failed(world.outcome().await);
+    let (_, text) = world.unkeepable().await;
     assert!(text.contains("over the limit of 65536 bytes: store the result"), "{text}");
 }
 

@@ -762,3 +762,82 @@ fn after_a_visible_gap_no_step_starts_before_an_echo_sent_after_it() {
         assert!(world.steps_done[&name("a")] > before + during);
     }
 }
+
+fn incoming(world: &World) -> Vec<SessionId> {
+    let accepted = |node: &&SessionId| {
+        let claim = world.claim_of(node, "a");
+        claim.is_some_and(|claim| matches!(claim.phase, Phase::Incoming { .. }))
+    };
+    world.nodes.keys().filter(accepted).cloned().collect()
+}
+
+/// Rule 18: a target that was given up, and does not hear of it, does not stand by for ever.
+#[test]
+fn an_accepted_offer_whose_withdrawal_is_lost_is_let_go() {
+    let mut lost = 0;
+    for seed in 0..4 {
+        let (mut world, owner, others) = owned(seed, 4, &Setup::default());
+        // Other load makes the target another node than the replica.
+        for i in 0..seed * 2 {
+            world.start(&others[0], &format!("other{i}"));
+            world.run_for(MS * 100);
+        }
+        let target = target_of(&world, &owner);
+        world.faults.push(Fault {
+            hits: |m| matches!(m, Message::Withdraw { .. }),
+            fate: Fate::Lost,
+            times: 1,
+        });
+        // The sealed state never gets there, so the owner tries another.
+        world.nodes.get_mut(&target).unwrap().disk_full = true;
+        world.blocked =
+            Some(|_, _, m| matches!(m, Message::CheckpointReply { result: Err(_), .. }));
+        world.drain(&owner, S * 25);
+        world.run_for(S * 10);
+        assert_moved(&world);
+        lost += usize::from(world.faults.is_empty());
+        assert_eq!(incoming(&world), [], "seed {seed}");
+    }
+    assert!(lost > 0, "no withdrawal was lost");
+}
+
+/// A target that refuses the sealed state itself is not left with an accepted offer either.
+#[test]
+fn a_target_that_cannot_keep_the_sealed_state_lets_the_name_go() {
+    let mut refused = 0;
+    for seed in 0..4 {
+        let (mut world, owner, others) = owned(seed, 4, &Setup::default());
+        for i in 0..seed * 2 {
+            world.start(&others[0], &format!("other{i}"));
+            world.run_for(MS * 100);
+        }
+        let target = target_of(&world, &owner);
+        world.nodes.get_mut(&target).unwrap().disk_full = true;
+        world.record_messages = true;
+        world.drain(&owner, S * 25);
+        world.run_for(S * 10);
+        assert_moved(&world);
+        let refusal = |m: &Message| matches!(m, Message::CheckpointReply { result: Err(_), .. });
+        refused += usize::from(world.sent.iter().any(|(_, _, _, m)| refusal(m)));
+        assert_eq!(incoming(&world), [], "seed {seed}");
+    }
+    assert!(refused > 0, "no sealed state was refused");
+}
+
+/// A session that was superseded has nothing to move: its drain ends when all has stopped, and it
+/// does not come to life again by leaving.
+#[test]
+fn a_fenced_node_drains_at_once_and_stays_fenced() {
+    let setup = Setup { durable: true, ..Setup::default() };
+    let (mut world, owner, _) = owned(3, 3, &setup);
+    let disk = Disk { nonce: Some(owner.nonce), ..Disk::default() };
+    world.boot(owner.node.as_str(), setup, disk);
+    world.run_until(S * 5, "it is fenced", |w| w.nodes[&owner].machine.state().is_fenced());
+    world.drain(&owner, S * 25);
+    world.run_for(S);
+    assert!(world.nodes[&owner].drained.is_some(), "nothing is left to wait for");
+    world.give(&owner, Event::Leave);
+    world.run_for(S);
+    assert!(world.nodes[&owner].left.is_some());
+    assert!(world.nodes[&owner].machine.state().is_fenced());
+}

@@ -10,7 +10,7 @@ use crate::core::claim::{Claim, Desired, Mode, Phase, Terms, Want};
 use crate::core::ids::{NodeId, RunId, SessionId};
 use crate::core::io::{CallError, Event, Notice};
 use crate::core::lease::Epoch;
-use crate::core::message::{Answer, Message, Verdict};
+use crate::core::message::{Answer, Message, Refusal, Verdict};
 use crate::core::timing::Timing;
 
 const S: Duration = Duration::from_secs(1);
@@ -593,4 +593,31 @@ fn the_highest_numbers_of_a_peer_overflow_nothing() {
     world.give(&nodes[0], Event::Claims { of: nodes[1].clone(), changes });
     world.start_kind(&nodes[0], "b", "count", true);
     world.run_for(S * 2);
+}
+
+/// Rule 26: names are bounded; whoever asks for one more is told why, and a person is told once.
+#[test]
+fn a_name_too_many_is_refused_with_the_reason() {
+    let setup = Setup { max_names: 10, ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(61, 2, &setup);
+    world.goal = 100_000;
+    let mut refused = 0;
+    for i in 0..20 {
+        let call = world.start(&nodes[0], &format!("t{i}"));
+        world.run_for(MS * 300);
+        match &world.nodes[&nodes[0]].replies[&call] {
+            Ok(_) => assert_eq!(world.running(&format!("t{i}")).len(), 1),
+            Err(CallError::NoNode(Refusal::TooManyNames)) => refused += 1,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(refused, 10);
+    for node in &nodes {
+        let full =
+            |notice: &Notice| matches!(notice, Notice::Warning(why) if why.contains("max_names"));
+        assert_eq!(world.told(node, full), 1, "{node}");
+    }
+    // What is known already is not refused.
+    let call = world.start(&nodes[1], "t0");
+    assert!(world.nodes[&nodes[1]].replies[&call].is_ok());
 }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::rules_claims::short;
 use super::world::{Disk, Setup, World, name};
 use crate::core::ids::SessionId;
 use crate::core::io::Notice;
@@ -180,4 +181,50 @@ fn an_end_that_nobody_has_stored_is_not_told() {
     world.nodes.get_mut(&nodes[0]).unwrap().disk_full = false;
     world.run_for(Duration::from_secs(5));
     assert_eq!(world.told(&nodes[0], ended), 1);
+}
+
+/// Rule 12: the time that an end is kept goes on while its node is away, and does not begin anew with
+/// every start of it.
+#[test]
+fn an_end_keeps_its_age_through_restarts() {
+    let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+    let (mut world, nodes) = finished(9, 1, &setup, 3);
+    let mut node = nodes[0].clone();
+    assert_eq!(holders(&world, "t0"), nodes);
+    // Retention and tombstone take 25 s together.
+    for round in 0..4 {
+        let disk = world.disk_of(&node);
+        assert_eq!(disk.runs.len(), 3, "round {round}");
+        world.crash(&node);
+        world.run_for(S * 2);
+        node = world.boot("n0", setup.clone(), disk);
+        world.run_for(S * 3);
+    }
+    assert_eq!(holders(&world, "t0"), [], "outputs go first");
+    let disk = world.disk_of(&node);
+    world.crash(&node);
+    world.run_for(S * 15);
+    node = world.boot("n0", setup, disk);
+    world.run_for(S * 15);
+    assert!(world.disk_of(&node).runs.is_empty(), "nothing is kept for ever");
+    assert!(world.owner(&node, "t0").is_none());
+}
+
+/// An end whose output is gone is not taken for one that has it after a restart.
+#[test]
+fn an_output_that_is_gone_is_fetched_again_from_a_peer_after_a_restart() {
+    let setup = Setup { durable: true, ..Setup::default() };
+    let (mut world, _) = finished(10, 2, &setup, 1);
+    let [first, second] = &holders(&world, "t0")[..] else { panic!("two hold it") };
+    let (first, second) = (first.clone(), second.clone());
+    let mut disk = world.disk_of(&first);
+    world.crash(&first);
+    for run in disk.runs.values_mut() {
+        if let Some((_, output)) = &mut run.end {
+            *output = None;
+        }
+    }
+    let again = world.boot(first.node.as_str(), setup, disk);
+    world.run_for(S * 5);
+    assert_eq!(holders(&world, "t0").len(), 2, "{again} has it again, {second} still");
 }

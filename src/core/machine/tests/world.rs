@@ -15,11 +15,12 @@ use uuid::Uuid;
 use crate::core::branch::{Ancestor, Header, Position, Progress};
 use crate::core::claim::{Claim, Desired, Mode, Phase, Spec, Want};
 use crate::core::ids::{Kind, Name, NodeId, RunId, SessionId};
-use crate::core::io::{Action, CallError, Event, From, Notice, Now, Outcome, Stop};
+use crate::core::io::{Action, CallError, Event, From, Notice, Now, Outcome, Stop, Stuck};
 use crate::core::lease::{Epoch, Lease};
-use crate::core::machine::{Machine, MachineConfig, OnLostState, StoredOffer};
+use crate::core::machine::{Machine, MachineConfig, OnLostState};
 use crate::core::message::Message;
 use crate::core::record::{Load, NodeRecord, NodeState, Versions};
+use crate::core::stored::{StoredEnd, StoredRun};
 use crate::core::time::Time;
 use crate::core::timing::Timing;
 
@@ -92,6 +93,7 @@ pub(super) struct Setup {
     pub replicas: usize,
     pub known_dead: bool,
     pub max_running: u32,
+    pub max_names: usize,
     pub kind_limit: Option<usize>,
     pub on_lost_state: OnLostState,
     pub timing: Timing,
@@ -112,6 +114,7 @@ impl Default for Setup {
             replicas: 1,
             known_dead: true,
             max_running: 1000,
+            max_names: 100_000,
             kind_limit: None,
             on_lost_state: OnLostState::Park,
             timing: Timing::default(),
@@ -131,7 +134,7 @@ pub(super) struct Disk {
 pub(super) struct Stored {
     pub spec: Spec,
     pub checkpoints: Vec<(Header, Bytes)>,
-    pub end: Option<(Claim, Option<Bytes>)>,
+    pub end: Option<(StoredEnd, Option<Bytes>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -408,10 +411,10 @@ impl World {
             max_running: setup.max_running,
             succeeds: disk.nonce.filter(|_| setup.durable),
         };
-        let stored = disk.runs.values().map(|run| StoredOffer {
+        let stored = disk.runs.values().map(|run| StoredRun {
             spec: run.spec.clone(),
-            headers: run.checkpoints.iter().map(|(header, _)| header.clone()).collect(),
-            end: run.end.as_ref().map(|(claim, _)| claim.clone()),
+            checkpoints: run.checkpoints.iter().map(|(header, _)| header.clone()).collect(),
+            end: run.end.as_ref().map(|(end, output)| (end.clone(), output.is_some())),
         });
         let config = MachineConfig {
             me: session.clone(),
@@ -430,7 +433,7 @@ impl World {
                 .into_iter()
                 .collect(),
             finish_here,
-            max_names: 100_000,
+            max_names: setup.max_names,
             on_lost_state: setup.on_lost_state,
         };
         disk.nonce = Some(session.nonce);
@@ -1061,12 +1064,12 @@ impl World {
             Action::Store { spec, header, state, from } => {
                 self.store(session, spec, header, state, from);
             }
-            Action::StoreEnd { claim, spec, output, from } => {
-                let (name, run) = (claim.name.clone(), claim.run);
+            Action::StoreEnd { end, spec, output, from } => {
+                let (name, run) = (spec.name.clone(), spec.run);
                 let full = self.nodes[session].disk_full;
                 let error = full.then(|| "no space left".to_owned());
                 if let Some(node) = self.nodes.get_mut(session).filter(|_| !full) {
-                    let end = Some((claim, output));
+                    let end = Some((end, output));
                     let stored = Stored { spec, checkpoints: Vec::new(), end };
                     node.disk.runs.insert((name.clone(), run), stored);
                 }
@@ -1297,8 +1300,8 @@ impl World {
         }
         if self.unreadable.contains(&spec.name) {
             *self.refused.entry(spec.name.clone()).or_default() += 1;
-            let why = "it does not fit".to_owned();
-            let event = Event::Unreadable { name: spec.name, epoch: lease.epoch, why };
+            let why = Stuck::Unreadable("it does not fit".to_owned());
+            let event = Event::Stuck { name: spec.name, epoch: lease.epoch, sealed: None, why };
             return self.at(MS, Due::Deliver { to: session.clone(), event });
         }
         let started_before = self.stretches.iter().any(|s| {
@@ -1382,6 +1385,7 @@ impl World {
             task.seq += 1;
             *self.steps_done.entry(name.clone()).or_default() += 1;
         }
+        let state = Bytes::copy_from_slice(&task.seq.to_le_bytes());
         let header = Header {
             name: name.clone(),
             run: task.spec.run,
@@ -1393,10 +1397,9 @@ impl World {
             revision: "r1".to_owned(),
             wall_ms: 0,
             len: 8,
-            hash: u128::from(task.seq),
+            hash: Header::hash_of(&state),
             progress: Some(Progress { done: task.seq, total: task.goal, note: String::new() }),
         };
-        let state = Bytes::copy_from_slice(&task.seq.to_le_bytes());
         task.committed = Some((header.clone(), state.clone()));
         let epoch = task.lease.epoch;
         let (done, seq, run) = (task.seq >= task.goal, task.seq, task.spec.run);

@@ -1,0 +1,43 @@
+//! The claims of this node that hold a name: their numbers, and how many there are of each kind.
+
+use std::collections::BTreeMap;
+
+use crate::core::ids::Kind;
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Holding {
+    by_number: BTreeMap<u64, Kind>,
+    of_kind: BTreeMap<Kind, usize>,
+}
+
+impl Holding {
+    pub(super) fn insert(&mut self, number: u64, kind: &Kind) {
+        if self.by_number.insert(number, kind.clone()).is_none() {
+            *self.of_kind.entry(kind.clone()).or_default() += 1;
+        }
+    }
+
+    /// Whether the claim held its name until now.
+    pub(super) fn remove(&mut self, number: u64) -> bool {
+        let Some(kind) = self.by_number.remove(&number) else {
+            return false;
+        };
+        if let Some(count) = self.of_kind.get_mut(&kind) {
+            *count -= 1;
+        }
+        true
+    }
+
+    /// The lowest number: all claims below it have stopped.
+    pub(super) fn first(&self) -> Option<u64> {
+        self.by_number.keys().next().copied()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_number.len()
+    }
+
+    pub(super) fn of(&self, kind: &Kind) -> usize {
+        self.of_kind.get(kind).copied().unwrap_or_default()
+    }
+}

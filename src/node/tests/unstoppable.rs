@@ -1,0 +1,83 @@
+//! Closures that do not return: nobody else may run what still runs here (Rule 15).
+
+use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError};
+
+use super::*;
+
+/// Blocks until it is told to go on.
+struct Blocks(Arc<Mutex<mpsc::Receiver<()>>>);
+
+impl Task for Blocks {
+    const KIND: &'static str = "blocks";
+    type Args = ();
+    type State = u64;
+    type Output = ();
+
+    async fn step(&self, cx: &mut Cx, (): &(), at: &mut u64) -> crate::error::Result<Step<()>> {
+        *at += 1;
+        let gate = Arc::clone(&self.0);
+        let wait = move || gate.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let _ = cx.blocking(wait).await?;
+        Ok(Step::More)
+    }
+}
+
+async fn start_blocking(id: &str, seed: Option<&Node>) -> (Node, mpsc::Sender<()>) {
+    let (sender, receiver) = mpsc::channel();
+    let seeds = seed.map_or(Seeds::None, |seed| seed.address().into());
+    let node = builder(id, seeds, Arc::default())
+        .timing(Timing { stop_grace: Duration::from_millis(200), ..timing() })
+        .drain_budget(Duration::from_millis(500))
+        .task(Blocks(Arc::new(Mutex::new(receiver))))
+        .start()
+        .await
+        .unwrap();
+    timeout(SOON, node.wait_ready()).await.unwrap().unwrap();
+    (node, sender)
+}
+
+/// A node, where a task blocks, and another.
+async fn pair() -> ((Node, mpsc::Sender<()>), (Node, mpsc::Sender<()>)) {
+    let a = start_blocking("a", None).await;
+    a.0.run::<Blocks>("deaf", ()).await.unwrap();
+    let b = start_blocking("b", Some(&a.0)).await;
+    until("b knows", || b.0.whereis("deaf").is_some_and(|entry| entry.state == TaskState::Running))
+        .await;
+    (a, b)
+}
+
+fn runs_on(node: &Node, other: &Node) -> bool {
+    node.whereis("deaf")
+        .is_some_and(|e| e.state == TaskState::Running && e.node == other.session().node)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_cannot_leave_while_something_unstoppable_runs_on_it() {
+    let ((a, gate), (b, _other)) = pair().await;
+    let report = timeout(SOON, a.drain()).await.unwrap();
+    assert_eq!(report.unstoppable, [Name::new("deaf").unwrap()], "{report:?}");
+    assert_eq!(report.code(), 75);
+    let error = timeout(SOON, a.leave()).await.unwrap().unwrap_err();
+    assert_eq!(error, LeaveError::Unstoppable(report.unstoppable));
+    assert!(error.to_string().starts_with("deaf is still running"), "{error}");
+    // Longer than the silence floor: it is still heard, and nobody takes the task.
+    sleep(timing().silence_floor + Duration::from_secs(2)).await;
+    assert!(runs_on(&b, &a), "{:?}", b.whereis("deaf"));
+    gate.send(()).unwrap();
+    until("b runs it", || runs_on(&b, &b)).await;
+    timeout(SOON, a.leave()).await.unwrap().unwrap();
+    b.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_last_handle_is_dropped_is_there_until_its_closures_return() {
+    let ((a, gate), (b, _other)) = pair().await;
+    let session = a.session().clone();
+    drop(a);
+    sleep(timing().silence_floor + Duration::from_secs(2)).await;
+    assert_eq!(b.whereis("deaf").unwrap().session, session, "it still runs there");
+    gate.send(()).unwrap();
+    until("b runs it", || runs_on(&b, &b)).await;
+    b.close().await;
+}
