@@ -160,6 +160,8 @@ impl Control {
             Some(event) = inputs.gossip.recv() => Input::Gossip(event),
             Some(addresses) = inputs.seeds.recv() => Input::Seeds(addresses),
             () = self.runner.lost(), if !self.lost => Input::Lost,
+            // A timer that is due already still waits for the next tick of the wheel.
+            () = std::future::ready(()), if wait.is_zero() => Input::Time,
             () = sleep(wait) => Input::Time,
         }
     }

@@ -178,7 +178,7 @@ impl Draining {
                 continue;
             }
             // Not handed over, yet somebody or something else keeps its state.
-            let kept = durable || !claim.replicas.is_empty();
+            let kept = durable || (linked && !claim.replicas.is_empty());
             match claim.phase {
                 Phase::Parked { .. } | Phase::Quarantined | Phase::Paused if kept => {
                     report.parked += 1;

@@ -112,7 +112,8 @@ impl Machine {
             | Doing::Stopping(_)
             | Doing::Incoming { .. }
             | Doing::Kept
-            | Doing::Sealing { .. } => held(),
+            | Doing::Sealing { .. }
+            | Doing::Parting { .. } => held(),
         }
     }
 

@@ -60,6 +60,14 @@ impl Machine {
         }
     }
 
+    /// Who has a name publishes what is wanted of it: the caller and the home that did may be gone
+    /// before it is.
+    pub(super) fn publish_desired(&mut self, name: &Name) {
+        if let Some(desired) = self.desires.get(name) {
+            self.push(Action::PublishDesired(desired.clone()));
+        }
+    }
+
     /// The owner obeys.
     pub(super) fn look_desired(&mut self, name: &Name) {
         let Some(desired) = self.desires.get(name) else {
@@ -81,7 +89,8 @@ impl Machine {
                     self.stop_for(name, Why::Cancel, grace);
                 }
             }
-            Want::Pause if matches!(task.doing, Doing::Running) || looking => {
+            // What is looked for is found first: it may be the last copy, and wants replicas.
+            Want::Pause if matches!(task.doing, Doing::Running) => {
                 self.withdraw_offer(name);
                 self.stop_for(name, Why::Pause, grace);
             }

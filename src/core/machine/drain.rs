@@ -134,7 +134,7 @@ impl Machine {
                 }
                 Doing::Kept | Doing::Sealing { .. } => {
                     self.withdraw_offer(&name);
-                    self.release(&name);
+                    self.part(&name);
                 }
                 _ => {}
             }
@@ -180,7 +180,7 @@ impl Machine {
         // A decision that its target has not acknowledged is safe: the target has the state.
         let late = drain.hurried.is_some_and(|at| self.now.at.since(at) >= GOODBYE);
         let is_left = |task: &Task| match &task.doing {
-            Doing::Moving { .. } | Doing::Ending { .. } => !late,
+            Doing::Moving { .. } | Doing::Ending { .. } | Doing::Parting { .. } => !late,
             Doing::Stopping(_) => !task.unstoppable,
             doing => !over(doing),
         };

@@ -40,6 +40,7 @@ impl Machine {
             Doing::Incoming { transferred: None, .. } => self.stopped(name, why),
             Doing::Incoming { .. }
             | Doing::Sealing { .. }
+            | Doing::Parting { .. }
             | Doing::Moving { .. }
             | Doing::Ending { .. }
             | Doing::Over { .. } => {}
@@ -56,7 +57,7 @@ impl Machine {
         let Some(task) = self.tasks.get(name) else {
             return;
         };
-        if task.claim.epoch != epoch || !task.runs() {
+        if !task.is_of_loop(epoch) {
             return;
         }
         let why = match &task.doing {
@@ -73,7 +74,7 @@ impl Machine {
     fn stopped(&mut self, name: &Name, why: Why) {
         match why {
             Why::Transfer => self.seal(name),
-            Why::Release => self.release(name),
+            Why::Release => self.part(name),
             Why::Yield { to } => self.yielded(name, &to),
             Why::Lost => self.lost(name),
             Why::Pause => {
@@ -91,7 +92,7 @@ impl Machine {
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
-        if task.claim.epoch == epoch && task.runs() {
+        if task.is_of_loop(epoch) {
             task.unstoppable = true;
             self.tell(Notice::Unstoppable { name: name.clone() });
         }
@@ -101,7 +102,7 @@ impl Machine {
         let Some(task) = self.tasks.get(name) else {
             return;
         };
-        if task.claim.epoch != epoch || !task.runs() {
+        if !task.is_of_loop(epoch) {
             return;
         }
         if matches!(&task.doing, Doing::Stopping(Why::Lost)) {
@@ -121,7 +122,7 @@ impl Machine {
         sealed: Option<(Header, Bytes)>,
         why: Stuck,
     ) {
-        if !self.tasks.get(name).is_some_and(|task| task.claim.epoch == epoch && task.runs()) {
+        if !self.tasks.get(name).is_some_and(|task| task.is_of_loop(epoch)) {
             return;
         }
         self.keep_sealed(name, sealed);

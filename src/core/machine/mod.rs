@@ -166,6 +166,8 @@ pub struct Machine {
     review: Option<(Time, Time)>,
     /// Names to look at before `handle` returns.
     dirty: BTreeSet<Name>,
+    /// Names to look at when nothing else is to be done: there may be very many.
+    later: BTreeSet<Name>,
     alarms: BTreeSet<(Time, Name)>,
     alarm_of: BTreeMap<Name, Time>,
     /// Asks and answers gathered in one `handle`, sent as one message per peer.
@@ -196,6 +198,8 @@ impl Shown {
     }
 }
 
+/// Names that could wait, looked at in one `handle`.
+const AT_LEISURE: usize = 64;
 /// Between looks at the clock.
 const TICK: Duration = Duration::from_millis(100);
 /// Bound on the sessions remembered as buried.
@@ -261,6 +265,7 @@ impl Machine {
             ticked: now.at,
             review: None,
             dirty: BTreeSet::new(),
+            later: BTreeSet::new(),
             alarms: BTreeSet::new(),
             alarm_of: BTreeMap::new(),
             asks: BTreeMap::new(),
@@ -277,8 +282,11 @@ impl Machine {
     /// Takes one event in.
     pub fn handle(&mut self, now: Now, event: Event) {
         self.now = now;
-        if now.at.since(self.ticked) >= TICK || matches!(event, Event::Tick) {
+        if now.at.since(self.ticked) >= TICK {
             self.tick();
+        }
+        if matches!(event, Event::Tick) {
+            self.touch_some();
         }
         self.dispatch(event);
         self.ring();
@@ -290,8 +298,12 @@ impl Machine {
         self.actions.pop_front()
     }
 
-    /// When `handle` must be called with [`Event::Tick`] at the latest.
+    /// When `handle` must be called with [`Event::Tick`] at the latest. At once if there is more to
+    /// decide: what has been decided is to be carried out first, and what has happened is to be told.
     pub fn next_timeout(&self) -> Time {
+        if !self.later.is_empty() {
+            return self.now.at;
+        }
         let tick = self.ticked + TICK;
         let alarm = self.alarms.first().map(|(at, _)| *at);
         [alarm, self.review.map(|(at, _)| at)].into_iter().flatten().fold(tick, Time::min)
@@ -819,6 +831,14 @@ impl Machine {
         self.dirty.insert(name.clone());
     }
 
+    /// Looks at some of the names that could wait.
+    fn touch_some(&mut self) {
+        for _ in 0..AT_LEISURE {
+            let Some(name) = self.later.pop_first() else { return };
+            self.dirty.insert(name);
+        }
+    }
+
     /// Looks at every name a session has claimed.
     fn touch_all_of(&mut self, session: &SessionId) {
         self.dirty.extend(self.view.names_of(session));
@@ -930,6 +950,7 @@ impl Machine {
             Doing::Fetching { .. } => self.look_fetching(name),
             Doing::Incoming { .. } => self.look_incoming(name),
             Doing::Ending { .. } => self.look_ending(name),
+            Doing::Parting { .. } => self.look_parting(name),
             Doing::Running | Doing::Kept if self.drain.is_some() && task.hand.is_none() => {
                 if self.finishes_here(task) {
                     self.look_replicas(name);
@@ -999,7 +1020,7 @@ impl Machine {
         for peer in peers {
             self.push(Action::Send { to: peer, message: Message::State { state, version } });
         }
-        self.dirty.extend(self.view.names().cloned());
+        self.later.extend(self.view.names().cloned());
     }
 
     /// Stops everything and says so: this session has lost its right to run (Rule 6).

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::task::{Doing, Finding};
 use super::{Machine, Needs, OnLostState};
 use crate::core::branch::{Branches, Header, Position};
-use crate::core::claim::Phase;
+use crate::core::claim::{Phase, Want};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{self, Action, Notice};
 use crate::core::message::Message;
@@ -17,6 +17,12 @@ use crate::core::message::Message;
 const MAX_STRIKES: u8 = 3;
 /// Between two questions to peers that had no answer.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a checkpoint may be on its way from a peer that lives, others before it: a link that is
+/// slower than a mebibyte per second is of no use.
+pub(super) fn transfer_time(len: u64) -> Duration {
+    ASK_AGAIN * 2 + Duration::from_secs(len >> 20)
+}
 
 impl Machine {
     /// The name is mine: from where does it go on?
@@ -201,7 +207,7 @@ impl Machine {
             .get(name)
             .and_then(|runs| runs.get(&header.run))
             .is_some_and(|branches| branches.iter().any(|held| *held == header));
-        let until = self.now.at + ASK_AGAIN * 2;
+        let until = self.now.at + transfer_time(header.len);
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
@@ -215,7 +221,10 @@ impl Machine {
         };
         let from = if here { None } else { from };
         task.doing = Doing::Fetching { header: header.clone(), from: from.clone(), until, tried };
-        self.alarm(name, until);
+        // The store answers in any case, however long its disk takes.
+        if from.is_some() {
+            self.alarm(name, until);
+        }
         match from {
             None => self.push(Action::Load { header }),
             Some(from) => {
@@ -327,8 +336,8 @@ impl Machine {
         let Doing::Fetching { header, until, tried, from } = &task.doing else {
             return;
         };
-        let lost = from.as_ref().is_some_and(|from| self.members.is_gone(from));
-        if self.now.at >= *until || lost {
+        let Some(from) = from else { return };
+        if self.now.at >= *until || self.members.is_gone(from) {
             let mut tried = tried.clone();
             tried.push(header.clone());
             self.fetch_failed(name, tried);
@@ -348,6 +357,13 @@ impl Machine {
         if header.as_ref().is_some_and(|header| header.position.epoch >= task.claim.epoch) {
             self.remint(name);
         }
+        // The order came while its state was looked for.
+        if self.wanted(name) == Want::Pause {
+            if let Some(task) = self.tasks.get_mut(name) {
+                task.latest = header;
+            }
+            return self.keep_as(name, Phase::Paused, String::new());
+        }
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
@@ -365,6 +381,7 @@ impl Machine {
         task.claim.phase = Phase::Running;
         task.claim.note.clear();
         task.doing = Doing::Running;
+        task.began = task.claim.epoch;
         task.hand = None;
         task.latest.clone_from(&header);
         let lease = task.claim.lease();

@@ -111,6 +111,7 @@ impl Machine {
                 *newest = (*newest).max(position);
                 self.replicated(name, position);
                 self.sealed_at(from, name, position);
+                self.parted(name);
             }
             Err(Rejection::Superseded(claim)) => {
                 if claim.name == *name {
@@ -121,6 +122,7 @@ impl Machine {
                 task.refused.insert(from.clone());
                 self.tell(Notice::Warning(format!("{from} keeps no checkpoint of {name}: {why}")));
                 self.seal_refused(from, name);
+                self.parted(name);
                 self.dirty.insert(name.clone());
             }
         }
@@ -259,7 +261,7 @@ impl Machine {
             return;
         };
         if task.latest.as_ref() != Some(header)
-            || !matches!(task.doing, Doing::Running | Doing::Kept)
+            || !matches!(task.doing, Doing::Running | Doing::Kept | Doing::Parting { .. })
         {
             return;
         }

@@ -93,6 +93,7 @@ impl Machine {
         self.tasks.insert(name.clone(), Box::new(task));
         self.set_spec(spec.clone());
         self.push(crate::core::io::Action::PublishSpec(spec));
+        self.publish_desired(&name);
         self.publish(&name);
         let mut ask: BTreeSet<SessionId> = self.members.asked().cloned().collect();
         ask.extend(self.askers.get(&name).into_iter().flat_map(|askers| askers.iter().cloned()));

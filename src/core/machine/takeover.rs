@@ -174,6 +174,7 @@ impl Machine {
         if self.may_take(spec, version) || cancelled {
             eligible.push(me);
         }
+        let mut before = 0;
         if !eligible.is_empty() {
             let order = placement::rendezvous(name, eligible);
             let replica = |session: &SessionId| {
@@ -181,13 +182,16 @@ impl Machine {
             };
             let mut ranked = order;
             ranked.sort_by_key(|session| replica(session));
-            let rank = ranked.iter().position(|session| *session == me)?;
-            return Some((u32::try_from(rank).ok()?, Purpose::Run));
+            if let Some(rank) = ranked.iter().position(|session| *session == me) {
+                return Some((u32::try_from(rank).ok()?, Purpose::Run));
+            }
+            // Those may have their limits, which are not known here.
+            before = ranked.len();
         }
         let all = up.map(|(session, _)| session).chain(std::iter::once(me));
         let rank = placement::rendezvous(name, all).iter().position(|session| *session == me)?;
         // A parked claim that was released by a holder that left is kept by the next one.
-        Some((u32::try_from(rank).ok()?, Purpose::Custody))
+        Some((u32::try_from(before + rank).ok()?, Purpose::Custody))
     }
 
     /// Voids a dead session's claims (Rule 24).

@@ -20,6 +20,8 @@ pub(super) struct Task {
     pub claim: Claim,
     pub spec: Spec,
     pub doing: Doing,
+    /// The epoch that its loop began under; it may have been re-minted since.
+    pub began: Epoch,
     /// Why it came here.
     pub cause: Cause,
     /// From whom it came.
@@ -81,6 +83,8 @@ pub(super) enum Doing {
     Kept,
     /// Stopped for handing over: the target is getting the sealed state.
     Sealing { since: Time },
+    /// Stopped for good: its last commit goes to a replica before it is released.
+    Parting { until: Time },
     /// `Transferred` is written: this epoch never runs again.
     Moving { sent: Time },
     /// Ended; the record is being replicated before anybody is told (Rule 12).
@@ -191,6 +195,7 @@ impl Task {
             claim,
             spec,
             doing,
+            began: Epoch(0),
             cause: Cause::Start,
             from: None,
             callers: Vec::new(),
@@ -225,6 +230,12 @@ impl Task {
     /// Whether code of the task may be running now.
     pub fn runs(&self) -> bool {
         matches!(self.doing, Doing::Running | Doing::Stopping(_))
+    }
+
+    /// Whether an event under this epoch is of the loop that runs, or ran, it now: a re-mint can
+    /// overtake it.
+    pub fn is_of_loop(&self, epoch: Epoch) -> bool {
+        self.runs() && (self.began..=self.claim.epoch).contains(&epoch)
     }
 
     /// On its way to running here.

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Machine;
+use super::recover::transfer_time;
 use super::task::{Caller, Doing, Hand, Prior, Purpose, Task, Why};
 use crate::core::branch::{Branches, Header};
 use crate::core::claim::{Claim, Desired, Phase, Spec};
@@ -193,7 +194,7 @@ impl Machine {
         if task.acked.get(&to).is_some_and(|held| *held >= latest.position) {
             return self.decide(name);
         }
-        self.alarm_in(name, RESEND * 4);
+        self.alarm_in(name, transfer_time(latest.len));
         match self.tasks.get(name).and_then(|task| task.bytes.clone()) {
             Some(state) => self.seal_loaded(&latest, &state),
             None => self.push(Action::Load { header: latest }),
@@ -297,6 +298,9 @@ impl Machine {
         if mine && matches!(task.doing, Doing::Moving { .. }) {
             task.doing = Doing::Over { dominated: None };
             task.hand = None;
+            let run = task.claim.run;
+            // Whoever waits for `run` may go on: a peer has the spec.
+            self.answer_callers(name, Ok(run));
             self.tell(Notice::Moved { name: name.clone(), to: from.clone(), epoch });
             self.dirty.insert(name.clone());
         }
@@ -315,6 +319,10 @@ impl Machine {
             Doing::Moving { sent, .. } => {
                 let sent = *sent;
                 let theirs = self.view.get(name, &to).filter(|c| c.epoch >= epoch);
+                // It let go of it before it heard of the decision: the next one may have it.
+                if theirs.is_some_and(|c| c.epoch == epoch && c.phase.is_free()) {
+                    return self.offer_failed(name);
+                }
                 if theirs.is_some_and(|c| !matches!(c.phase, Phase::Incoming { .. })) {
                     return self.on_taken(&to, name, epoch);
                 }
@@ -336,7 +344,8 @@ impl Machine {
                 }
             }
             Doing::Sealing { since } => {
-                let until = *since + RESEND * 4;
+                let len = task.latest.as_ref().map_or(0, |latest| latest.len);
+                let until = *since + transfer_time(len);
                 if gone || now >= until {
                     self.send(&to, Message::Withdraw { name: name.clone(), epoch });
                     self.offer_failed(name);
@@ -361,18 +370,88 @@ impl Machine {
         if let Some(task) = self.tasks.get_mut(name) {
             task.hand = None;
             task.doing = Doing::Over { dominated: None };
+            let run = task.claim.run;
+            self.answer_callers(name, Ok(run));
             self.dirty.insert(name.clone());
+        }
+    }
+
+    /// Stopped, to be released: its last commit goes to a replica first, where there is one. It is in
+    /// no hurry otherwise than the drain is.
+    pub(super) fn part(&mut self, name: &Name) {
+        let targets = self.replica_targets(name);
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        let Some(latest) = task.latest.clone() else {
+            return self.release(name);
+        };
+        if targets.is_empty() || self.holders(task) > 0 {
+            return self.release(name);
+        }
+        let until = self.now.at + transfer_time(latest.len);
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        task.replicas = targets;
+        task.doing = Doing::Parting { until };
+        self.alarm(name, until);
+        match self.tasks.get(name).and_then(|task| task.bytes.clone()) {
+            Some(state) => self.replicate_loaded(&latest, &state),
+            None => self.push(Action::Load { header: latest }),
+        }
+    }
+
+    /// A replica has answered: is the last commit in other hands, or will nobody have it?
+    pub(super) fn parted(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        let refused = task.replicas.iter().all(|session| task.refused.contains(session));
+        if matches!(task.doing, Doing::Parting { .. }) && (self.holders(task) > 0 || refused) {
+            self.release(name);
+        }
+    }
+
+    pub(super) fn look_parting(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        let Doing::Parting { until } = task.doing else {
+            return;
+        };
+        let gone = task.replicas.iter().all(|session| self.members.is_gone(session));
+        match self.now.at >= until || gone {
+            true => self.release(name),
+            false => self.alarm(name, until),
+        }
+    }
+
+    /// How many peers that live hold the newest commit of a task, for all that is known here.
+    fn holders(&self, task: &Task) -> usize {
+        let lives = |session: &SessionId| !self.members.is_gone(session);
+        match &task.latest {
+            Some(latest) => {
+                let acked = task.acked.iter();
+                acked.filter(|(s, held)| **held >= latest.position && lives(s)).count()
+            }
+            // It has not run here: it is where its last owner had it.
+            None => {
+                let nodes = task.claim.replicas.iter();
+                let others = nodes.filter(|node| **node != self.config.me.node);
+                others.filter(|node| self.members.session_of(node).is_some_and(lives)).count()
+            }
         }
     }
 
     /// Writes `Released`: stopped, and anybody may take it at once.
     pub(super) fn release(&mut self, name: &Name) {
         self.withdraw_offer(name);
+        let replicas = self.tasks.get(name).map_or(0, |task| self.holders(task));
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
         let callers = std::mem::take(&mut task.callers);
-        let replicas = task.claim.replicas.len();
         let fresh = matches!(task.doing, Doing::Settling(_)) && !task.prior.checkpointed;
         let spec = task.spec.clone();
         task.bytes = None;
@@ -500,6 +579,7 @@ impl Machine {
         self.tasks.insert(name.clone(), Box::new(task));
         self.learn(spec.clone());
         self.push(Action::PublishSpec(spec));
+        self.publish_desired(&name);
         self.publish(&name);
     }
 
@@ -536,6 +616,12 @@ impl Machine {
                 *transferred = Some(sealed.clone());
             }
             Doing::Incoming { .. } | Doing::Fetching { .. } | Doing::Finding(_) => return,
+            // It was let go of before.
+            Doing::Over { .. } if task.claim.phase == Phase::Released => {
+                let result = Err(Refusal::NotUp);
+                let reply = Message::OfferReply { name: name.clone(), epoch, result };
+                return self.send(from, reply);
+            }
             // Told again: the acknowledgement was lost.
             _ => {
                 let message = Message::Taken { name: name.clone(), epoch };
@@ -692,7 +778,7 @@ impl Machine {
             .filter(|(_, task)| matches!(task.doing, Doing::Kept | Doing::Running))
             .map(|(name, _)| name.clone())
             .collect();
-        self.dirty.extend(kept);
+        self.later.extend(kept);
     }
 
     /// A parked name whose holder is not the one to run it: offered as soon as somebody can.

@@ -293,3 +293,27 @@ async fn a_node_whose_tasks_have_lost_their_runtime_hands_them_over_and_reports_
     timeout(SOON, a.leave()).await.unwrap().unwrap();
     timeout(SOON, b.leave()).await.unwrap().unwrap();
 }
+
+/// Who held copies once and is gone keeps nothing: the last node says that it takes its tasks along.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_peers_have_died_does_not_report_their_copies() {
+    let may_end = Arc::new(AtomicBool::new(false));
+    let a = start_with("a", None, may_end.clone()).await;
+    let b = start_with("b", Some(&a), may_end).await;
+    for name in ["left/1", "left/2", "left/3", "left/4"] {
+        a.run::<Count>(name, CountTo { end: 5, pause_ms: 10 }).await.unwrap();
+    }
+    let replicated = |e: &Entry| e.replicas.contains(&b.session().node);
+    until("some run on a, with copies on b", || {
+        a.list("left/").iter().any(|e| e.node == a.session().node && replicated(e))
+    })
+    .await;
+    b.close().await;
+    until("a runs them all", || {
+        a.list("left/").iter().all(|e| e.state == TaskState::Running && e.node == a.session().node)
+    })
+    .await;
+    let report = timeout(SOON, a.drain()).await.unwrap();
+    assert_eq!((report.abandoned.len(), report.code()), (4, 75), "{report:?}");
+    timeout(SOON, a.leave()).await.unwrap().unwrap();
+}

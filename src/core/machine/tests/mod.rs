@@ -22,5 +22,6 @@ mod rules_meeting;
 mod rules_settling;
 mod rules_versions;
 mod settling_exhaustive;
+mod slow;
 mod spine;
 mod world;

@@ -302,6 +302,12 @@ pub(super) struct World {
     pub steps: BTreeMap<Name, Duration>,
     /// Messages that a test loses for as long as it likes: from, to, what.
     pub blocked: Option<fn(&SessionId, &SessionId, &Message) -> bool>,
+    /// How long a store takes to read.
+    pub reads_take: Duration,
+    /// How long the last event of a loop is on its way.
+    pub ends_late: Duration,
+    /// Of so many steps one commits.
+    pub commit_every: u64,
     /// Somebody waits for every commit (`checkpoint_now`).
     pub forced: bool,
     /// Where a name's code fails for good at its next step.
@@ -356,6 +362,9 @@ impl World {
             max_events: 50_000,
             steps: BTreeMap::new(),
             blocked: None,
+            reads_take: MS / 10,
+            ends_late: Duration::ZERO,
+            commit_every: 1,
             forced: false,
             failing: BTreeSet::new(),
             sent: Vec::new(),
@@ -1192,7 +1201,8 @@ impl World {
                     run.checkpoints.iter().find(|(h, _)| *h == header).map(|(_, s)| s.clone())
                 });
                 let event = Event::Loaded { header, state };
-                self.at(MS / 10, Due::Deliver { to: session.clone(), event });
+                let take = self.reads_take;
+                self.at(take, Due::Deliver { to: session.clone(), event });
             }
             Action::LoadEnd { name, run } => {
                 let stored = node.disk.runs.get(&(name.clone(), run));
@@ -1400,7 +1410,9 @@ impl World {
             hash: Header::hash_of(&state),
             progress: Some(Progress { done: task.seq, total: task.goal, note: String::new() }),
         };
-        task.committed = Some((header.clone(), state.clone()));
+        if task.seq.is_multiple_of(self.commit_every) {
+            task.committed = Some((header.clone(), state.clone()));
+        }
         let epoch = task.lease.epoch;
         let (done, seq, run) = (task.seq >= task.goal, task.seq, task.spec.run);
         let event = if failing {
@@ -1419,11 +1431,18 @@ impl World {
         } else {
             self.at(step, again);
             let forced = self.forced;
-            return self.give(session, Event::Committed { header, state, forced });
+            if seq % self.commit_every == 0 {
+                self.give(session, Event::Committed { header, state, forced });
+            }
+            return;
         };
         if let Some(task) = self.nodes.get_mut(session).and_then(|n| n.loops.remove(name)) {
             self.stretches[task.stretch].end = Some(now);
             self.stretches[task.stretch].to_seq = task.seq;
+        }
+        if self.ends_late > Duration::ZERO {
+            let late = self.ends_late;
+            return self.at(late, Due::Deliver { to: session.clone(), event });
         }
         self.give(session, event);
     }
