@@ -16,7 +16,7 @@ fn released_above(world: &World, owner: &SessionId, other: &SessionId) -> Event 
     let mine = world.claim_of(owner, "a").unwrap().clone();
     let claim = Claim {
         session: other.clone(),
-        number: 9_999,
+        number: 1,
         version: 1,
         epoch: mine.epoch.next(),
         phase: Phase::Released,
