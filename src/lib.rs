@@ -69,10 +69,11 @@
 //!
 //! # What is promised, and what is not
 //!
-//! Within a connected part of the cluster a task runs at most once at a time, and a node dies or
-//! drains without its tasks being lost, as long as another node lives. The registry is eventually
-//! consistent: while the network is cut, a task can run on both sides, and after a crash the steps
-//! since the last checkpoint run again. Give effects on the outside a position,
+//! Among nodes that hear each other, and have done so for some seconds, a task runs on at most one
+//! at a time, and a node dies or drains without its tasks being lost, as long as another node lives.
+//! The registry is eventually consistent: while the network is cut, and for some seconds after, a
+//! task can run on both sides; a process that stood still can finish a step that another node has begun
+//! again; and after a crash the steps since the last replicated checkpoint run again. Give effects on the outside a position,
 //! [`Cx::idempotency_key`], or [`Cx::fence`]. The windows are written down as formulas in
 //! `docs/semantics.md`.
 //!

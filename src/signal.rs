@@ -23,15 +23,17 @@ pub enum Signal {
 /// SIGTERM and SIGINT, to be awaited once, to be read as a stream, or to be given to
 /// [`Node::drain_on`](crate::Node::drain_on), which also acts on the second and the third.
 ///
-/// Nothing is installed before it is first polled. From then on, and for the rest of the
-/// process's life, these signals no longer end the process by themselves: whoever awaits this has
-/// to act on it.
+/// The handlers are installed by this call (elsewhere than on Unix: by the first poll). From then on,
+/// and for the rest of the process's life, these signals no longer end the process by themselves:
+/// whoever has called this has to act on them. None that arrives after the call is lost, however
+/// late it is polled first; several of one kind that nobody has read yet count as one. So a service that
+/// calls this before it starts its node also drains when it is told to stop while it starts.
 ///
 /// If no handler can be installed, that is logged and nothing ever comes: the signal then ends the
 /// process, which costs its tasks no more than a crash does.
 ///
 /// # Panics
-/// When polled outside a tokio runtime, or in one without I/O enabled.
+/// When called outside a tokio runtime, or in one without I/O enabled.
 ///
 /// ```no_run
 /// # async fn main_() {
@@ -40,20 +42,18 @@ pub enum Signal {
 /// # }
 /// ```
 pub fn term_or_int() -> Signals {
-    Signals { installed: None }
+    Signals(Installed::new())
 }
 
 /// See [`term_or_int`].
 #[derive(Debug)]
-pub struct Signals {
-    installed: Option<Installed>,
-}
+pub struct Signals(Installed);
 
 impl Stream for Signals {
     type Item = Signal;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Signal>> {
-        self.installed.get_or_insert_with(Installed::new).poll(cx).map(Some)
+        self.0.poll(cx).map(Some)
     }
 }
 
@@ -158,16 +158,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_installed_before_the_first_poll_and_each_signal_is_told() {
+    async fn each_signal_is_told_from_the_call_on_also_before_the_first_poll() {
         const SIGTERM: u64 = 1 << (15 - 1);
         const SIGINT: u64 = 1 << (2 - 1);
-        let before = caught();
         let mut told = term_or_int();
-        assert_eq!(caught() & (SIGTERM | SIGINT), before & (SIGTERM | SIGINT));
-
-        let polled = timeout(Duration::from_millis(1), told.next()).await;
-        assert!(polled.is_err(), "no signal was sent yet");
         assert_eq!(caught() & (SIGTERM | SIGINT), SIGTERM | SIGINT);
+        // Nobody has polled it yet.
+        kill("TERM");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let signal = timeout(Duration::from_secs(5), told.next()).await;
+        assert_eq!(signal.expect("it was sent"), Some(Signal::Terminate));
+        let polled = timeout(Duration::from_millis(50), told.next()).await;
+        assert!(polled.is_err(), "it is told once");
 
         for (with, expected) in
             [("TERM", Signal::Terminate), ("TERM", Signal::Terminate), ("INT", Signal::Interrupt)]

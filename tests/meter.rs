@@ -173,3 +173,14 @@ fn percentiles_are_by_nearest_rank() {
     assert_eq!((one.p50, one.p99, one.max), (4.5, 4.5, 4.5));
     assert_eq!(Percentiles::of([]), Percentiles::default());
 }
+
+/// Between the moment that is noted and the kill itself a step can begin. The process of the same node
+/// that is killed much later has nothing to do with it.
+#[test]
+fn a_step_that_begins_while_its_process_is_being_killed_ends_with_that_process() {
+    let steps = [step("a", 1, 1, 0, 10), step("a", 1, 2, 51, None), step("b", 2, 2, 100, 9_000)];
+    let kills = [end("a", Cause::Sigkill, 50, 53), end("a", Cause::Sigkill, 9_100, 9_103)];
+    let measured = measure(&steps, &kills);
+    assert_eq!(measured.overlap, 0, "{:?}", measured.tenures);
+    assert_eq!(measured.moves[0].cause, Cause::Sigkill);
+}

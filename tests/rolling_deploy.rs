@@ -3,6 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[allow(dead_code, unreachable_pub, reason = "a part of the example")]
+#[path = "../examples/rolling_deploy/compress.rs"]
+mod compress;
+#[allow(dead_code, unreachable_pub, reason = "a part of the example")]
 #[path = "../examples/rolling_deploy/corpus.rs"]
 mod corpus;
 #[allow(dead_code, unreachable_pub, reason = "a part of the example")]
@@ -12,10 +15,15 @@ mod meter;
 #[path = "../examples/rolling_deploy/process.rs"]
 mod process;
 #[allow(dead_code, unreachable_pub, reason = "a part of the example")]
+#[path = "../examples/rolling_deploy/report.rs"]
+mod report;
+#[allow(dead_code, unreachable_pub, reason = "a part of the example")]
 #[path = "../examples/rolling_deploy/verify.rs"]
 mod verify;
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -24,9 +32,11 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tokio::process::Command;
 
+use self::compress::Job;
 use self::corpus::{Corpus, Source};
-use self::meter::Cause;
+use self::meter::{Cause, Measured, ProcessEnd, Step};
 use self::process::Process;
+use self::report::Report;
 use self::verify::{Verdict, verify};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -174,4 +184,58 @@ fn an_output_that_is_not_there_is_damaged() {
     let directory = scratch();
     let verdict = verify(&source(directory.path(), b"x"), &directory.path().join("none"));
     assert!(matches!(verdict, Verdict::Damaged(_)));
+}
+
+/// A run of one task that moved at a SIGTERM and at a SIGKILL; what it is judged by can be changed.
+fn judged(exits: &[(&str, i32)], killed: bool) -> Vec<String> {
+    const MS: u64 = 1_000_000;
+    let name = "compress/part-00".to_owned();
+    let step = |node: &str, epoch, seq, start: u64| Step {
+        name: name.clone(),
+        epoch,
+        seq,
+        node: node.to_owned(),
+        start: start * MS,
+        end: Some((start + 10) * MS),
+        units: 1,
+    };
+    let end = |node: &str, cause, at: u64| ProcessEnd {
+        node: node.to_owned(),
+        cause,
+        signalled: at * MS,
+        exited: (at + 50) * MS,
+    };
+    let mut steps = vec![step("n1", 1, 1, 0), step("n2", 2, 2, 20)];
+    if killed {
+        steps.push(step("n3", 3, 3, 40));
+    }
+    let ends = [end("n1", Cause::Sigterm, 5), end("n2", Cause::Sigkill, 31)];
+    let measured = Measured::new(&steps, &ends, 1000 * MS);
+    let source = Source { path: "source".into(), offset: 0, len: 3 };
+    let job = Job { source, output: "output".into(), frame: 1, level: 1, pace_ms: 1 };
+    let intact = Verdict::Intact { compressed: 1, sha256: String::new() };
+    let exits = exits
+        .iter()
+        .map(|(node, code)| ((*node).to_owned(), std::process::ExitStatus::from_raw(code << 8)));
+    let report = Report {
+        jobs: &BTreeMap::from([(name.clone(), job)]),
+        outputs: &BTreeMap::from([(name.clone(), 1)]),
+        verdicts: &BTreeMap::from([(name.clone(), intact)]),
+        measured: &measured,
+        ends: &ends,
+        exits: &exits.collect(),
+    };
+    assert_eq!(report.is_good(), report.faults().is_empty());
+    report.faults()
+}
+
+#[test]
+fn a_run_is_good_if_the_drained_exit_with_0_and_both_signals_met_running_tasks() {
+    assert_eq!(judged(&[("n1", 0)], true), [""; 0]);
+    let faults = judged(&[("n1", 75)], true);
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].contains("n1") && faults[0].contains("75"), "{faults:?}");
+    let faults = judged(&[("n1", 0)], false);
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].contains("SIGKILL") && faults[0].contains("--input"), "{faults:?}");
 }

@@ -55,7 +55,10 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
 
     let report = node.drain_on(signal::term_or_int()).await;
     say(&Event::Drained { report: serde_json::to_value(&report)? });
-    node.leave().await?;
+    if let Err(error) = node.leave().await {
+        // Nothing is lost by it, and the tasks are in other hands or not, as the report says.
+        eprintln!("{}: {error}", options.id);
+    }
     Ok(report.exit_code())
 }
 

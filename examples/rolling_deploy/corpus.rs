@@ -152,6 +152,8 @@ impl Assembly {
 
     fn finish(mut self) -> anyhow::Result<Corpus> {
         self.file.flush()?;
+        // Else the first steps wait while the disk takes all this in.
+        self.file.get_ref().sync_data()?;
         if self.len == 0 {
             bail!("there are no readable files to compress");
         }

@@ -41,6 +41,8 @@ pub struct Deploy {
     failed: BTreeSet<String>,
     /// The processes that were signalled.
     pub ends: Vec<ProcessEnd>,
+    /// Those that were told to stop, and what they exited with.
+    pub exits: BTreeMap<String, ExitStatus>,
 }
 
 /// One node process.
@@ -87,6 +89,7 @@ impl Deploy {
             outputs: BTreeMap::new(),
             failed: BTreeSet::new(),
             ends: Vec::new(),
+            exits: BTreeMap::new(),
         }
     }
 
@@ -167,8 +170,15 @@ impl Deploy {
         self.until(Duration::from_secs(60), &format!("{old} exits"), gone).await
     }
 
-    /// Kills the process that runs most tasks, and says which it was.
+    /// Kills the process that runs most tasks, and says which it was. With nothing left to run there is
+    /// nothing to be seen of it.
     pub async fn kill_the_busiest(&mut self) -> anyhow::Result<String> {
+        if self.is_finished() {
+            bail!(
+                "all tasks ended before the SIGKILL, which so was not tried: give the tasks more to \
+                 do, with more --input or without --quick"
+            );
+        }
         let victim = self
             .living()
             .max_by_key(|id| self.unfinished_on(id))
@@ -294,6 +304,7 @@ impl Deploy {
                     let exited = meter::now();
                     let took = meter::millis(exited - signalled);
                     self.board.say(&format!("{id} is gone after {took:.0} ms: {status}"));
+                    self.exits.insert(id.clone(), status);
                     self.ends.push(ProcessEnd {
                         node: id,
                         cause: Cause::Sigterm,

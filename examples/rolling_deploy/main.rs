@@ -121,9 +121,6 @@ async fn run(arguments: &Arguments, directory: &Path) -> anyhow::Result<bool> {
     for (old, new) in [("n1", "n4"), ("n2", "n5"), ("n3", "n6")] {
         deploy.replace(old, new, "r2").await?;
     }
-    if deploy.is_finished() {
-        println!("NOTE: all tasks ended before the kill; give it more --input");
-    }
     deploy.kill_the_busiest().await?;
     deploy.add("n7", "r2").await?;
     deploy.finish(Duration::from_secs(60)).await?;
@@ -142,6 +139,7 @@ async fn run(arguments: &Arguments, directory: &Path) -> anyhow::Result<bool> {
         verdicts: &verdicts,
         measured: &measured,
         ends: &ends,
+        exits: &deploy.exits,
     };
     report.print();
     if let Some(path) = &arguments.json {

@@ -325,8 +325,10 @@ fn tenures(steps: &[Step], ends: &[ProcessEnd], until: u64) -> Vec<Tenure> {
     let mut tenures: BTreeMap<(u64, &str), Tenure> = BTreeMap::new();
     for step in steps {
         let last_moment = || {
+            // A step can begin after the signal was noted and before it was delivered.
             ends.iter()
-                .find(|end| end.node == step.node && end.signalled >= step.start)
+                .filter(|end| end.node == step.node && end.exited >= step.start)
+                .min_by_key(|end| end.exited)
                 .map_or(until, ProcessEnd::last_moment)
         };
         let end = step.end.unwrap_or_else(last_moment).max(step.start);

@@ -1,6 +1,7 @@
 //! What came of it: a table for people, a summary for programs.
 
 use std::collections::BTreeMap;
+use std::process::ExitStatus;
 
 use serde::Serialize;
 
@@ -22,6 +23,8 @@ pub struct Report<'a> {
     pub measured: &'a Measured,
     /// The processes that were signalled during the deploy.
     pub ends: &'a [ProcessEnd],
+    /// The processes that were told to stop, then or in the end, and what they exited with.
+    pub exits: &'a BTreeMap<String, ExitStatus>,
 }
 
 /// The figures of a run.
@@ -81,7 +84,7 @@ impl Report<'_> {
                 gap_ms: gaps(&drained),
                 overlap_ms_max: overlap(&drained),
                 redone_ratio: (needed + redone) as f64 / needed as f64,
-                drain_s_max: millis(longest.unwrap_or(0)) / 1e3,
+                drain_s_max: millis(longest.unwrap_or(0)).round() / 1e3,
             },
             sigkill: Kills {
                 gap_ms: gaps(&killed),
@@ -91,12 +94,14 @@ impl Report<'_> {
         }
     }
 
-    /// Nothing is lost, everything is verified, and nothing ran twice at once.
+    /// Nothing is lost, everything is verified, nothing ran twice at once, and every node that was told
+    /// to stop said that all it had is in other hands.
     pub fn is_good(&self) -> bool {
         self.faults().is_empty()
     }
 
-    fn faults(&self) -> Vec<String> {
+    /// What is not as it should be, and what was not put to the test.
+    pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         for name in self.jobs.keys() {
             if !self.outputs.contains_key(name) {
@@ -115,6 +120,15 @@ impl Report<'_> {
         }
         if self.measured.overlap > 0 && self.measured.moves.iter().all(|m| m.overlap == 0) {
             faults.push("a task ran twice at once on one node".into());
+        }
+        for (node, status) in self.exits.iter().filter(|(_, status)| !status.success()) {
+            let why = "75 says that it kept tasks that no other node was given";
+            faults.push(format!("{node} was told to stop and ended with {status}, not 0 ({why})"));
+        }
+        for (cause, what) in [(Cause::Sigterm, "SIGTERM"), (Cause::Sigkill, "SIGKILL")] {
+            if self.measured.caused_by(cause).next().is_none() {
+                faults.push(format!("no task ran on a node that got {what}: it was not put to the test; give the tasks more to do, with more --input or without --quick"));
+            }
         }
         faults
     }
@@ -168,7 +182,10 @@ impl Report<'_> {
         }
         println!();
         if self.is_good() {
-            println!("Nothing is lost, everything is verified, and nothing ran twice at once.");
+            println!(
+                "Nothing is lost, everything is verified, nothing ran twice at once, and every node that \
+                 was told to stop exited with 0."
+            );
         }
     }
 

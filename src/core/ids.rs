@@ -223,7 +223,7 @@ pub struct SessionId {
 
 impl SessionId {
     /// Of a node's process.
-    pub const fn new(node: NodeId, nonce: Uuid) -> Self {
+    pub(crate) const fn new(node: NodeId, nonce: Uuid) -> Self {
         Self { node, nonce }
     }
 }

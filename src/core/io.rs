@@ -483,6 +483,9 @@ pub enum CallError {
     /// It has ended already.
     #[error("the task has ended already")]
     Ended,
+    /// The name has a run of a task of this other kind. Nothing was started.
+    #[error("the name has a run of a task of kind {0}: choose another name")]
+    OtherKind(Kind),
     /// Another run of the name won (Rule 8).
     #[error("another run of this name exists")]
     Superseded,

@@ -17,7 +17,7 @@ use super::timing::{InvalidTiming, Timing};
 use super::view::View;
 
 pub(crate) fn session() -> impl Strategy<Value = SessionId> {
-    (0..3u8, 0..2u128).prop_map(|(node, nonce)| {
+    (0..4u8, 0..5u128).prop_map(|(node, nonce)| {
         SessionId::new(NodeId::new(format!("n{node}")).unwrap(), Uuid::from_u128(nonce))
     })
 }
@@ -26,8 +26,14 @@ pub(crate) fn name() -> impl Strategy<Value = Name> {
     prop_oneof![Just("a"), Just("b")].prop_map(|text| Name::new(text).unwrap())
 }
 
+/// Mostly few, so that values meet; at times any.
+fn count(few: u64) -> impl Strategy<Value = u64> {
+    prop_oneof![8 => 0..few, 1 => any::<u64>(), 1 => u64::MAX - 2..=u64::MAX]
+}
+
 pub(crate) fn run() -> impl Strategy<Value = RunId> {
-    (1..3u64, 0..2u128).prop_map(|(number, uuid)| RunId { number, uuid: Uuid::from_u128(uuid) })
+    let uuid = prop_oneof![8 => 0..5u128, 1 => any::<u128>()];
+    (count(6), uuid).prop_map(|(number, uuid)| RunId { number, uuid: Uuid::from_u128(uuid) })
 }
 
 pub(crate) fn phase() -> impl Strategy<Value = Phase> {
@@ -49,7 +55,8 @@ pub(crate) fn phase() -> impl Strategy<Value = Phase> {
 }
 
 pub(crate) fn claim() -> impl Strategy<Value = Claim> {
-    (name(), session(), 0..4u64, 0..4u32, run(), 1..5u64, phase(), 0..3u64).prop_map(
+    let version = prop_oneof![8 => 0..8u32, 1 => any::<u32>()];
+    (name(), session(), count(8), version, run(), count(12), phase(), 0..3u64).prop_map(
         |(name, session, number, version, run, epoch, phase, seq)| Claim {
             name,
             session: session.clone(),
@@ -70,17 +77,32 @@ pub(crate) fn claim() -> impl Strategy<Value = Claim> {
     )
 }
 
-/// Claims as sessions can write them: (session, number, version) names one record.
+/// Claims as sessions can write them: (session, number, version) names one record, which comes as
+/// often as it likes.
 fn claims() -> impl Strategy<Value = Vec<Claim>> {
-    prop::collection::vec(claim(), 0..24).prop_map(|claims| {
+    let again = prop::collection::vec(any::<prop::sample::Index>(), 0..8);
+    (prop::collection::vec(claim(), 1..40), again).prop_map(|(claims, again)| {
         let mut written = BTreeMap::new();
         for mut claim in claims {
             // A session numbers its claims across names.
-            claim.number = claim.number * 2 + u64::from(claim.name.as_str() == "b");
+            claim.number = claim.number / 2 * 2 + u64::from(claim.name.as_str() == "b");
             let key = (claim.name.clone(), claim.session.clone(), claim.number, claim.version);
             written.entry(key).or_insert(claim);
         }
-        written.into_values().collect()
+        let mut claims: Vec<Claim> = written.into_values().collect();
+        let again: Vec<Claim> = again.iter().map(|at| at.get(&claims).clone()).collect();
+        claims.extend(again);
+        claims
+    })
+}
+
+/// A record and one that differs from it under the same key, as no session writes them: by its phase,
+/// or by its place in the order.
+fn at_odds() -> impl Strategy<Value = (Claim, Claim)> {
+    (claim(), claim()).prop_map(|(one, other)| {
+        let (name, session) = (one.name.clone(), one.session.clone());
+        let other = Claim { name, session, number: one.number, version: one.version, ..other };
+        (one, other)
     })
 }
 
@@ -94,7 +116,7 @@ fn view<'a>(claims: impl IntoIterator<Item = &'a Claim>) -> View {
 
 pub(crate) fn desired() -> impl Strategy<Value = Desired> {
     let want = prop_oneof![Just(Want::Run), Just(Want::Pause), Just(Want::Cancel)];
-    (name(), run(), 0..3u64, session(), want)
+    (name(), run(), count(8), session(), want)
         .prop_map(|(name, run, version, writer, want)| Desired { name, run, version, writer, want })
 }
 
@@ -126,13 +148,25 @@ proptest! {
     }
 
     #[test]
-    fn two_halves_of_knowledge_join_into_the_whole(claims in claims(), at in 0..24usize) {
-        let (left, right) = claims.split_at(at.min(claims.len()));
+    fn two_halves_of_knowledge_join_into_the_whole(claims in claims(), at in 0..48usize) {
+        let (left, right) = claims.split_at(at % (claims.len() + 1));
         let joined = view(view_claims(&view(left)).iter().chain(&view_claims(&view(right))));
         let whole = view(&claims);
         for name in whole.names() {
             prop_assert_eq!(whole.owner(name), joined.owner(name));
             prop_assert_eq!(whole.top(name), joined.top(name));
+        }
+    }
+
+    /// Two records under one key: only a session that errs writes them, and even so all come to hold
+    /// the same one, unless nothing in the order of claims tells them apart.
+    #[test]
+    fn of_two_records_under_one_key_the_same_one_stands_everywhere((one, other) in at_odds()) {
+        let (left, right) = (view([&one, &other]), view([&other, &one]));
+        prop_assert_eq!(left.epoch(&one.name), right.epoch(&one.name));
+        let released = |claim: &Claim| claim.phase == Phase::Released;
+        if one.order(&other).is_ne() || released(&one) != released(&other) {
+            prop_assert_eq!(left, right);
         }
     }
 
@@ -163,12 +197,18 @@ proptest! {
         if a.order(&b).is_ge() && b.order(&c).is_ge() {
             prop_assert!(a.order(&c).is_ge());
         }
+        // Where only the session differs it alone decides.
+        let twin = Claim { session: b.session.clone(), ..a.clone() };
+        prop_assert_eq!(a.order(&twin), a.session.cmp(&b.session));
     }
 
     #[test]
     fn the_desired_state_is_a_join(a in desired(), b in desired(), c in desired()) {
         prop_assert!(!a.replaces(&a));
         let in_name = |d: &Desired| Desired { name: a.name.clone(), ..d.clone() };
+        // Also one that a writer has given the version of another: only what is wanted differs.
+        let twin = Desired { version: a.version, run: a.run, writer: a.writer.clone(), ..in_name(&c) };
+        prop_assert_eq!(join(&a, &twin), join(&twin, &a));
         let (b, c) = (in_name(&b), in_name(&c));
         prop_assert_eq!(join(&a, &b), join(&b, &a));
         prop_assert_eq!(join(&join(&a, &b), &c), join(&a, &join(&b, &c)));

@@ -17,7 +17,7 @@ pub struct Epoch(pub u64);
 impl Epoch {
     /// The one above.
     #[must_use]
-    pub const fn next(self) -> Self {
+    pub(crate) const fn next(self) -> Self {
         Self(self.0.saturating_add(1))
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::branch::{Header, Position};
 use super::claim::{Claim, Desired, Spec};
-use super::ids::{Name, RunId, SessionId};
+use super::ids::{Kind, Name, RunId, SessionId};
 use super::io::{Cause, Gone};
 use super::lease::Epoch;
 use super::record::NodeState;
@@ -311,6 +311,9 @@ pub enum Refusal {
     /// It knows as many names as it may.
     #[error("the node knows as many names as it may (`max_names`)")]
     TooManyNames,
+    /// The name has a run of a task of this other kind.
+    #[error("the name has a run of a task of kind {0}")]
+    OtherKind(Kind),
 }
 
 /// Why a replica did not keep a checkpoint.

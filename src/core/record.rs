@@ -33,7 +33,7 @@ pub enum NodeState {
 
 impl NodeState {
     /// The code in a datagram's header.
-    pub const fn code(self) -> u8 {
+    pub(crate) const fn code(self) -> u8 {
         match self {
             Self::Joining => 0,
             Self::Up => 1,
@@ -46,7 +46,7 @@ impl NodeState {
     }
 
     /// The state of a code; none for one this build does not know.
-    pub const fn from_code(code: u8) -> Option<Self> {
+    pub(crate) const fn from_code(code: u8) -> Option<Self> {
         Some(match code {
             0 => Self::Joining,
             1 => Self::Up,
@@ -60,7 +60,7 @@ impl NodeState {
     }
 
     /// A sealed datagram in this state is no news: the session's leases are running out (Rule 4).
-    pub const fn is_fenced(self) -> bool {
+    pub(crate) const fn is_fenced(self) -> bool {
         matches!(self, Self::Fencing | Self::Fenced)
     }
 }

@@ -33,7 +33,7 @@ impl Time {
     }
 
     /// The point `by` before this one, not before [`Time::ZERO`].
-    pub const fn back(self, by: Duration) -> Self {
+    pub(crate) const fn back(self, by: Duration) -> Self {
         let by = by.as_micros();
         Self(self.0.saturating_sub(if by > u64::MAX as u128 { u64::MAX } else { by as u64 }))
     }

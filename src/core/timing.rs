@@ -2,7 +2,22 @@
 
 use std::time::Duration;
 
-/// The durations a node lives by. Symbols as in `docs/semantics.md`.
+/// The durations a node lives by. Symbols as in `docs/semantics.md`. All nodes of a cluster should
+/// have the same; a taker goes by the silence floor that the owner of a task has published.
+///
+/// ```
+/// use handover::{Node, Timing};
+/// use std::time::Duration;
+///
+/// let mut timing = Timing::default();
+/// timing.gossip_interval = Duration::from_millis(250);
+/// timing.silence_floor = Duration::from_secs(4); // taken over after 4 s of silence instead of 10
+/// timing.alone_after = Duration::from_secs(30); // one of two nodes, cut off, goes on after 30 s
+/// timing.stop_grace = Duration::from_secs(2); // to end a step when its task is paused or cancelled
+/// timing.check()?; // `start` does the same, and refuses what cannot hold
+/// let node = Node::builder("shop").timing(timing);
+/// # Ok::<(), handover::InvalidTiming>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Timing {
@@ -82,28 +97,28 @@ pub enum InvalidTiming {
 
 impl Timing {
     /// Two-way evidence counts while the echoed counter was sent at most this long ago (Rule 4).
-    pub fn evidence_window(&self) -> Duration {
+    pub(crate) fn evidence_window(&self) -> Duration {
         Duration::from_secs(5).min(self.silence_floor / 2)
     }
 
     /// R_eta: by when gossip has reached everyone, at up to 20 % loss. 4 g.
-    pub fn convergence(&self) -> Duration {
+    pub(crate) fn convergence(&self) -> Duration {
         self.gossip_interval.saturating_mul(4)
     }
 
     /// After how long others are asked about a session whose datagrams do not come (Rule 2). Silent
     /// peers are probed after two gossip intervals.
-    pub fn unheard_after(&self) -> Duration {
+    pub(crate) fn unheard_after(&self) -> Duration {
         self.gossip_interval.saturating_mul(3)
     }
 
     /// A jump of one's own clock that long means the process did not run (Rules 4 and 17).
-    pub fn visible_gap(&self) -> Duration {
+    pub(crate) fn visible_gap(&self) -> Duration {
         self.silence_floor / 2
     }
 
     /// How long a task's permit lasts without being renewed (Rule 17).
-    pub fn permit(&self) -> Duration {
+    pub(crate) fn permit(&self) -> Duration {
         self.silence_floor / 2
     }
 

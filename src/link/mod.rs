@@ -95,7 +95,9 @@ pub(crate) struct LinkLimits {
     pub(crate) control: QueueLimits,
     /// The queue of bulk messages. Default 8,192 messages, 64 MiB.
     pub(crate) bulk: QueueLimits,
-    /// A link on which nothing was sent for this long carries a ping. Default 500 ms.
+    /// How often a link looks whether anything was sent since it last looked, and sends a ping if not:
+    /// the peer hears something at least every other time. Default 500 ms, which has to be far below
+    /// half of the peer's `dead_after`.
     pub(crate) ping_every: Duration,
     /// A link on which nothing was heard for this long is broken. Default 5 s (T/2).
     pub(crate) dead_after: Duration,

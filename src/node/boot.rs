@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use super::error::StartError;
 use super::executor::Running;
 use super::peers::Peers;
 use super::queries::Queries;
+use super::seeds::Seeds;
 use super::tally::Tally;
 use super::{Inner, Node, fresh_uuid, metrics, revision};
 use crate::clock;
@@ -138,7 +139,12 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
     let seeds = settings.seeds.resolve(&*network).await?;
     let (found_seeds, seed_inputs) = mpsc::channel(1);
     let resolving = settings.seeds.keep_resolving(network.clone(), found_seeds);
-    let advertise = advertised(config.listen, config.advertise, seeds.first())?;
+    let towards = match settings.seeds {
+        // The first node's name stands for nothing yet: which of its addresses the route out has.
+        Seeds::Dns(_) => seeds.first().copied().or_else(|| Some(somewhere(config.listen))),
+        _ => seeds.first().copied(),
+    };
+    let advertise = advertised(config.listen, config.advertise, towards)?;
 
     let (gossip_events, gossip_inputs) = mpsc::channel(EVENTS);
     let (link_events, link_inputs) = mpsc::channel(EVENTS);
@@ -222,10 +228,10 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
         ending: None,
         gauged: now,
         lost: false,
-        unanswered: settings
-            .seeds
-            .any()
-            .then_some(Unanswered { seeds, until: now + settings.timing.silence_floor }),
+        unanswered: settings.seeds.any().then(|| Unanswered {
+            tried: settings.seeds.tried(&seeds),
+            until: now + settings.timing.silence_floor,
+        }),
         _resolving: resolving,
     };
     let inputs = Inputs {
@@ -345,7 +351,7 @@ fn advertised_port(advertise: SocketAddr, links: &Links) -> u16 {
 fn advertised(
     listen: SocketAddr,
     advertise: Option<SocketAddr>,
-    seed: Option<&SocketAddr>,
+    towards: Option<SocketAddr>,
 ) -> Result<SocketAddr, StartError> {
     if let Some(advertise) = advertise {
         return Ok(advertise);
@@ -353,10 +359,18 @@ fn advertised(
     if !listen.ip().is_unspecified() {
         return Ok(listen);
     }
-    let own = seed.and_then(|seed| own_address_towards(*seed).ok());
+    let own = towards.and_then(|peer| own_address_towards(peer).ok());
     match own.filter(|own| !own.is_unspecified()) {
         Some(own) => Ok(SocketAddr::new(own, listen.port())),
         None => Err(StartError::NoAdvertisedAddress(listen)),
+    }
+}
+
+/// An address that belongs to nobody, and that the default route leads to.
+fn somewhere(listen: SocketAddr) -> SocketAddr {
+    match listen {
+        SocketAddr::V4(_) => (Ipv4Addr::new(192, 0, 2, 1), 9).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9).into(),
     }
 }
 

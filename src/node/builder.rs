@@ -101,8 +101,9 @@ impl NodeBuilder {
         })
     }
 
-    /// The node's stable name, the same after a restart. Default: the host's name. Two processes must
-    /// not share one at a time.
+    /// The node's stable name, the same after a restart: at most 64 bytes, no control characters. Default:
+    /// the host's name. Two processes should not share one at a time: they are two sessions, told
+    /// apart wherever it matters, but no person can tell which is which.
     pub fn node_id(mut self, id: impl Into<String>) -> Self {
         self.0.node_id = Some(id.into());
         self
@@ -199,14 +200,16 @@ impl NodeBuilder {
         self
     }
 
-    /// How many other nodes keep each checkpoint. Default: 1.
+    /// How many other nodes keep each checkpoint, as far as there are so many. With 0 this node alone
+    /// has them, in memory or in its data directory. Default: 1.
     pub fn replicas(mut self, replicas: usize) -> Self {
         self.0.replicas = replicas;
         self
     }
 
-    /// How long a drain may take before what is left is released. Keep it a few seconds under the
-    /// time until the process is killed. Default: 25 s.
+    /// How long a drain may take before what is left is released, which takes up to three seconds
+    /// more. Keep it at least that much under the time until the process is killed. Zero is allowed:
+    /// tasks are then released from their last commits. Default: 25 s.
     pub fn drain_budget(mut self, budget: Duration) -> Self {
         self.0.drain_budget = budget;
         self
@@ -230,22 +233,23 @@ impl NodeBuilder {
         self
     }
 
-    /// How many tasks are handed over at once while draining. Default: 8.
+    /// How many tasks are handed over at once while draining; at least 1. Default: 8.
     pub fn transfer_slots(mut self, slots: usize) -> Self {
         self.0.transfer_slots = slots;
         self
     }
 
     /// How much work may go unsaved: a task is checkpointed after a step when `interval` has passed
-    /// since its last checkpoint. At most `bytes` of a task's state are written per interval: a
-    /// longer state waits longer. Default: 1 s and 1 MiB.
+    /// since its last checkpoint. At most `bytes` of a task's state are written per interval: a state
+    /// that is n times as long waits n intervals. Default: 1 s and 1 MiB.
     pub fn checkpoint_every(mut self, interval: Duration, bytes: usize) -> Self {
         self.0.checkpoint_interval = interval;
         self.0.checkpoint_bytes = bytes;
         self
     }
 
-    /// How many names the node remembers at most. Default: 100,000.
+    /// How many names the node remembers at most, about 2 KB each; beyond that it starts none and
+    /// refuses to keep those of others. Default: 100,000.
     pub fn max_names(mut self, limit: usize) -> Self {
         self.0.max_names = limit;
         self
@@ -259,9 +263,10 @@ impl NodeBuilder {
         self
     }
 
-    /// How many events a reader of [`Node::events`] or [`Node::watch`] may be behind. Default: 4,096.
+    /// How many events a reader of [`Node::events`] or [`Node::watch`] may be behind, from 1 to
+    /// 1,048,576; room for them is made at the start. Default: 4,096.
     pub fn event_backlog(mut self, events: usize) -> Self {
-        self.0.event_backlog = events;
+        self.0.event_backlog = events.clamp(1, 1 << 20);
         self
     }
 

@@ -112,7 +112,8 @@ pub(super) struct Control {
 /// Seeds that nobody has answered at so far.
 #[derive(Debug)]
 pub(super) struct Unanswered {
-    pub(super) seeds: Vec<SocketAddr>,
+    /// For people.
+    pub(super) tried: String,
     /// When that is worth a word.
     pub(super) until: Time,
 }
@@ -234,8 +235,7 @@ impl Control {
         if let Some(unanswered) = self.unanswered.take()
             && self.peers.is_empty()
         {
-            let tried: Vec<String> = unanswered.seeds.iter().map(ToString::to_string).collect();
-            let tried = tried.join(", ");
+            let tried = unanswered.tried;
             tracing::warn!(target: "handover::gossip", tried, "no seed answers: check their addresses, the key and the cluster's name; trying on");
             self.board.tell(NodeEvent::SeedsUnreachable { tried });
         }

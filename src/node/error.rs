@@ -53,7 +53,8 @@ pub enum StartError {
          give every node the same `key`, or listen on loopback"
     )]
     ListenWithoutKey(SocketAddr),
-    /// It listens on every interface, and which of its addresses others reach is not known.
+    /// It listens on every interface, and which of its addresses others reach is not known: there is
+    /// neither a seed nor a route to any.
     #[error(
         "listening on {0} does not say which address others reach this node by: set `advertise`"
     )]
@@ -85,11 +86,16 @@ pub enum StartError {
         /// Why, and what to do.
         why: String,
     },
-    /// None of the seeds' names could be resolved.
+    /// The seeds' name is none that could ever be resolved.
     #[error(
-        "no seed could be resolved ({0}): check the name, and that DNS publishes nodes that are not ready yet"
+        "`Seeds::Dns` cannot use {name:?} ({why}): give it as HOST:PORT, like shop-headless:7946"
     )]
-    NoSeedsResolved(String),
+    InvalidSeed {
+        /// What was given.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// It was started outside of a tokio runtime.
     #[error(
         "a node starts inside a tokio runtime, where its tasks will run: call `start` from async code"
@@ -132,6 +138,19 @@ pub enum RunError {
     /// No node took it. Nothing was started.
     #[error("no node took the task ({0}): try again")]
     Refused(String),
+    /// The name has a run of a task of another kind, which goes on or is retained. Nothing was started.
+    #[error(
+        "the name {name} has a run of a task of kind {running} and cannot be joined as {asked}: choose another \
+         name, or `rerun` it once that run has ended"
+    )]
+    OtherKind {
+        /// The name.
+        name: Name,
+        /// The kind of the run that the name has.
+        running: Kind,
+        /// The kind that was asked for.
+        asked: Kind,
+    },
     /// This node cannot answer for its cluster yet. Nothing was started.
     #[error("this node has not joined its cluster yet: wait with `wait_ready`")]
     NotReady,

@@ -99,6 +99,11 @@ pub(crate) fn describe() {
         "Datagrams that were not taken in, by reason"
     );
     describe_counter!(
+        "handover_link_rejected_total",
+        Unit::Count,
+        "Connections closed before a handshake, by reason"
+    );
+    describe_counter!(
         "handover_gossip_dropped_total",
         Unit::Count,
         "Gossip that a full queue dropped, by what; it is repeated"

@@ -65,6 +65,9 @@ const SAME_SIGNAL: Duration = Duration::from_secs(1);
 ///
 /// Cheap to clone; all clones are the same node. When the last one is dropped the node ends as if its
 /// process had been killed: call [`Node::leave`] instead.
+///
+/// Every method can be cancelled by dropping its future, and none panics. What had been asked for by then
+/// may still happen.
 #[derive(Clone)]
 pub struct Node(Arc<Inner>);
 
@@ -106,6 +109,12 @@ impl Node {
     /// retained. Where it runs is the cluster's choice. Returns once the task is known to another
     /// node, where there is one.
     ///
+    /// The name alone says which task is meant: a call that joins a run changes nothing of it, and its
+    /// `args` are not used, whether or not they are those that the run was started with. A task of
+    /// another kind is not joined, which is an error. As everything about a name it is decided by
+    /// what this node knows: the error is certain once the run is known here, and calls that are
+    /// made at the same time on several nodes can all be answered with the one run that is started.
+    ///
     /// # Errors
     /// See [`RunError`]. Except for `TimedOut` and `Superseded`, nothing was started. If the future is
     /// dropped the task may start all the same; calling again joins it.
@@ -117,7 +126,8 @@ impl Node {
         self.start::<T>(name.as_ref(), &args, false).await
     }
 
-    /// As [`Node::run`], but starts another run if the name's last one has ended.
+    /// As [`Node::run`], but starts another run if the name's last one has ended, with these `args` and
+    /// of whatever kind.
     ///
     /// # Errors
     /// As for [`Node::run`].
@@ -153,13 +163,17 @@ impl Node {
             Some(Err(CallError::NoNode(Refusal::TooManyNames))) => Err(RunError::TooManyNames),
             Some(Err(CallError::NoNode(Refusal::NotUp))) => Err(RunError::NotUp(kind)),
             Some(Err(CallError::NoNode(other))) => Err(RunError::Refused(other.to_string())),
+            Some(Err(CallError::OtherKind(running))) => {
+                Err(RunError::OtherKind { name, running, asked: kind })
+            }
             Some(Err(CallError::NotReady)) => Err(RunError::NotReady),
             Some(Err(CallError::Superseded)) => Err(RunError::Superseded),
             Some(Err(other)) => Err(RunError::Refused(other.to_string())),
         }
     }
 
-    /// A handle to whatever run the name has, or will have. Asks nobody.
+    /// A handle to whatever run the name has, or will have. Asks nobody: of a name that cannot exist,
+    /// and of a task of another kind, the handle's methods tell.
     pub fn get<T: Job>(&self, name: &str) -> Handle<T> {
         Handle::new(self.clone(), Name::new(name), None)
     }
@@ -237,7 +251,8 @@ impl Node {
     }
 
     /// Takes no new tasks and keeps what runs: useful at the start of a deploy. `run` goes on
-    /// working and places tasks elsewhere.
+    /// working and places tasks elsewhere. Returns when this node has been told; the others hear of it
+    /// within a round of gossip.
     ///
     /// # Errors
     /// The node was closed.
@@ -256,7 +271,8 @@ impl Node {
     /// Completes some seconds (`accept_delay`, default 5 s) after a drain has begun, or when the node
     /// closes: when a server should stop accepting. Load balancers go on sending for that long.
     ///
-    /// Made for `axum::serve(..).with_graceful_shutdown(node.stop_accepting())`.
+    /// Made for `axum::serve(..).with_graceful_shutdown(node.stop_accepting())`. Holds nothing of the
+    /// node.
     pub fn stop_accepting(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut views = self.0.board.views();
         let delay = self.0.accept_delay;
@@ -311,7 +327,8 @@ impl Node {
         }
     }
 
-    /// Hands every task over now.
+    /// Hands every task over now, within the drain budget. Called again it waits for the same drain,
+    /// or returns its report.
     pub async fn drain(&self) -> DrainReport {
         self.drain_on(std::future::ready(())).await
     }
@@ -326,7 +343,8 @@ impl Node {
     }
 
     /// Says goodbye to the peers and ends the node: whatever still runs here is handed over first,
-    /// as by [`Node::drain`]. The address is free when it returns.
+    /// as by [`Node::drain`]. The address is free when it returns. Beyond the drain it takes a second
+    /// at most for the goodbye, and up to five for a busy disk. It does not end the process.
     ///
     /// # Errors
     /// [`LeaveError::Unstoppable`]: the node goes on, since a goodbye would have others run what still

@@ -76,7 +76,7 @@ impl Cx {
     }
 
     /// Says how far the task is, in units of its own; `total` is 0 when unknown. Readable from every
-    /// node, and the default measure of which state to keep when two copies meet.
+    /// node; it decides nothing.
     pub fn progress(&self, done: u64, total: u64) {
         let mut progress = self.lock();
         let progress = progress.get_or_insert_default();

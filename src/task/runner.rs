@@ -69,8 +69,7 @@ struct Entry {
     over: Arc<AtomicBool>,
     /// Set once it has been sent.
     told: Arc<AtomicBool>,
-    /// Drops the loop, and with it everything of the task but closures.
-    /// Ends the loop with its entry.
+    /// Dropped with its entry: that ends the loop, and with it everything of the task but closures.
     _handle: AbortOnDropHandle<()>,
 }
 

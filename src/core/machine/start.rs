@@ -57,6 +57,11 @@ struct Pending {
 /// How long a target may take to answer before the next one is asked: settling takes `R_eta` at most.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Only a call for the same kind of task joins a run.
+fn same_kind(asked: &Kind, of: &Kind) -> Result<(), CallError> {
+    if asked == of { Ok(()) } else { Err(CallError::OtherKind(of.clone())) }
+}
+
 impl Machine {
     pub(super) fn on_run(&mut self, call: u64, spec: Spec, again: bool) {
         let caller = Caller::Here(call);
@@ -67,13 +72,17 @@ impl Machine {
         if let Some(task) = self.tasks.get_mut(&name)
             && matches!(task.doing, Doing::Settling(_))
         {
-            task.callers.push(caller);
-            return;
+            return match same_kind(&spec.kind, &task.spec.kind) {
+                Ok(()) => task.callers.push(caller),
+                Err(other) => self.reply_to(caller, Err(other)),
+            };
         }
         let pending = self.starts.by_name.get(&name);
         if let Some(pending) = pending.and_then(|id| self.starts.by_id.get_mut(id)) {
-            pending.callers.push(caller);
-            return;
+            return match same_kind(&spec.kind, &pending.spec.kind) {
+                Ok(()) => pending.callers.push(caller),
+                Err(other) => self.reply_to(caller, Err(other)),
+            };
         }
         let claimed = self.claimed_elsewhere(&name).map(|claim| claim.run);
         let standing = self.view.standing(&name);
@@ -88,12 +97,21 @@ impl Machine {
             let superseded = self.view.top(&name).is_some_and(|c| c.phase == Phase::Superseded);
             let forgotten = ended && !self.is_retained(&name);
             if !(superseded || forgotten || (ended && again)) {
-                return self.reply_to(caller, Ok(run));
+                let result = self.joined(&name, run, &spec.kind);
+                return self.reply_to(caller, result);
             }
         }
         match claimed {
             Some(run) => self.follow(spec, run, vec![caller]),
             None => self.place_anew(spec, vec![caller]),
+        }
+    }
+
+    /// What a call for a task of a kind is told of the run that has its name.
+    fn joined(&self, name: &Name, run: RunId, asked: &Kind) -> Result<RunId, CallError> {
+        match self.specs.get(name).filter(|known| known.run == run) {
+            Some(known) => same_kind(asked, &known.kind).map(|()| run),
+            None => Ok(run),
         }
     }
 
@@ -160,7 +178,8 @@ impl Machine {
         match (settling, run) {
             (Some(task), _) => task.callers.extend(callers),
             (None, Some(run)) => {
-                callers.into_iter().for_each(|caller| self.reply_to(caller, Ok(run)));
+                let result = self.joined(name, run, &spec.kind);
+                callers.into_iter().for_each(|caller| self.reply_to(caller, result.clone()));
             }
             // It came to nothing.
             (None, None) => self.place_anew(spec, callers),
@@ -268,7 +287,8 @@ impl Machine {
         let name = spec.name.clone();
         let here = self.tasks.get_mut(&name).filter(|t| !matches!(t.doing, Doing::Over { .. }));
         if let Some(task) = here {
-            if matches!(task.doing, Doing::Settling(_)) {
+            let same = same_kind(&spec.kind, &task.spec.kind);
+            if matches!(task.doing, Doing::Settling(_)) && same.is_ok() {
                 for caller in callers {
                     if !task.callers.contains(&caller) {
                         task.callers.push(caller);
@@ -280,7 +300,7 @@ impl Machine {
             let older = task.claim.run.number < spec.run.number;
             let result = match older {
                 true => Err(CallError::NoNode(Refusal::Held(task.claim.epoch))),
-                false => Ok(task.claim.run),
+                false => same.map(|()| task.claim.run),
             };
             return callers.into_iter().for_each(|caller| self.reply_to(caller, result.clone()));
         }
@@ -293,7 +313,8 @@ impl Machine {
             if !owner.has_won() && self.claimed_elsewhere(&name).is_some() {
                 return self.follow(spec, run, callers);
             }
-            return callers.into_iter().for_each(|caller| self.reply_to(caller, Ok(run)));
+            let result = self.joined(&name, run, &spec.kind);
+            return callers.into_iter().for_each(|caller| self.reply_to(caller, result.clone()));
         }
         let refusal = match self.may_take(&spec, None) {
             _ if !self.admits(&name) => Refusal::TooManyNames,
@@ -329,6 +350,12 @@ impl Machine {
                 }
                 for caller in pending.callers {
                     self.reply_to(caller, Ok(run));
+                }
+            }
+            // No other node would say otherwise.
+            Err(Refusal::OtherKind(kind)) => {
+                for caller in self.starts.take(id).map(|p| p.callers).unwrap_or_default() {
+                    self.reply_to(caller, Err(CallError::OtherKind(kind.clone())));
                 }
             }
             Err(refusal) => {
@@ -388,6 +415,7 @@ impl Machine {
             Caller::There(session, call) => {
                 let result = result.map_err(|error| match error {
                     CallError::NoNode(refusal) => refusal,
+                    CallError::OtherKind(kind) => Refusal::OtherKind(kind),
                     _ => Refusal::NotUp,
                 });
                 self.send(&session, Message::StartReply { call, result });

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use futures_util::future::join_all;
 
 use super::*;
+use crate::registry::TaskEvent;
 
 const TASKS: usize = 60;
 
@@ -153,4 +154,63 @@ async fn a_name_started_on_nodes_that_have_just_become_ready_runs_once() {
             timeout(SOON, node.leave()).await.unwrap().unwrap();
         }
     }
+}
+
+/// More than the queues between the parts of a node are made for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg_attr(debug_assertions, ignore = "no node keeps up unless optimised: cargo test --release")]
+async fn thousands_of_names_at_once_are_all_started_told_of_and_handed_over() {
+    const NAMES: usize = 4_500;
+    const LONG: Duration = Duration::from_secs(120);
+    log();
+    let may_end = Arc::new(AtomicBool::new(false));
+    let patient = |id: &str, seeds: Seeds| {
+        builder(id, seeds, may_end.clone())
+            .timing(Timing {
+                silence_floor: SOON,
+                alone_after: SOON,
+                dead_node_grace: LONG,
+                ..Timing::default()
+            })
+            .checkpoint_every(Duration::from_secs(1), 1 << 20)
+            .call_timeout(LONG)
+            .drain_budget(LONG)
+            .event_backlog(100)
+            .start()
+    };
+    let a = patient("a", Seeds::None).await.unwrap();
+    timeout(SOON, a.wait_ready()).await.unwrap().unwrap();
+    let b = patient("b", a.address().into()).await.unwrap();
+    timeout(SOON, b.wait_ready()).await.unwrap().unwrap();
+    until("they are linked", || a.peers().iter().any(|peer| peer.linked)).await;
+    let mut watch = b.watch("many/");
+
+    let args = CountTo { end: 1, pause_ms: 2_000 };
+    let runs = (0..NAMES).map(|i| a.run::<Count>(format!("many/{i:04}"), args));
+    for run in timeout(LONG, join_all(runs)).await.unwrap() {
+        run.unwrap();
+    }
+    let all_run = |node: &Node| spread(node).values().sum::<usize>() == NAMES;
+    let begun = Instant::now();
+    while !(all_run(&a) && all_run(&b)) {
+        assert!(begun.elapsed() < LONG, "{:?} and {:?} run", spread(&a), spread(&b));
+        sleep(Duration::from_millis(50)).await;
+    }
+    let here = spread(&a)["a"];
+    assert!(here > NAMES / 4, "placement spreads: {here}");
+    // A watcher that nobody read has missed much, and is told how things stand.
+    match timeout(SOON, watch.next()).await.unwrap().unwrap() {
+        TaskEvent::Lagged { missed, entries } => {
+            assert!(missed > 1_000 && entries.len() == NAMES, "{missed}, {}", entries.len());
+        }
+        other => panic!("{other:?}"),
+    }
+
+    let report = timeout(LONG, a.drain()).await.unwrap();
+    let left = report.abandoned.len() + report.unstoppable.len() + report.released;
+    assert_eq!((report.moved, left), (here, 0), "after {:?}", report.elapsed);
+    timeout(SOON, a.leave()).await.unwrap().unwrap();
+    let spread = spread(&b);
+    assert_eq!(spread.get("b"), Some(&NAMES), "{spread:?}");
+    b.close().await;
 }

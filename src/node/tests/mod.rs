@@ -5,15 +5,19 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::core::timing::Timing;
 use crate::registry::TaskState;
+use crate::signal::Signal;
 use crate::task::{Cx, Step, Task};
 
+mod failing;
 mod many;
+mod seeds;
 mod starting;
 mod unstoppable;
 mod using;
@@ -118,6 +122,19 @@ async fn start_with(id: &str, seed: Option<&Node>, may_end: Arc<AtomicBool>) -> 
     let node = builder(id, seeds, may_end).start().await.unwrap();
     timeout(SOON, node.wait_ready()).await.expect("it becomes ready").unwrap();
     node
+}
+
+/// Signals at given times after the first.
+struct Script(Vec<(Duration, Signal)>);
+
+impl Trigger for Script {
+    fn signals(self) -> BoxStream<'static, Option<Signal>> {
+        let told = futures_util::stream::iter(self.0).then(|(after, signal)| async move {
+            sleep(after).await;
+            Some(signal)
+        });
+        Box::pin(told)
+    }
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {

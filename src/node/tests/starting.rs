@@ -52,12 +52,22 @@ async fn settings_that_cannot_hold_are_refused_with_the_reason() {
     ));
     let twice = plain().task(Count { may_end: Arc::default() });
     assert!(matches!(refused(twice).await, StartError::Task(_)));
-    let lost = plain().seeds(Seeds::Dns("no such host:1".into()));
-    assert!(matches!(refused(lost).await, StartError::NoSeedsResolved(_)));
+    for name in ["no such host:1", "shop-headless", "shop-headless:x", ":7946", "shop:0"] {
+        let error = refused(plain().seeds(Seeds::Dns(name.into()))).await;
+        assert!(matches!(&error, StartError::InvalidSeed { name: n, .. } if n == name), "{error}");
+    }
     assert!(matches!(
         refused(Node::builder("two\nlines").node_id("a")).await,
         StartError::InvalidName(_)
     ));
+}
+
+#[tokio::test]
+async fn a_backlog_without_bounds_is_cut_to_what_can_be_kept() {
+    for events in [0, usize::MAX] {
+        let node = plain().event_backlog(events).start().await.unwrap();
+        node.close().await;
+    }
 }
 
 #[tokio::test]

@@ -1,10 +1,7 @@
 //! What a user does with a task by name.
 
-use futures_util::stream::BoxStream;
-
 use super::*;
 use crate::registry::{TaskEvent, Watch};
-use crate::signal::Signal;
 
 /// Registered nowhere but where a test says so.
 struct Rare;
@@ -79,6 +76,31 @@ async fn a_task_runs_where_its_kind_is_registered() {
     b.leave().await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_is_joined_as_the_kind_of_task_that_it_is_and_whatever_the_arguments() {
+    let a = start("a", None).await;
+    let b = builder("b", a.address().into(), Arc::default()).task(Rare).start().await.unwrap();
+    timeout(SOON, b.wait_ready()).await.unwrap().unwrap();
+    let first = a.run::<Count>("job", CountTo { end: 1_000, pause_ms: 5 }).await.unwrap();
+    until("both know", || {
+        [&a, &b].iter().all(|n| n.whereis("job").is_some_and(|e| e.state == TaskState::Running))
+    })
+    .await;
+    for node in [&a, &b] {
+        let error = node.run::<Rare>("job", ()).await.unwrap_err();
+        let text = error.to_string();
+        assert!(["job", "count", "rare"].iter().all(|part| text.contains(part)), "{text}");
+        let RunError::OtherKind { name, running, asked } = error else { panic!("{text}") };
+        assert_eq!((name.as_str(), running.as_str(), asked.as_str()), ("job", "count", "rare"));
+        let joined = node.run::<Count>("job", CountTo { end: 7, pause_ms: 0 }).await.unwrap();
+        assert_eq!(joined.run(), first.run());
+    }
+    let progress = first.progress().await.unwrap();
+    assert_eq!(progress.total, 1_000, "its arguments are the first ones");
+    a.close().await;
+    b.close().await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_run_is_refused_with_the_reason() {
     let node = start("a", None).await;
@@ -148,19 +170,6 @@ async fn the_last_node_abandons_what_only_it_has() {
     assert!(!node.is_ready());
     node.leave().await.unwrap();
     timeout(SOON, stop).await.unwrap().unwrap();
-}
-
-/// Signals at given times after the first.
-struct Script(Vec<(Duration, Signal)>);
-
-impl Trigger for Script {
-    fn signals(self) -> BoxStream<'static, Option<Signal>> {
-        let told = futures_util::stream::iter(self.0).then(|(after, signal)| async move {
-            sleep(after).await;
-            Some(signal)
-        });
-        Box::pin(told)
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,4 @@
-//! Three real machines without faults, exhaustively: every order in which nodes begin to start a
+//! Three or four real machines without faults, exhaustively: every order in which nodes begin to start a
 //! name, become up, and get each other's messages and gossip.
 //!
 //! No time passes: what is asked and answered has to be enough by itself.
@@ -23,9 +23,8 @@ use crate::core::record::{NodeRecord, NodeState, Versions};
 use crate::core::time::Time;
 use crate::core::timing::Timing;
 
-pub(super) const NODES: usize = 3;
 /// More than this in one case means that messages go on without end.
-const MAX_STATES: usize = 60_000;
+const MAX_STATES: usize = 1_000_000;
 
 /// What one node knows of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +39,20 @@ pub(super) enum Knows {
     Nothing,
 }
 
-pub(super) type Views = [[Knows; NODES]; NODES];
+/// A row for each node: what it knows of each.
+pub(super) type Views = Vec<Vec<Knows>>;
+
+/// The nodes that messages or relays can reach from each other, lowest first, by the lowest of each.
+pub(super) fn parts(views: &Views) -> Vec<usize> {
+    let mut parts: Vec<usize> = (0..views.len()).collect();
+    for (row, knows) in views.iter().enumerate() {
+        for other in (0..views.len()).filter(|other| knows[*other] != Knows::Nothing) {
+            let (keep, drop) = (parts[row].min(parts[other]), parts[row].max(parts[other]));
+            parts.iter_mut().filter(|part| **part == drop).for_each(|part| *part = keep);
+        }
+    }
+    parts
+}
 
 /// How a node begins to start the name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +105,7 @@ struct State {
     flying: Vec<(usize, usize, Message, u128)>,
     /// What each node publishes of the name, and which version of it each other has read.
     published: Vec<(u64, Option<Claim>)>,
-    read: [[u64; NODES]; NODES],
+    read: Vec<Vec<u64>>,
     started: BTreeSet<(usize, RunId)>,
     replies: BTreeMap<usize, Result<RunId, CallError>>,
     /// Of each machine; recomputed when it has changed.
@@ -132,7 +144,7 @@ fn record() -> NodeRecord {
 }
 
 /// A machine that is joining and knows what its row of the views says.
-fn machine(me: usize, knows: &[Knows; NODES]) -> Machine {
+fn machine(me: usize, knows: &[Knows]) -> Machine {
     let start = begun();
     let config = MachineConfig {
         me: session(me),
@@ -210,7 +222,8 @@ fn digest(of: &impl Debug) -> u128 {
 
 impl State {
     fn new(case: &Case) -> Self {
-        let machines = (0..NODES).map(|i| {
+        let nodes = case.views.len();
+        let machines = (0..nodes).map(|i| {
             let mut machine = machine(i, &case.views[i]);
             if !case.rising.contains(&i) {
                 rise(&mut machine);
@@ -224,11 +237,11 @@ impl State {
             to_rise: case.rising.iter().copied().collect(),
             to_begin: case.claimants.iter().copied().collect(),
             flying: Vec::new(),
-            published: vec![(0, None); NODES],
-            read: [[0; NODES]; NODES],
+            published: vec![(0, None); nodes],
+            read: vec![vec![0; nodes]; nodes],
             started: BTreeSet::new(),
             replies: BTreeMap::new(),
-            digests: vec![0; NODES],
+            digests: vec![0; nodes],
             path: None,
         }
     }
@@ -289,7 +302,8 @@ impl State {
     }
 
     fn unread(&self) -> Vec<(usize, usize)> {
-        let pairs = (0..NODES).flat_map(|from| (0..NODES).map(move |to| (from, to)));
+        let nodes = self.machines.len();
+        let pairs = (0..nodes).flat_map(|from| (0..nodes).map(move |to| (from, to)));
         pairs
             .filter(|(from, to)| from != to && self.read[*to][*from] < self.published[*from].0)
             .collect()
@@ -419,7 +433,7 @@ pub(super) fn explore(case: &Case) -> Found {
         let next = state.next(case);
         if next.is_empty() {
             found.ends += 1;
-            let fewest = found.fewest.unwrap_or(NODES).min(state.started.len());
+            let fewest = found.fewest.unwrap_or(usize::MAX).min(state.started.len());
             found.fewest = Some(fewest);
             let told = |i: &usize| state.replies.get(i).and_then(|told| told.as_ref().ok());
             let right =

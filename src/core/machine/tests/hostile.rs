@@ -8,9 +8,9 @@ use proptest::strategy::Union;
 
 use super::world::World;
 use crate::core::branch::{Ancestor, Header, Position};
-use crate::core::claim::{Claim, Spec};
+use crate::core::claim::{Claim, Phase, Spec, Want};
 use crate::core::ids::{Kind, Name, RunId, SessionId};
-use crate::core::io::{Cause, Event, Gone, Now};
+use crate::core::io::{Action, CallError, Cause, Event, Gone, Now, Stop};
 use crate::core::laws::{claim, desired, name, phase, run, session};
 use crate::core::lease::Epoch;
 use crate::core::machine::Machine;
@@ -236,10 +236,27 @@ fn message() -> impl Strategy<Value = Message> {
     prop_oneof![8 => plain(), 1 => relay]
 }
 
+/// Not among the names that hostile messages speak of.
+const STEADY: &str = "steady";
+
 thread_local! {
     static CLUSTER: (World, Vec<SessionId>) = {
         let (mut world, nodes) = World::cluster(1, 3);
-        world.start(&nodes[0], "a");
+        world.goal = 1_000_000;
+        for task in ["a", STEADY] {
+            world.start(&nodes[0], task);
+            world.run_for(Duration::from_secs(2));
+            // Only the owner of the first one takes the second.
+            let owner = world.runner("a");
+            for node in nodes.iter().filter(|node| **node != owner) {
+                world.give(node, Event::Cordon(true));
+            }
+            world.run_for(Duration::from_secs(2));
+        }
+        assert_eq!(world.running("a"), world.running(STEADY));
+        for node in &nodes {
+            world.give(node, Event::Cordon(false));
+        }
         world.run_for(Duration::from_secs(2));
         (world, nodes)
     };
@@ -250,6 +267,72 @@ fn machine() -> (Machine, Now, Vec<SessionId>) {
         let owner = world.running("a")[0].clone();
         (world.nodes[&owner].machine.clone(), world.clock(), nodes.clone())
     })
+}
+
+/// What `run` and `pause` are told, and whether the task to be paused is, while all peers answer as
+/// they should.
+#[derive(Debug, Default)]
+struct Told {
+    run: Option<Result<RunId, CallError>>,
+    pause: Option<Result<RunId, CallError>>,
+    stops: bool,
+}
+
+fn use_it(machine: &mut Machine, mut now: Now, nodes: &[SessionId]) -> Told {
+    let (steady, me) = (super::world::name(STEADY), machine.config.me.clone());
+    let spec = Spec {
+        name: super::world::name("fresh"),
+        run: RunId { number: 0, uuid: uuid::Uuid::from_u128(99) },
+        kind: Kind::new("count").unwrap(),
+        args: Bytes::new(),
+    };
+    let mut told = Told::default();
+    machine.handle(now, Event::Run { call: 1, spec, again: false });
+    machine.handle(now, Event::Want { call: 2, name: steady.clone(), want: Want::Pause });
+    for _ in 0..300 {
+        let mut answers = Vec::new();
+        while let Some(action) = machine.poll() {
+            match action {
+                Action::Reply { call: 1, result } => told.run = Some(result),
+                Action::Reply { call: 2, result } => told.pause = Some(result),
+                Action::Stop { name, how: Stop::Boundary { .. } } if name == steady => {
+                    told.stops = true;
+                }
+                Action::Send { to, message: Message::Start { call, spec } } => {
+                    answers.push((to, Message::StartReply { call, result: Ok(spec.run) }));
+                }
+                Action::Send { to, message: Message::Ask { asks } } => {
+                    let ok = |ask: &Question| Answer {
+                        name: ask.claim.name.clone(),
+                        epoch: ask.claim.epoch,
+                        verdict: Verdict::Ok,
+                        askers: Vec::new(),
+                        known: Vec::new(),
+                    };
+                    let answers_all = asks.iter().map(ok).collect();
+                    answers.push((to, Message::Answers { answers: answers_all }));
+                }
+                _ => {}
+            }
+        }
+        for (from, message) in answers.into_iter().filter(|(from, _)| nodes.contains(from)) {
+            machine.handle(now, Event::Message { from, message });
+        }
+        for peer in nodes.iter().filter(|peer| **peer != me) {
+            let heard = Event::Heard {
+                from: peer.clone(),
+                state: NodeState::Up,
+                version: u64::MAX,
+                watermark: 0,
+                released: Vec::new(),
+                echoed: Some(now.at),
+            };
+            machine.handle(now, heard);
+        }
+        now.at = now.at + Duration::from_millis(100);
+        machine.handle(now, Event::Tick);
+    }
+    told
 }
 
 proptest! {
@@ -268,9 +351,23 @@ proptest! {
         for (from, message, wait) in messages {
             now.at = now.at + Duration::from_millis(wait);
             machine.handle(now, Event::Message { from: nodes[from].clone(), message });
-            let actions = std::iter::from_fn(|| machine.poll()).count();
+            let mut actions = 0;
+            while let Some(action) = machine.poll() {
+                actions += 1;
+                let stops = matches!(&action, Action::Stop { name, .. } if name.as_str() == STEADY);
+                prop_assert!(!stops, "nobody spoke of it");
+            }
             prop_assert!(actions < 500, "one message makes {actions} actions");
         }
+        // What it ran it still runs, and it is of use to its users.
+        let steady = super::world::name(STEADY);
+        let owner = machine.view().owner(&steady).unwrap();
+        prop_assert_eq!((&owner.session, &owner.phase), (&machine.config.me, &Phase::Running));
+        let run = owner.run;
+        let told = use_it(&mut machine, now, &nodes);
+        prop_assert_eq!(told.pause, Some(Ok(run)));
+        prop_assert!(told.stops, "it is to be paused");
+        prop_assert!(matches!(told.run, Some(Ok(_))), "{:?}", told.run);
     }
 }
 
@@ -308,6 +405,10 @@ fn names_sessions_and_askers_without_number_fill_no_memory() {
     assert!(machine.specs.len() <= 60, "{} specs", machine.specs.len());
     assert!(machine.view().len() <= 60, "{} names", machine.view().len());
     assert!(machine.askers.len() <= 60, "{} askers", machine.askers.len());
-    assert!(machine.members.iter().count() <= 10_000);
+    assert!(machine.members.iter().count() <= 4_096);
     assert!(machine.ends.len() <= 60, "{} ends", machine.ends.len());
+    let told = use_it(&mut machine, now, &nodes);
+    assert!(matches!(told.pause, Some(Ok(_))) && told.stops, "{told:?}");
+    // It is full of names, and says so, or another node has taken it.
+    assert!(told.run.is_some(), "{told:?}");
 }

@@ -315,6 +315,14 @@ pub(super) struct World {
     pub failing: BTreeSet<(Name, SessionId)>,
     pub sent: Vec<(Time, SessionId, SessionId, Message)>,
     pub record_messages: bool,
+    /// As many messages as one node can send another at once; more are lost, as by a full queue.
+    pub outbox: usize,
+    /// How many each has sent another at once, and when.
+    sending: BTreeMap<(SessionId, SessionId), (Time, usize)>,
+    /// Messages that a full outbox did not take.
+    pub overflowed: usize,
+    /// The newest commit of each name that a replica has acknowledged to its owner.
+    pub acknowledged: BTreeMap<Name, (RunId, u64)>,
     pub steps_done: BTreeMap<Name, u64>,
 }
 
@@ -362,6 +370,10 @@ impl World {
             failing: BTreeSet::new(),
             sent: Vec::new(),
             record_messages: false,
+            outbox: usize::MAX,
+            sending: BTreeMap::new(),
+            overflowed: 0,
+            acknowledged: BTreeMap::new(),
             steps_done: BTreeMap::new(),
         }
     }
@@ -1097,6 +1109,12 @@ impl World {
         if self.blocked.is_some_and(|blocked| blocked(session, &to, inner)) {
             return;
         }
+        let sending = self.sending.entry((session.clone(), to.clone())).or_default();
+        *sending = if sending.0 == self.now { (self.now, sending.1 + 1) } else { (self.now, 1) };
+        if sending.1 > self.outbox {
+            self.overflowed += 1;
+            return;
+        }
         let mut delays = vec![MS / 5];
         if let Some(at) = self.faults.iter().position(|fault| (fault.hits)(inner)) {
             match self.faults[at].fate {
@@ -1179,6 +1197,13 @@ impl World {
                 node.slots.remove(&name);
             }
             Action::Permit { until } => node.permit = until,
+            Action::Replicated { name, position, replicas, .. } if replicas > 0 => {
+                if let Some(task) = node.loops.get(&name) {
+                    let run = task.spec.run;
+                    let known = self.acknowledged.entry(name).or_insert((run, 0));
+                    *known = (*known).max((run, position.seq));
+                }
+            }
             Action::WriteVersion { kind, version } => {
                 node.writes.insert(kind, version);
             }

@@ -1,0 +1,236 @@
+//! What fails around a node: its disk, its thread, its name, its users' patience.
+
+use std::sync::atomic::AtomicU64;
+
+use super::*;
+use crate::clock::{Clock, SystemClock};
+use crate::core::time::Time;
+
+/// Counts its steps where a test can see them.
+struct Tick {
+    steps: Arc<AtomicU64>,
+}
+
+impl Task for Tick {
+    const KIND: &'static str = "tick";
+    type Args = ();
+    type State = u64;
+    type Output = ();
+
+    async fn step(&self, _: &mut Cx, (): &(), at: &mut u64) -> crate::error::Result<Step<()>> {
+        sleep(Duration::from_millis(5)).await;
+        *at += 1;
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        Ok(Step::More)
+    }
+}
+
+/// A step that nothing stops before the test ends it.
+struct Deaf {
+    ended: Arc<AtomicBool>,
+}
+
+impl Task for Deaf {
+    const KIND: &'static str = "deaf";
+    type Args = ();
+    type State = ();
+    type Output = ();
+
+    async fn step(&self, cx: &mut Cx, (): &(), (): &mut ()) -> crate::error::Result<Step<()>> {
+        let ended = self.ended.clone();
+        cx.blocking(move || {
+            while !ended.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        })
+        .await?;
+        Ok(Step::More)
+    }
+}
+
+async fn runs(nodes: &[&Node], name: &str) {
+    until("it runs, and all know", || {
+        nodes.iter().all(|n| n.whereis(name).is_some_and(|e| e.state == TaskState::Running))
+    })
+    .await;
+}
+
+#[cfg(feature = "redb")]
+#[tokio::test]
+async fn a_data_directory_that_cannot_be_written_is_a_typed_error() {
+    use crate::checkpoint::directory::DirectoryError;
+
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let below_a_file = file.path().join("data");
+    // A directory that is there and in which nobody can make a file, whatever the user.
+    let without_room = std::path::PathBuf::from("/proc/self");
+    let mut places = vec![below_a_file];
+    if cfg!(target_os = "linux") {
+        places.push(without_room);
+    }
+    for place in places {
+        let node = builder("a", Seeds::None, Arc::default()).data_dir(&place);
+        let error = timeout(SOON, node.start()).await.unwrap().unwrap_err();
+        let unusable = matches!(
+            &error,
+            StartError::DataDirectory(DirectoryError::Unusable { path, .. }) if *path == place
+        );
+        assert!(unusable, "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains(place.to_str().unwrap()) && text.contains("write"), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_third_signal_ends_a_drain_at_once_and_says_what_is_left() {
+    let ended = Arc::new(AtomicBool::new(false));
+    let a = builder("a", Seeds::None, Arc::default()).task(Deaf { ended: ended.clone() });
+    let a = a.start().await.unwrap();
+    timeout(SOON, a.wait_ready()).await.unwrap().unwrap();
+    a.run::<Deaf>("deaf", ()).await.unwrap();
+    runs(&[&a], "deaf").await;
+    // Its first step has begun.
+    sleep(Duration::from_millis(200)).await;
+    let script = Script(vec![
+        (Duration::ZERO, Signal::Interrupt),
+        (Duration::from_millis(1200), Signal::Interrupt),
+        (Duration::from_millis(50), Signal::Terminate),
+    ]);
+    let report = timeout(SOON, a.drain_on(script)).await.unwrap();
+    // What the second one alone waits for is longer.
+    assert!(report.elapsed < Duration::from_millis(1600), "{report:?}");
+    assert_eq!(report.forced, Some(Signal::Terminate), "{report:?}");
+    assert_eq!(report.code(), 143);
+    assert!(!report.is_clean(), "{report:?}");
+    let left: Vec<&str> =
+        report.unstoppable.iter().chain(&report.abandoned).map(Name::as_str).collect();
+    assert_eq!(left, ["deaf"]);
+    ended.store(true, Ordering::Relaxed);
+    a.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_share_their_users_runtime_work_as_those_with_a_thread_of_their_own() {
+    log();
+    let may_end = Arc::new(AtomicBool::new(false));
+    let shared = |id: &str, seeds: Seeds| {
+        builder(id, seeds, may_end.clone()).executor(Executor::Current).start()
+    };
+    let a = shared("a", Seeds::None).await.unwrap();
+    let b = shared("b", a.address().into()).await.unwrap();
+    for node in [&a, &b] {
+        timeout(SOON, node.wait_ready()).await.unwrap().unwrap();
+    }
+    for i in 0..6 {
+        a.run::<Count>(format!("job/{i}"), CountTo { end: 20, pause_ms: 5 }).await.unwrap();
+        runs(&[&a, &b], &format!("job/{i}")).await;
+    }
+    let here = a.list("job/").iter().filter(|e| e.node == a.session().node).count();
+    assert!(here > 0, "placement spreads");
+    let report = timeout(SOON, a.drain()).await.unwrap();
+    assert!(report.is_clean() && report.moved == here, "{report:?}");
+    let address = a.address();
+    timeout(SOON, a.leave()).await.unwrap().unwrap();
+    std::net::TcpListener::bind(address).expect("nothing listens any more");
+    may_end.store(true, Ordering::Relaxed);
+    for i in 0..6 {
+        let handle = b.get::<Count>(&format!("job/{i}"));
+        assert!(timeout(SOON, handle.output()).await.unwrap().unwrap().at >= 20);
+    }
+    timeout(SOON, b.leave()).await.unwrap().unwrap();
+}
+
+/// Kills the node's own thread, and no other, when told to.
+#[derive(Debug, Default)]
+struct Deadly {
+    kills: AtomicBool,
+}
+
+impl Clock for Deadly {
+    fn boot(&self) -> Time {
+        let here = std::thread::current().name() == Some("handover");
+        assert!(!(here && self.kills.load(Ordering::Relaxed)), "the control thread is to die");
+        SystemClock.boot()
+    }
+
+    fn wall_ms(&self) -> u64 {
+        SystemClock.wall_ms()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_stop_at_the_next_boundary_when_the_control_thread_has_died() {
+    log();
+    let clock = Arc::new(Deadly::default());
+    let (here, there) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let a = builder("a", Seeds::None, Arc::default()).clock(clock.clone());
+    let a = a.task(Tick { steps: here.clone() }).start().await.unwrap();
+    timeout(SOON, a.wait_ready()).await.unwrap().unwrap();
+    a.run::<Tick>("tick", ()).await.unwrap();
+    let b = builder("b", a.address().into(), Arc::default()).task(Tick { steps: there.clone() });
+    let b = b.start().await.unwrap();
+    timeout(SOON, b.wait_ready()).await.unwrap().unwrap();
+    until("it runs, with a replica", || {
+        b.whereis("tick").is_some_and(|e| e.replicas.contains(&b.session().node))
+            && here.load(Ordering::Relaxed) > 20
+    })
+    .await;
+
+    clock.kills.store(true, Ordering::Relaxed);
+    let died = Instant::now();
+    timeout(SOON, a.0.running.join()).await.expect("the thread has ended");
+    // The step that was under way may end; a boundary later nothing runs.
+    sleep(Duration::from_millis(50)).await;
+    let stopped_at = here.load(Ordering::Relaxed);
+    assert!(died.elapsed() < timing().silence_floor, "long before the permit would have lapsed");
+    until("the other node has taken it over", || there.load(Ordering::Relaxed) > 20).await;
+    assert_eq!(here.load(Ordering::Relaxed), stopped_at, "it ran on without control");
+    assert!(a.run::<Tick>("another", ()).await.is_err());
+    b.close().await;
+}
+
+/// Without a data directory neither can prove that it replaces the other: they are two nodes, each
+/// with its own session, until one falls silent (Rule 6).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_nodes_of_one_name_are_two_sessions_and_neither_takes_from_the_other() {
+    let may_end = Arc::new(AtomicBool::new(false));
+    let a = start_with("a", None, may_end.clone()).await;
+    let twin = start_with("twin", Some(&a), may_end.clone()).await;
+    let again = start_with("twin", Some(&a), may_end.clone()).await;
+    assert_eq!(twin.session().node, again.session().node);
+    assert_ne!(twin.session(), again.session());
+    let all = [&a, &twin, &again];
+    until("each is linked with both others", || {
+        all.iter()
+            .all(|n| n.peers().iter().filter(|p| p.linked && p.state == NodeState::Up).count() == 2)
+    })
+    .await;
+    for i in 0..6 {
+        let name = format!("job/{i}");
+        again.run::<Count>(&name, CountTo { end: 10, pause_ms: 5 }).await.unwrap();
+        runs(&all, &name).await;
+    }
+    // Nobody is taken for gone, and nothing moves, for longer than a silence would take.
+    let before: Vec<_> = a.list("job/").into_iter().map(|e| (e.name, e.session, e.epoch)).collect();
+    sleep(timing().silence_floor + Duration::from_secs(1)).await;
+    for node in all {
+        assert_eq!(node.state(), NodeState::Up);
+        assert_eq!(node.peers().iter().filter(|p| p.linked).count(), 2);
+        let now: Vec<_> =
+            node.list("job/").into_iter().map(|e| (e.name, e.session, e.epoch)).collect();
+        assert_eq!(now, before);
+    }
+    // One leaves: what it ran goes on, and its name's other session stays.
+    let report = timeout(SOON, twin.drain()).await.unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    timeout(SOON, twin.leave()).await.unwrap().unwrap();
+    may_end.store(true, Ordering::Relaxed);
+    for i in 0..6 {
+        let handle = a.get::<Count>(&format!("job/{i}"));
+        let output = timeout(SOON, handle.output()).await.unwrap().unwrap();
+        assert!(output.at >= 10);
+    }
+    assert!(a.peers().iter().any(|p| p.session == *again.session() && p.linked));
+    timeout(SOON, again.leave()).await.unwrap().unwrap();
+    timeout(SOON, a.leave()).await.unwrap().unwrap();
+}
