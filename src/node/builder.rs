@@ -340,7 +340,7 @@ impl Settings {
             Some(keyring) => keyring,
             // No secret, but it keeps clusters on one machine apart.
             None if listen.ip().is_loopback() => {
-                Key::from_secret(&format!("loopback {}", self.cluster)).into()
+                Key::derived(&format!("loopback {}", self.cluster)).into()
             }
             None => return Err(StartError::ListenWithoutKey(listen)),
         };
