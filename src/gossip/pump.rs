@@ -161,7 +161,8 @@ impl Pump {
             return Err(Rejected::Rate);
         }
         let (header, payload) = header::decode(self.sealer.open(datagram)?)?;
-        let accepted = lock(&self.shared.peers).accept(&header, from, self.sent.last(), now)?;
+        let accepted =
+            lock(&self.shared.peers).accept(&header, (from, received), self.sent.last(), now)?;
         let session = header.session;
         if accepted.news {
             let heard = GossipEvent::Heard {
