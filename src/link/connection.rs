@@ -34,6 +34,8 @@ pub(super) enum Broken {
     Closed,
     #[error("nothing was heard for too long")]
     Silent,
+    #[error("it takes nothing of what it is sent")]
+    Stalled,
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -72,7 +74,7 @@ impl Connection {
             pin!(ended(
                 receive(reader, self.opener, session, reports, limits.max_message, &pulse,)
             ));
-        let sending = ended(transmit(writer, self.sealer, self.opening, outbox, limits.ping_every));
+        let sending = ended(transmit(writer, self.sealer, self.opening, outbox, limits));
         tokio::select! {
             broken = &mut receiving => broken,
             broken = sending => match broken {
@@ -166,10 +168,10 @@ async fn transmit(
     mut sealer: Sealer,
     mut out: Vec<u8>,
     outbox: &Outbox,
-    ping_every: Duration,
+    limits: &LinkLimits,
 ) -> Result<Broken, Broken> {
     let mut plain = Vec::with_capacity(frame::FRAME);
-    let mut tick = interval(ping_every.max(Duration::from_millis(1)));
+    let mut tick = interval(limits.ping_every.max(Duration::from_millis(1)));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Since the last tick.
     let mut idle = true;
@@ -180,8 +182,7 @@ async fn transmit(
             idle = false;
         }
         if !out.is_empty() {
-            writer.write_all(&out).await?;
-            writer.flush().await?;
+            write(&mut writer, &out, limits.stalled_after).await?;
             out.clear();
             continue;
         }
@@ -200,5 +201,71 @@ async fn transmit(
                 }
             }
         }
+    }
+}
+
+/// Writes all of it, however slowly the peer takes it, as long as it takes something.
+async fn write(
+    writer: &mut (impl AsyncWrite + Unpin),
+    mut rest: &[u8],
+    stalled_after: Duration,
+) -> Result<(), Broken> {
+    while !rest.is_empty() {
+        let written = timeout(stalled_after, writer.write(rest)).await;
+        match written.map_err(|_| Broken::Stalled)?? {
+            0 => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+            written => rest = rest.get(written..).unwrap_or_default(),
+        }
+    }
+    timeout(stalled_after, writer.flush()).await.map_err(|_| Broken::Stalled)??;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::io::AsyncReadExt;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+    use crate::key::Key;
+    use crate::link::Class;
+    use crate::link::seal::{Role, handshake, split};
+
+    fn sealer() -> Sealer {
+        let key = Key::new([7; 32]);
+        let mut dialling = handshake(Role::Initiator, &key, "test").unwrap();
+        let mut answering = handshake(Role::Responder, &key, "test").unwrap();
+        let (mut message, mut plain) = ([0; 256], [0; 256]);
+        let len = dialling.write_message(&[], &mut message).unwrap();
+        answering.read_message(&message[..len], &mut plain).unwrap();
+        let len = answering.write_message(&[], &mut message).unwrap();
+        dialling.read_message(&message[..len], &mut plain).unwrap();
+        split(dialling).unwrap().0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_little_keeps_its_link_and_who_takes_nothing_loses_it() {
+        const BYTES: usize = 100 << 10;
+        let limits = LinkLimits { stalled_after: Duration::from_secs(5), ..LinkLimits::default() };
+        let outbox = Outbox::new(&limits);
+        outbox.push(Class::Bulk, vec![7; BYTES].into()).unwrap();
+        let (near, mut far) = tokio::io::duplex(1 << 10);
+        let started = Instant::now();
+        let mut sending = pin!(ended(transmit(near, sealer(), Vec::new(), &outbox, &limits)));
+        let mut buffer = [0; 512];
+        let mut taken = 0;
+        while taken < BYTES {
+            tokio::select! {
+                broken = &mut sending => panic!("{broken} after {:?}", started.elapsed()),
+                () = sleep(Duration::from_secs(1)) => taken += far.read(&mut buffer).await.unwrap(),
+            }
+        }
+        assert!(started.elapsed() > Duration::from_secs(100));
+        outbox.push(Class::Bulk, vec![7; BYTES].into()).unwrap();
+        let stopped = Instant::now();
+        assert!(matches!(sending.await, Broken::Stalled));
+        assert!(stopped.elapsed() <= Duration::from_secs(6));
     }
 }

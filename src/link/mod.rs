@@ -99,6 +99,9 @@ pub(crate) struct LinkLimits {
     pub(crate) ping_every: Duration,
     /// A link on which nothing was heard for this long is broken. Default 5 s (T/2).
     pub(crate) dead_after: Duration,
+    /// A link whose peer takes not a byte of what waits for so long is broken, and what waited is
+    /// dropped: it would be kept for ever. Default 60 s, since a busy node may be slow.
+    pub(crate) stalled_after: Duration,
     /// How long a broken link's [`LinkEvent::Down`] waits for the outcome of dialling again.
     /// Default 250 ms.
     pub(crate) verdict: Duration,
@@ -121,6 +124,7 @@ impl Default for LinkLimits {
             bulk: QueueLimits { messages: 8192, bytes: 64 << 20 },
             ping_every: Duration::from_millis(500),
             dead_after: Duration::from_secs(5),
+            stalled_after: Duration::from_secs(60),
             verdict: Duration::from_millis(250),
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(2),

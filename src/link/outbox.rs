@@ -191,8 +191,13 @@ impl Outbox {
 
     /// Drops what waits and takes nothing more.
     pub(super) fn close(&self) {
+        self.state().open = false;
+        self.drop_waiting();
+    }
+
+    /// Drops what waits: the peer would not have it.
+    pub(super) fn drop_waiting(&self) {
         let mut state = self.state();
-        state.open = false;
         for class in Class::ALL {
             state.queue(class).clear();
         }

@@ -331,6 +331,9 @@ impl Keeper {
                 tracing::debug!(target: "handover::link", peer = %self.session, "link replaced");
             }
             Err(why) => {
+                if matches!(why, Broken::Stalled) {
+                    self.outbox.drop_waiting();
+                }
                 tracing::debug!(target: "handover::link", peer = %self.session, %why, "link down");
             }
         }
