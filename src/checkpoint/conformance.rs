@@ -10,9 +10,10 @@ use proptest::test_runner::TestRunner;
 use super::testing::{
     claim, forked, header, name, position, put, put_as, run, session, spec, state,
 };
-use super::{CheckpointStore, FrameError, StoreError, StoredRun, Write, envelope};
+use super::{CheckpointStore, FrameError, StoreError, StoredRun, Write};
 use crate::core::branch::{Branches, Header};
 use crate::core::claim::Phase;
+use crate::core::limits;
 
 pub(crate) type Fresh<'a> = &'a dyn Fn() -> Box<dyn CheckpointStore>;
 
@@ -279,7 +280,7 @@ fn what_is_no_checkpoint_is_refused(fresh: Fresh<'_>) {
     let mut long = honest.clone();
     long.len += 1;
     assert!(matches!(refused(long, state(1, 50)), Err(StoreError::Unfit(FrameError::Corrupt(_)))));
-    let huge = Bytes::from(vec![0; envelope::MAX_STATE + 1]);
+    let huge = Bytes::from(vec![0; limits::STATE + 1]);
     assert!(matches!(
         refused(header("a", 3, 1, "w", &huge), huge),
         Err(StoreError::Unfit(FrameError::TooLarge { .. }))

@@ -7,12 +7,10 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::frame::{Format, FrameError};
 use crate::core::branch::Header;
-
-/// Bound on a state in bytes: 64 MiB (Rule 26).
-pub(crate) const MAX_STATE: usize = 64 << 20;
+use crate::core::limits;
 
 const FORMAT: Format =
-    Format { magic: *b"HOCP", version: 1, max_header: 64 << 10, max_body: MAX_STATE };
+    Format { magic: *b"HOCP", version: 1, max_header: 64 << 10, max_body: limits::STATE };
 
 /// The hash that [`Header::hash`] holds.
 pub(crate) fn hash(state: &[u8]) -> u128 {
@@ -24,11 +22,11 @@ pub(crate) fn hash(state: &[u8]) -> u128 {
 /// # Errors
 /// [`FrameError::TooLarge`], [`FrameError::Corrupt`].
 pub(crate) fn check(header: &Header, state: &[u8]) -> Result<(), FrameError> {
-    if state.len() > MAX_STATE {
+    if state.len() > limits::STATE {
         return Err(FrameError::TooLarge {
             what: "state",
             len: state.len() as u64,
-            limit: MAX_STATE as u64,
+            limit: limits::STATE as u64,
         });
     }
     if header.len != state.len() as u64 || header.hash != hash(state) {

@@ -15,8 +15,9 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use super::frame::{self, Assembler, FrameError};
 use super::outbox::Outbox;
 use super::report::Reports;
+use super::room::Room;
 use super::seal::{MAX_SEALED, Opener, SealError, Sealer};
-use super::{LinkEvent, LinkLimits};
+use super::{LinkEvent, LinkLimits, Payload};
 use crate::core::ids::SessionId;
 use crate::net::Stream;
 
@@ -36,6 +37,8 @@ pub(super) enum Broken {
     Silent,
     #[error("it takes nothing of what it is sent")]
     Stalled,
+    #[error("what it sends is not to be listened to")]
+    Foul,
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -60,20 +63,20 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Carries messages until it breaks.
+    /// Carries messages until it breaks. `rooms` are the peer's own for what comes, and that of all.
     pub(super) async fn run(
         self,
         session: &SessionId,
         outbox: &Outbox,
         reports: &mut Reports,
+        rooms: (&Room, &Room),
         limits: &LinkLimits,
     ) -> Broken {
         let pulse = Pulse::default();
         let (reader, writer) = tokio::io::split(self.stream);
+        let assembler = Assembler::new(limits.max_control, limits.max_message);
         let mut receiving =
-            pin!(ended(
-                receive(reader, self.opener, session, reports, limits.max_message, &pulse,)
-            ));
+            pin!(ended(receive((reader, self.opener, assembler), session, reports, rooms, &pulse)));
         let sending = ended(transmit(writer, self.sealer, self.opening, outbox, limits));
         tokio::select! {
             broken = &mut receiving => broken,
@@ -127,11 +130,10 @@ impl Pulse {
 }
 
 async fn receive(
-    reader: impl AsyncRead + Unpin,
-    mut opener: Opener,
+    (reader, mut opener, mut assembler): (impl AsyncRead + Unpin, Opener, Assembler),
     session: &SessionId,
     reports: &mut Reports,
-    max_message: usize,
+    (own, all): (&Room, &Room),
     pulse: &Pulse,
 ) -> Result<Broken, Broken> {
     let codec = LengthDelimitedCodec::builder()
@@ -139,7 +141,6 @@ async fn receive(
         .max_frame_length(MAX_SEALED)
         .new_codec();
     let mut frames = FramedRead::with_capacity(reader, codec, READ);
-    let mut assembler = Assembler::new(max_message);
     let mut complete = Vec::new();
     pulse.delivering.store(true, Ordering::Relaxed);
     // That the link is up comes before what it brings.
@@ -153,7 +154,8 @@ async fn receive(
         }
         pulse.delivering.store(true, Ordering::Relaxed);
         for bytes in complete.drain(..) {
-            let event = LinkEvent::Frame { from: session.clone(), bytes };
+            let payload = Payload::new(bytes, own, all).await;
+            let event = LinkEvent::Frame { from: session.clone(), payload };
             if !reports.send(event).await {
                 return Err(Broken::Unheard);
             }

@@ -12,6 +12,7 @@ mod listener;
 mod outbox;
 mod peer;
 mod report;
+mod room;
 mod seal;
 #[cfg(test)]
 mod tests;
@@ -33,9 +34,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use self::frame::Class;
 pub(crate) use self::outbox::SendError;
+pub(crate) use self::room::Payload;
 
 use self::handshake::{Candidate, Local};
 use self::peer::Peer;
+use self::room::Room;
 use crate::clock::SharedClock;
 use crate::core::ids::SessionId;
 use crate::key::Keyring;
@@ -91,6 +94,13 @@ pub(crate) struct LinkLimits {
     pub(crate) peers: usize,
     /// The longest message, sent or received, in bytes. Default 64 MiB + 64 KiB.
     pub(crate) max_message: usize,
+    /// The longest control message, sent or received, in bytes. Default 1 MiB.
+    pub(crate) max_control: usize,
+    /// Bytes of one peer's messages that wait for the node to take them; it is not read beyond. One
+    /// message is always taken. Default 64 MiB + 64 KiB.
+    pub(crate) waiting: usize,
+    /// As many of all peers. Default 256 MiB.
+    pub(crate) waiting_total: usize,
     /// The queue of control messages. Default 8,192 messages, 16 MiB.
     pub(crate) control: QueueLimits,
     /// The queue of bulk messages. Default 8,192 messages, 64 MiB.
@@ -120,6 +130,9 @@ impl Default for LinkLimits {
             connections_of_source: 100,
             peers: 2048,
             max_message: (64 << 20) + (64 << 10),
+            max_control: 1 << 20,
+            waiting: (64 << 20) + (64 << 10),
+            waiting_total: 256 << 20,
             control: QueueLimits { messages: 8192, bytes: 16 << 20 },
             bulk: QueueLimits { messages: 8192, bytes: 64 << 20 },
             ping_every: Duration::from_millis(500),
@@ -155,7 +168,7 @@ pub(crate) enum LinkEvent {
         /// From whom.
         from: SessionId,
         /// What it says.
-        bytes: Bytes,
+        payload: Payload,
     },
     /// A later dial, or a first one, was refused, and a datagram was not accepted.
     Refused {
@@ -206,6 +219,8 @@ struct Shared {
     network: Arc<dyn Network>,
     events: mpsc::Sender<LinkEvent>,
     runtime: Handle,
+    /// What waits for the node to take it, of all peers.
+    room: Room,
     /// Numbers this process's dials.
     dials: AtomicU64,
     peers: Mutex<Peers>,
@@ -275,6 +290,7 @@ impl Links {
             advertise.set_port(address.port());
         }
         let runtime = Handle::current();
+        let room = Room::new(config.limits.waiting_total);
         let shared = Arc::new(Shared {
             local: Local {
                 cluster: config.cluster,
@@ -288,6 +304,7 @@ impl Links {
             network: config.network,
             events,
             runtime: runtime.clone(),
+            room,
             dials: AtomicU64::new(0),
             peers: Mutex::new(Peers { open: true, map: BTreeMap::new() }),
         });
@@ -315,6 +332,13 @@ impl Links {
     pub(crate) fn hasten(&self, session: &SessionId) {
         if let Some(peer) = self.shared.peers().map.get(session) {
             peer.hasten();
+        }
+    }
+
+    /// Breaks the link, because of what came over it. It is made again as after any other break.
+    pub(crate) fn cut(&self, session: &SessionId) {
+        if let Some(peer) = self.shared.peers().map.get(session) {
+            peer.cut();
         }
     }
 

@@ -178,7 +178,7 @@ impl NodeBuilder {
         self
     }
 
-    /// The label of this build; only equality matters. Default: `HANDOVER_REVISION` from the
+    /// The label of this build, cut to 1 KiB; only equality matters. Default: `HANDOVER_REVISION` from the
     /// environment, or else a hash of the executable.
     pub fn revision(mut self, label: impl Into<String>) -> Self {
         self.0.revision = Some(label.into());

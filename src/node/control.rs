@@ -31,6 +31,7 @@ use crate::core::record::NodeState;
 use crate::core::time::Time;
 use crate::gossip::{Gossip, GossipEvent};
 use crate::link::{LinkEvent, Links};
+use crate::rate::Seldom;
 use crate::task::Runner;
 
 /// Events taken from one source before the others have their turn.
@@ -106,6 +107,9 @@ pub(super) struct Control {
     /// The tasks' runtime is gone.
     pub(super) lost: bool,
     pub(super) unanswered: Option<Unanswered>,
+    /// About frames and records that were dropped.
+    pub(super) bad_frames: Seldom,
+    pub(super) bad_records: Seldom,
     pub(super) _resolving: Option<AbortOnDropHandle<()>>,
 }
 

@@ -80,7 +80,7 @@ pub(crate) fn describe() {
     describe_counter!(
         "handover_frames_rejected_total",
         Unit::Count,
-        "Frames of authenticated peers that could not be decoded"
+        "Frames of authenticated peers that were not taken in, by reason"
     );
     describe_counter!(
         "handover_records_rejected_total",
@@ -186,8 +186,8 @@ pub(crate) fn peers(count: usize) {
     gauge!("handover_peers").set(count as f64);
 }
 
-pub(crate) fn frame_rejected() {
-    counter!("handover_frames_rejected_total").increment(1);
+pub(crate) fn frame_rejected(reason: &'static str) {
+    counter!("handover_frames_rejected_total", "reason" => reason).increment(1);
 }
 
 pub(crate) fn record_rejected() {

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use tracing::Span;
 
 use super::codec::Limits;
-use super::cx::{Cx, Turn, clipped};
+use super::cx::{Cx, Turn};
 use super::erased::{self, AnyKind, Instance, Unreadable, Writing};
 use super::kinds::Registered;
 use super::line::Line;
@@ -22,6 +22,7 @@ use super::{Retry, Step};
 use crate::core::branch::Position;
 use crate::core::claim::{Claim, Spec};
 use crate::core::io::{Event, Outcome};
+use crate::core::limits;
 use crate::core::time::Time;
 use crate::error::{Error, Result};
 
@@ -147,7 +148,7 @@ impl TaskLoop {
                     return Event::Unreadable {
                         name: self.spec.name.clone(),
                         epoch: self.line.lease().epoch,
-                        why: clipped(why, Claim::MAX_NOTE),
+                        why: limits::clipped(why, Claim::MAX_NOTE),
                     };
                 }
                 Attempt::Stepped(Step::Done(output)) => {
@@ -397,7 +398,7 @@ impl TaskLoop {
         self.permitted().await;
         self.obey();
         let outcome = match outcome {
-            Outcome::Failed(text) => Outcome::Failed(clipped(text, Claim::MAX_NOTE)),
+            Outcome::Failed(text) => Outcome::Failed(limits::clipped(text, Claim::MAX_NOTE)),
             done => done,
         };
         Event::Ended { name: self.spec.name, epoch: self.line.lease().epoch, outcome }

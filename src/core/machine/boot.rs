@@ -8,6 +8,7 @@ use crate::core::branch::{Branches, Header, Position};
 use crate::core::claim::{Claim, Spec};
 use crate::core::ids::{Name, NodeId, RunId, SessionId};
 use crate::core::io::{Action, Cause};
+use crate::core::limits;
 use crate::core::message::Message;
 use crate::core::placement;
 use crate::core::record::NodeState;
@@ -243,7 +244,7 @@ impl Machine {
             .iter()
             .map(|(name, spec)| (name.clone(), spec.run, self.best_held(name, spec.run)))
             .collect();
-        for chunk in offers.chunks(1000) {
+        for chunk in offers.chunks(limits::FOUND) {
             self.send(peer, Message::Found { offers: chunk.to_vec() });
         }
     }

@@ -42,6 +42,7 @@ use super::branch::{Branches, Position};
 use super::claim::{Claim, Desired, Mode, Phase, Spec, Terms};
 use super::ids::{Kind, Name, RunId, SessionId};
 use super::io::{Action, Event, Gone, Notice, Now};
+use super::limits;
 use super::members::Members;
 use super::message::{Message, Question};
 use super::record::{Load, NodeRecord, NodeState};
@@ -871,7 +872,7 @@ impl Machine {
             }
         }
         for (to, asks) in std::mem::take(&mut self.asks) {
-            for chunk in asks.chunks(256) {
+            for chunk in asks.chunks(limits::LISTED) {
                 self.send(&to, Message::Ask { asks: chunk.to_vec() });
             }
         }

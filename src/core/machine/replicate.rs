@@ -8,6 +8,7 @@ use crate::core::branch::{Admission, Ancestor, Header, Position, higher};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{Action, Notice};
+use crate::core::limits;
 use crate::core::message::{Message, Rejection};
 use crate::core::placement;
 
@@ -68,7 +69,7 @@ impl Machine {
         if let Some(task) = self.tasks.get(name) {
             order.sort_by_key(|session| task.refused.contains(*session));
         }
-        order.into_iter().take(self.config.replicas).cloned().collect()
+        order.into_iter().take(self.config.replicas.min(limits::OF_ONE)).cloned().collect()
     }
 
     /// A link has come up: what may have been lost with the last one goes out again.
@@ -413,7 +414,8 @@ impl Machine {
             )));
         }
         if let Some(from) = from {
-            let result = error.map_or(Ok(()), |why| Err(Rejection::Unavailable(why)));
+            let unavailable = |why| Err(Rejection::Unavailable(limits::clipped(why, limits::TEXT)));
+            let result = error.map_or(Ok(()), unavailable);
             self.send(&from, Message::CheckpointReply { name, run, position, result });
         }
     }

@@ -13,6 +13,7 @@ use crate::core::timing::Timing;
 use crate::registry::TaskState;
 use crate::task::{Cx, Step, Task};
 
+mod hostile;
 mod many;
 mod starting;
 mod using;
