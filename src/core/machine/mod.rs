@@ -400,14 +400,13 @@ impl Machine {
             Message::Relay { from: writer, to, message } => {
                 if to == self.config.me {
                     // One hop only: a relayed relay is dropped.
-                    if !matches!(*message, Message::Relay { .. }) {
-                        // The answer goes back by the way that is known to be open.
-                        if let Some(peer) = self.members.entry(&writer, self.now.at) {
-                            peer.via = Some((from.clone(), self.now.at));
-                        }
-                        self.on_message(&writer, *message);
+                    if message.may_be_relayed() {
+                        self.on_relayed(from, &writer, *message);
                     }
-                } else if self.members.get(&to).is_some_and(|peer| peer.linked) && writer == *from {
+                } else if self.members.get(&to).is_some_and(|peer| peer.linked)
+                    && writer == *from
+                    && message.may_be_relayed()
+                {
                     self.push(Action::Send {
                         to: to.clone(),
                         message: Message::Relay { from: writer, to, message },
@@ -471,6 +470,24 @@ impl Machine {
             Message::EndedReply { name, run } => self.on_ended_reply(from, &name, run),
             Message::Desire { desired } => self.learn_desired(desired),
             Message::Found { offers } => self.on_found(from, offers),
+        }
+    }
+
+    /// Takes in what a session says by the word of another.
+    fn on_relayed(&mut self, by: &SessionId, writer: &SessionId, message: Message) {
+        // The answer goes back by the way that is known to be open.
+        if let Some(peer) = self.members.entry(writer, self.now.at) {
+            peer.via = Some((by.clone(), self.now.at));
+        }
+        if !matches!(message, Message::Leave) {
+            return self.on_message(writer, message);
+        }
+        // A goodbye frees all that its writer runs: what is heard of itself outweighs it.
+        if self.members.told_gone(self.now.at, writer, Gone::Left) {
+            self.on_gone(writer, Gone::Left);
+        }
+        if self.members.is_gone(writer) {
+            self.send(writer, Message::LeaveHeard);
         }
     }
 
@@ -748,7 +765,7 @@ impl Machine {
 
     /// Sends over the link, or by one hop where the link is cut (Rule 13).
     fn send(&mut self, to: &SessionId, message: Message) {
-        let via = match self.is_linked(to) {
+        let via = match self.is_linked(to) || !message.may_be_relayed() {
             true => None,
             // Who is known to have a link to it, or else anybody.
             false => {
