@@ -44,7 +44,7 @@ impl Machine {
         tried.insert(self.config.me.clone());
         let version = task.latest.as_ref().map(|header| header.state_version);
         let parked = task.claim.phase == (Phase::Parked { until_resumed: false });
-        let (spec, idle) = (task.spec.clone(), !task.runs());
+        let (spec, idle, current) = (task.spec.clone(), !task.runs(), task.claim.epoch);
         let Some(to) = self.choose(&spec, version, &tried) else {
             return false;
         };
@@ -56,6 +56,10 @@ impl Machine {
             false => Cause::Drain,
         };
         let epoch = self.next_epoch(name);
+        if current >= epoch {
+            // There is no higher one that the target could have: the name is released instead.
+            return false;
+        }
         self.view.raise(name, epoch);
         let since = self.now.at;
         let Some(task) = self.tasks.get_mut(name) else {
@@ -431,6 +435,9 @@ impl Machine {
     ) -> Option<Refusal> {
         if self.state != NodeState::Up {
             return Some(Refusal::NotUp);
+        }
+        if claim.epoch >= epoch {
+            return Some(Refusal::Held(claim.epoch));
         }
         if self.load.full || self.is_full_of(&spec.kind) || !self.has_room(&spec.name) {
             return Some(Refusal::Full);

@@ -17,6 +17,7 @@ mod rules_hearsay;
 mod rules_joining;
 mod rules_liveness;
 mod rules_meeting;
+mod rules_saturation;
 mod rules_settling;
 mod rules_versions;
 mod settling_exhaustive;
