@@ -74,7 +74,8 @@ impl Machine {
     pub(super) fn on_buried(&mut self, sessions: Vec<SessionId>) {
         for session in sessions.into_iter().take(MAX_BURIED) {
             if session != self.config.me
-                && self.buried.len() < MAX_BURIED
+                // Half of the graves are for those that this node has seen die.
+                && self.buried.len() < MAX_BURIED / 2
                 && self.members.may_be_buried(self.now.at, &session)
             {
                 self.bury(&session);

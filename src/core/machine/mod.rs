@@ -277,6 +277,9 @@ impl Machine {
             self.tick();
         }
         self.dispatch(event);
+        for session in self.members.take_displaced() {
+            self.forget_session(&session);
+        }
         self.ring();
         self.finish();
     }
@@ -334,7 +337,7 @@ impl Machine {
             }
             Event::Record { of, record } => self.on_record(&of, record),
             Event::Load { of, load } => {
-                if let Some(peer) = self.members.entry(&of, self.now.at)
+                if let Some(peer) = self.members.gossiped(&of, self.now.at)
                     && std::mem::replace(&mut peer.load, load).full != load.full
                 {
                     self.review_later();
@@ -346,7 +349,7 @@ impl Machine {
                 desires.into_iter().for_each(|desired| self.learn_desired(desired));
             }
             Event::CaughtUp { of } => {
-                if let Some(peer) = self.members.entry(&of, self.now.at) {
+                if let Some(peer) = self.members.gossiped(&of, self.now.at) {
                     peer.caught_up = true;
                 }
             }
@@ -538,7 +541,7 @@ impl Machine {
             }
         }
         let record = self.dated(of, record);
-        if let Some(peer) = self.members.entry(of, self.now.at) {
+        if let Some(peer) = self.members.gossiped(of, self.now.at) {
             peer.record = Some(record);
         }
         self.look_readers();
@@ -577,6 +580,10 @@ impl Machine {
     fn on_claims(&mut self, of: &SessionId, changes: Vec<(Name, Option<Claim>)>) {
         if *of == self.config.me {
             return;
+        }
+        // Of one that is buried here nothing is known any more but that.
+        if !self.buried.contains_key(of) {
+            self.members.gossiped(of, self.now.at);
         }
         for (name, claim) in changes {
             match claim {
@@ -742,11 +749,24 @@ impl Machine {
     }
 
     fn set_aside(&mut self, spec: Spec) {
+        let stands = self.standing_run(&spec.name);
         let others = self.other_specs.entry(spec.name.clone()).or_default();
         others.insert(spec.run, spec);
-        if others.len() > MAX_OTHER_SPECS {
-            others.pop_first();
+        if others.len() > MAX_OTHER_SPECS
+            && let Some(least) = others.keys().copied().find(|run| Some(*run) != stands)
+        {
+            others.remove(&least);
         }
+    }
+
+    /// The run of a name that matters here, whatever others are spoken of: the one this node has in
+    /// hand, or whose claim stands, or that its disk offers.
+    pub(super) fn standing_run(&self, name: &Name) -> Option<RunId> {
+        let mine = self.tasks.get(name).filter(|task| !matches!(task.doing, Doing::Over { .. }));
+        mine.map(|task| task.claim.run)
+            .or_else(|| self.view.standing(name).map(|claim| claim.run))
+            .or_else(|| self.view.owner(name).map(|claim| claim.run))
+            .or_else(|| self.boot.offered(name))
     }
 
     /// The spec of one run of a name.

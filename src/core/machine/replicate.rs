@@ -12,6 +12,9 @@ use crate::core::limits;
 use crate::core::message::{Message, Rejection};
 use crate::core::placement;
 
+/// Bound on runs of a name of which checkpoints are held.
+pub(super) const MAX_RUNS: usize = 4;
+
 impl Machine {
     // ---- of my own tasks ------------------------------------------------------------------
 
@@ -366,6 +369,9 @@ impl Machine {
         state: Bytes,
         from: Option<SessionId>,
     ) -> Admission {
+        if !self.has_room_for_run(&header.name, header.run) {
+            return Admission::Full;
+        }
         self.view.raise(&header.name, header.position.epoch);
         let runs = self.held.entry(header.name.clone()).or_default();
         let branches = runs.entry(header.run).or_default();
@@ -391,6 +397,31 @@ impl Machine {
             }
         }
         admission
+    }
+
+    /// Makes room for the checkpoints of one more run of a name, where that needs be: the lowest run
+    /// gives way that does not stand.
+    fn has_room_for_run(&mut self, name: &Name, run: RunId) -> bool {
+        let Some(runs) = self.held.get(name) else {
+            return true;
+        };
+        if runs.contains_key(&run) || runs.len() < MAX_RUNS {
+            return true;
+        }
+        // Where none stands, what is held may be all that is left of the name.
+        let Some(stands) = self.standing_run(name) else {
+            return false;
+        };
+        let least = runs.keys().copied().find(|held| *held != stands);
+        let Some(least) = least.filter(|least| *least < run || run == stands) else {
+            return false;
+        };
+        if let Some(runs) = self.held.get_mut(name) {
+            runs.remove(&least);
+        }
+        self.outdated.remove(&(name.clone(), least));
+        self.push(Action::Discard { name: name.clone(), run: least, headers: Vec::new() });
+        true
     }
 
     pub(super) fn on_stored(

@@ -26,7 +26,7 @@ async fn who_sends_what_no_build_sends_loses_its_link_and_who_sends_what_a_later
 {
     let node = start("a", None).await;
     let loopback = ([127, 0, 0, 1], 0).into();
-    let errs = SessionId::new(NodeId::new("errs").unwrap(), uuid::Uuid::now_v7());
+    let errs = SessionId::new(NodeId::new("errs").unwrap(), Uuid::now_v7());
     let (sender, mut events) = mpsc::channel(64);
     let config = LinkConfig {
         cluster: "test".into(),

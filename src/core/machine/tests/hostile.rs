@@ -378,3 +378,41 @@ fn one_peer_cannot_stand_for_two_observers_of_a_death() {
     machine.handle(now, Event::Message { from: others[1].clone(), message: second });
     assert!(machine.members.is_gone(&third), "two observers are enough");
 }
+
+/// Checkpoints and specs of runs that nobody runs: they are bounded, and the run that stands stays.
+#[test]
+fn invented_runs_of_a_name_push_out_nothing_of_the_run_that_stands() {
+    let (owner, now, nodes) = machine();
+    let name = super::world::name("a");
+    let claim = owner.tasks[&name].claim.clone();
+    let spec = owner.tasks[&name].spec.clone();
+    let latest = owner.tasks[&name].latest.clone().unwrap();
+    // One that keeps a replica, too.
+    let replica = CLUSTER.with(|(world, nodes)| {
+        let held = |node: &&SessionId| {
+            let machine = &world.nodes[*node].machine;
+            machine.config.me != claim.session && machine.held.contains_key(&name)
+        };
+        world.nodes[nodes.iter().find(held).unwrap()].machine.clone()
+    });
+    for mut machine in [owner, replica] {
+        let from = nodes.iter().find(|node| **node != machine.config.me).unwrap().clone();
+        for number in [0].into_iter().chain(2..200).chain([u64::MAX]) {
+            let run = RunId { number, uuid: uuid::Uuid::from_u128(u128::from(number)) };
+            let spec = Spec { run, ..spec.clone() };
+            let header = Header { run, ..latest.clone() };
+            let invented = SessionId::new(from.node.clone(), uuid::Uuid::max());
+            let claim = Claim { run, session: invented, ..claim.clone() };
+            let state = Bytes::from(vec![0; latest.len as usize]);
+            let message = Message::Checkpoint { claim, spec: spec.clone(), header, state };
+            machine.handle(now, Event::Message { from: from.clone(), message });
+            machine.handle(now, Event::Specs { specs: vec![spec] });
+            while machine.poll().is_some() {}
+        }
+        let held = machine.held.get(&name).unwrap();
+        assert!(held.len() <= 4, "{} runs", held.len());
+        assert!(held.get(&claim.run).is_some_and(|branches| !branches.is_empty()));
+        assert!(machine.other_specs[&name].len() <= 4);
+        assert!(machine.spec_of(&name, claim.run).is_some());
+    }
+}

@@ -4,6 +4,7 @@
 
 mod explorer;
 mod handover_faults;
+mod hearsay_of_nobody;
 mod hostile;
 mod interleavings;
 mod regressions;
