@@ -229,6 +229,7 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
             .seeds
             .any()
             .then_some(Unanswered { seeds, until: now + settings.timing.silence_floor }),
+        mute: false,
         bad_frames: Seldom::default(),
         bad_records: Seldom::default(),
         _resolving: resolving,

@@ -118,11 +118,10 @@ impl Control {
         })
     }
 
-    fn on_gossip_ended(&mut self, reason: String, restarted: bool) {
+    pub(super) fn on_gossip_ended(&mut self, reason: String, restarted: bool) {
         if restarted {
-            tracing::error!(target: "handover::gossip", reason, "gossip ended and was restarted");
             self.board.tell(NodeEvent::GossipRestarted { why: reason });
-        } else if self.ending.is_none() {
+        } else if !std::mem::replace(&mut self.mute, true) && self.ending.is_none() {
             self.warn(format!(
                 "gossip has ended for good ({reason}): this node will be taken for dead; restart it"
             ));

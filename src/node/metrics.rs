@@ -108,6 +108,11 @@ pub(crate) fn describe() {
         "Datagrams that the system would not send"
     );
     describe_counter!(
+        "handover_gossip_restarts_total",
+        Unit::Count,
+        "Times that a part of gossip ended unexpectedly and was started again, by part"
+    );
+    describe_counter!(
         "handover_gossip_foreign_writes_total",
         Unit::Count,
         "Times that a peer wrote what only this node may write; it was overwritten"
