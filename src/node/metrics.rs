@@ -108,6 +108,11 @@ pub(crate) fn describe() {
         "Datagrams that the system would not send"
     );
     describe_counter!(
+        "handover_link_rejected_total",
+        Unit::Count,
+        "Connections closed before a handshake, by reason"
+    );
+    describe_counter!(
         "handover_gossip_restarts_total",
         Unit::Count,
         "Times that a part of gossip ended unexpectedly and was started again, by part"
