@@ -48,6 +48,11 @@ impl Boot {
         self.offers.contains_key(name)
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.offers.len() + self.found.len() + self.missing.len() + self.readers.len()
+    }
+
     /// The run of a name that was found on disk and is not settled yet.
     pub(super) fn offered(&self, name: &Name) -> Option<RunId> {
         Some(self.offers.get(name)?.run)

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod churn;
 mod explorer;
 mod handover_faults;
 mod hearsay_of_nobody;
