@@ -113,7 +113,7 @@ pub use self::core::record::NodeState;
 pub use self::core::time::Time;
 pub use self::core::timing::{InvalidTiming, Timing};
 pub use self::error::{Classify, Error, Result};
-pub use self::key::{Key, Keyring};
+pub use self::key::{Key, Keyring, SecretTooShort};
 pub use self::net::{
     Datagrams, InvalidLimit, Listener, Network, NetworkLimits, Stream, SystemNetwork,
 };

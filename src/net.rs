@@ -93,7 +93,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Stream for S {}
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NetworkLimits {
-    /// Datagrams a second from the address of one peer that has shown to be there by an echo.
+    /// Authentic datagrams a second from the address of one peer that has shown to be there by an echo.
+    /// Up to eight times as many are opened under its address, since anybody can write it on a forgery.
     /// Default 20,000.
     pub peer_datagrams: u32,
     /// Bytes a second from such an address. Default 64 MiB.

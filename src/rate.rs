@@ -1,8 +1,10 @@
-//! Token buckets by source: what anybody may cost this node before it is known who it is.
+//! Token buckets by source: what anybody may cost this node before it is known who it is. And how
+//! often one thing is worth a line in the log.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::core::time::Time;
 
@@ -95,10 +97,30 @@ pub(crate) fn network(address: IpAddr) -> IpAddr {
     }
 }
 
+/// Between two lines in the log about one thing that others can bring about.
+const SPEAK_EVERY: Duration = Duration::from_secs(10);
+
+/// Keeps what others can repeat at will from flooding the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seldom {
+    spoke: Option<Time>,
+    silent: u64,
+}
+
+impl Seldom {
+    /// Whether it is worth a line now: how often it has happened since the last line without one.
+    pub(crate) fn speak(&mut self, now: Time) -> Option<u64> {
+        if self.spoke.is_some_and(|spoke| now.since(spoke) < SPEAK_EVERY) {
+            self.silent = self.silent.saturating_add(1);
+            return None;
+        }
+        self.spoke = Some(now);
+        Some(std::mem::take(&mut self.silent))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     const RATE: Rate = Rate { count: 10, bytes: 1000 };
@@ -168,6 +190,13 @@ mod tests {
             .count();
         assert_eq!(flood, 700);
         assert_eq!(sources.buckets.len(), BUCKETS);
+    }
+
+    #[test]
+    fn what_is_repeated_is_told_seldom_and_then_how_often_it_was() {
+        let mut seldom = Seldom::default();
+        let told: Vec<u64> = (0..25_000).filter_map(|ms| seldom.speak(start() + MS * ms)).collect();
+        assert_eq!(told, [0, 9_999, 9_999]);
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let log = Arc::new(StepLog::open(&options.logs, &options.id)?);
     let node = Node::builder("rolling-deploy")
         .node_id(&options.id)
-        .key(Key::from_secret(&key))
+        .key(Key::from_secret(&key)?)
         .listen("127.0.0.1:0")
         .seeds(Seeds::Addresses(options.seed))
         .revision(&options.revision)

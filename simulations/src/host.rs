@@ -129,7 +129,7 @@ pub(crate) async fn process(site: Arc<Site>, host: String, address: Ipv4Addr) {
         .node_id(&host)
         .listen(SocketAddr::new(address.into(), PORT))
         .seeds(seeds)
-        .key(Key::from_secret("a key of the simulated cluster alone"))
+        .key(Key::new([7; 32]))
         .revision("simulated")
         .timing(site.timing.clone())
         .task(Count { observer: site.observer.clone(), life: life.clone(), planted: site.planted })

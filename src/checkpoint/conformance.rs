@@ -8,9 +8,10 @@ use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
 use super::testing::{end, forked, header, name, position, put, put_as, run, session, spec, state};
-use super::{CheckpointStore, FrameError, StoreError, Write, envelope};
+use super::{CheckpointStore, FrameError, StoreError, Write};
 use crate::core::branch::{Branches, Header};
 use crate::core::claim::{Desired, Phase, Want};
+use crate::core::limits;
 use crate::core::stored::StoredRun;
 
 pub(crate) type Fresh<'a> = &'a dyn Fn() -> Box<dyn CheckpointStore>;
@@ -305,7 +306,7 @@ fn what_is_no_checkpoint_is_refused(fresh: Fresh<'_>) {
     let mut long = honest.clone();
     long.len += 1;
     assert!(matches!(refused(long, state(1, 50)), Err(StoreError::Unfit(FrameError::Corrupt(_)))));
-    let huge = Bytes::from(vec![0; envelope::MAX_STATE + 1]);
+    let huge = Bytes::from(vec![0; limits::STATE + 1]);
     assert!(matches!(
         refused(header("a", 3, 1, "w", &huge), huge),
         Err(StoreError::Unfit(FrameError::TooLarge { .. }))

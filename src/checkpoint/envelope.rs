@@ -6,23 +6,21 @@ use bytes::Bytes;
 
 use super::frame::{Format, FrameError};
 use crate::core::branch::Header;
-
-/// Bound on a state in bytes: 64 MiB (Rule 26).
-pub(crate) const MAX_STATE: usize = 64 << 20;
+use crate::core::limits;
 
 const FORMAT: Format =
-    Format { magic: *b"HOCP", version: 1, max_header: 64 << 10, max_body: MAX_STATE };
+    Format { magic: *b"HOCP", version: 1, max_header: 64 << 10, max_body: limits::STATE };
 
 /// Whether a checkpoint can be kept: bounded, and its state the one that the header speaks of.
 ///
 /// # Errors
 /// [`FrameError::TooLarge`], [`FrameError::Corrupt`].
 pub(crate) fn check(header: &Header, state: &[u8]) -> Result<(), FrameError> {
-    if state.len() > MAX_STATE {
+    if state.len() > limits::STATE {
         return Err(FrameError::TooLarge {
             what: "state",
             len: state.len() as u64,
-            limit: MAX_STATE as u64,
+            limit: limits::STATE as u64,
         });
     }
     if !header.describes(state) {

@@ -5,6 +5,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::ids::{Kind, Name, RunId, SessionId};
 use super::lease::Epoch;
+use super::limits;
 
 /// Where a checkpoint stands in its line of descent: ordered by epoch, then sequence number.
 #[derive(
@@ -47,7 +48,7 @@ pub struct Progress {
     /// Units in all; zero when unknown.
     pub total: u64,
     /// A line for people.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "limits::text::<_, { limits::TEXT }>")]
     pub note: String,
 }
 
@@ -65,10 +66,12 @@ pub struct Header {
     /// The session that wrote it.
     pub writer: SessionId,
     /// Older stretches of this line, the newest last; at most [`Header::MAX_LINEAGE`] are kept.
+    #[serde(deserialize_with = "limits::list::<_, _, { Header::MAX_LINEAGE }>")]
     pub lineage: Vec<Ancestor>,
     /// The version of the state's format.
     pub state_version: u32,
     /// The writer's revision.
+    #[serde(deserialize_with = "limits::text::<_, { limits::TEXT }>")]
     pub revision: String,
     /// Wall clock at writing, Unix milliseconds; for people only, no decision uses it.
     pub wall_ms: u64,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::branch::Ancestor;
 use super::ids::{Kind, Name, NodeId, RunId, SessionId};
 use super::lease::{Epoch, Lease};
+use super::limits;
 
 /// What a claimant is doing about the name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -171,7 +172,12 @@ pub struct Claim {
     #[serde(rename = "t")]
     pub terms: Terms,
     /// The nodes that acknowledged the newest checkpoint.
-    #[serde(rename = "k", default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        rename = "k",
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "limits::list::<_, _, { limits::OF_ONE }>"
+    )]
     pub replicas: Vec<NodeId>,
     /// The last forced checkpoint: nothing below it may be continued from (Rule 20).
     #[serde(rename = "f", default, skip_serializing_if = "Option::is_none")]
@@ -183,7 +189,12 @@ pub struct Claim {
     #[serde(rename = "x", default)]
     pub strikes: u8,
     /// Why it is parked, failed or quarantined, for people; at most [`Claim::MAX_NOTE`] bytes.
-    #[serde(rename = "o", default, skip_serializing_if = "String::is_empty")]
+    #[serde(
+        rename = "o",
+        default,
+        skip_serializing_if = "String::is_empty",
+        deserialize_with = "limits::text::<_, { Claim::MAX_NOTE }>"
+    )]
     pub note: String,
     /// The version of the desired state that was known when it was parked until somebody resumes it:
     /// only a later order does, whoever keeps it by then.
@@ -251,7 +262,7 @@ pub struct Spec {
     #[serde(rename = "k")]
     pub kind: Kind,
     /// MessagePack with field names.
-    #[serde(rename = "a")]
+    #[serde(rename = "a", deserialize_with = "limits::bytes::<_, { limits::ARGS }>")]
     pub args: Bytes,
 }
 

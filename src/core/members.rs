@@ -35,6 +35,8 @@ pub struct Peer {
     pub met: bool,
     /// The last heartbeat by any path.
     pub heartbeat: Time,
+    /// Gossip carries it, and so its failure detector knows it.
+    pub gossiped: bool,
     /// When I sent the newest datagram that it echoed.
     pub echoed: Option<Time>,
     /// Its records are here up to the version its first reply showed (Rule 14).
@@ -65,6 +67,7 @@ impl Peer {
             direct: now,
             met: false,
             heartbeat: now,
+            gossiped: false,
             echoed: None,
             caught_up: false,
             linked: false,
@@ -89,6 +92,11 @@ impl Peer {
         self.is_live() || (self.gone.is_none() && joins)
     }
 
+    /// Nothing has shown that it exists but what others say.
+    pub const fn is_hearsay(&self) -> bool {
+        !self.met && !self.linked && !self.gossiped
+    }
+
     /// May be given tasks and replicas.
     pub fn is_up(&self) -> bool {
         self.gone.is_none() && self.state == NodeState::Up
@@ -104,6 +112,8 @@ pub struct Members {
     /// The other node, where the member list on disk shows that there only ever were two (Rule 7).
     pair: Option<NodeId>,
     peers: BTreeMap<SessionId, Peer>,
+    /// Sessions that had to make room for others.
+    displaced: Vec<SessionId>,
     /// Send time of the newest datagram of mine that anybody has echoed.
     evidence: Option<Time>,
     /// Start of the present unbroken spell of two-way evidence.
@@ -127,7 +137,9 @@ pub struct Ticked {
 
 impl Members {
     /// Bound on sessions known at once.
-    const MAX: usize = 4096;
+    pub(super) const MAX: usize = 4096;
+    /// Bound on those of which there is nothing but hearsay.
+    pub(super) const MAX_HEARSAY: usize = Self::MAX / 2;
 
     /// Knows nobody yet.
     pub fn new(
@@ -150,6 +162,7 @@ impl Members {
             known_dead,
             pair,
             peers: BTreeMap::new(),
+            displaced: Vec::new(),
             evidence: None,
             spell: now,
             alone_since: now,
@@ -164,14 +177,15 @@ impl Members {
         self.peers.get(session)
     }
 
-    /// Changes one session, getting to know it if need be. Mine is never among them, and none is
-    /// added beyond the bound: peers can speak of sessions that never were.
+    /// Changes one session, getting to know it by hearsay if need be. Mine is never among them, and none
+    /// is added beyond the bound: peers can speak of sessions that never were.
     pub fn entry(&mut self, session: &SessionId, now: Time) -> Option<&mut Peer> {
         if *session == self.me {
             return None;
         }
         if !self.peers.contains_key(session) {
-            if self.peers.len() >= Self::MAX {
+            let hearsay = || self.peers.values().filter(|peer| peer.is_hearsay()).count();
+            if self.peers.len() >= Self::MAX || hearsay() >= Self::MAX_HEARSAY {
                 return None;
             }
             if session.node != self.me.node && self.pair.as_ref() != Some(&session.node) {
@@ -179,6 +193,33 @@ impl Members {
             }
         }
         Some(self.peers.entry(session.clone()).or_insert_with(|| Peer::new(now)))
+    }
+
+    /// As [`Self::entry`], for a session that has shown itself: what is only hearsay makes room for it.
+    fn meet(&mut self, session: &SessionId, now: Time) -> Option<&mut Peer> {
+        if *session != self.me && !self.peers.contains_key(session) {
+            let hearsay = self.peers.iter().filter(|(_, peer)| peer.is_hearsay());
+            let full =
+                self.peers.len() >= Self::MAX || hearsay.clone().count() >= Self::MAX_HEARSAY;
+            let oldest = hearsay.min_by_key(|(_, peer)| peer.direct);
+            if let Some(oldest) = oldest.map(|(session, _)| session.clone()).filter(|_| full) {
+                self.peers.remove(&oldest);
+                self.displaced.push(oldest);
+            }
+        }
+        self.entry(session, now)
+    }
+
+    /// As [`Self::entry`], for a session that gossip carries.
+    pub fn gossiped(&mut self, session: &SessionId, now: Time) -> Option<&mut Peer> {
+        let peer = self.meet(session, now)?;
+        peer.gossiped = true;
+        Some(peer)
+    }
+
+    /// Sessions that have made room for others since this was last asked: nothing of them counts.
+    pub fn take_displaced(&mut self) -> Vec<SessionId> {
+        std::mem::take(&mut self.displaced)
     }
 
     /// All sessions, in order.
@@ -252,7 +293,7 @@ impl Members {
     ) -> bool {
         let connected = self.is_connected(now);
         let window = self.timing.evidence_window();
-        let Some(peer) = self.entry(from, now) else {
+        let Some(peer) = self.meet(from, now) else {
             return false;
         };
         peer.says(now, state, version);
@@ -313,7 +354,7 @@ impl Members {
 
     /// A newer heartbeat came by any path. Returns whether the session came back from silence.
     pub fn heartbeat(&mut self, now: Time, of: &SessionId) -> bool {
-        let Some(peer) = self.entry(of, now) else {
+        let Some(peer) = self.gossiped(of, now) else {
             return false;
         };
         peer.news = now;
@@ -335,7 +376,7 @@ impl Members {
 
     /// The failure detector changed its mind.
     pub fn suspicion(&mut self, now: Time, of: &SessionId, suspected: bool) {
-        if let Some(peer) = self.entry(of, now) {
+        if let Some(peer) = self.gossiped(of, now) {
             peer.suspected = suspected;
         }
     }
@@ -371,7 +412,7 @@ impl Members {
 
     /// A link to a session came up. Returns whether it had counted as gone by the word of others.
     pub fn link_up(&mut self, now: Time, with: &SessionId) -> bool {
-        let Some(peer) = self.entry(with, now) else {
+        let Some(peer) = self.meet(with, now) else {
             return false;
         };
         // Its handshake is as fresh as an echoed datagram.
@@ -443,7 +484,8 @@ impl Members {
             }
             let silent = if connected {
                 let since = peer.news.max(self.spell);
-                peer.suspected && now.since(since) >= self.timing.silence_floor
+                // No failure detector speaks of who is not gossiped.
+                (peer.suspected || !peer.gossiped) && now.since(since) >= self.timing.silence_floor
             } else {
                 alone_for >= patience && now.since(peer.news) >= patience
             };

@@ -10,6 +10,7 @@ use super::claim::{Claim, Desired, Spec};
 use super::ids::{Kind, Name, RunId, SessionId};
 use super::io::{Cause, Gone};
 use super::lease::Epoch;
+use super::limits;
 use super::record::NodeState;
 
 /// A message from session to session. Lost with the link; every exchange is repeated or times out.
@@ -37,11 +38,13 @@ pub enum Message {
     /// "I do not hear these: what do they say?" (Rule 2)
     Unheard {
         /// Whom.
+        #[serde(deserialize_with = "limits::list::<_, _, { limits::LISTED }>")]
         sessions: Vec<SessionId>,
     },
     /// To a [`Message::Unheard`].
     Hearsay {
         /// What those say that the sender has heard lately, itself or by others.
+        #[serde(deserialize_with = "limits::list::<_, _, { limits::LISTED }>")]
         said: Vec<Said>,
     },
     /// Goodbye: everything here has stopped.
@@ -56,11 +59,13 @@ pub enum Message {
     /// "These have said goodbye, or were superseded", to a node that may not have heard it.
     Gone {
         /// Who, and why.
+        #[serde(deserialize_with = "limits::list::<_, _, { limits::LISTED }>")]
         sessions: Vec<(SessionId, Gone)>,
     },
     /// "These sessions are dead and buried here" (Rule 24), to a node that joins.
     Buried {
         /// Whose claims are void.
+        #[serde(deserialize_with = "limits::list::<_, _, { limits::LISTED }>")]
         sessions: Vec<SessionId>,
     },
     /// "My checkpoint contains what you keep for me, and others keep it": drop it.
@@ -85,11 +90,13 @@ pub enum Message {
     /// "May I start these?" (Rule 13)
     Ask {
         /// One for each name.
+        #[serde(deserialize_with = "limits::list::<_, _, { limits::LISTED }>")]
         asks: Vec<Question>,
     },
     /// To an [`Message::Ask`], for each name.
     Answers {
         /// One for each claim asked about.
+        #[serde(deserialize_with = "limits::list::<_, _, { limits::LISTED }>")]
         answers: Vec<Answer>,
     },
     /// "Take these over from me" (Rule 18).
@@ -136,6 +143,7 @@ pub enum Message {
         /// Its header.
         header: Header,
         /// The state.
+        #[serde(deserialize_with = "limits::bytes::<_, { limits::STATE }>")]
         state: Bytes,
     },
     /// To a [`Message::Checkpoint`].
@@ -181,6 +189,7 @@ pub enum Message {
         /// Its run.
         run: RunId,
         /// The newest of each branch held.
+        #[serde(deserialize_with = "limits::list::<_, _, { limits::OF_ONE }>")]
         headers: Vec<Header>,
     },
     /// "Send me that one."
@@ -199,6 +208,7 @@ pub enum Message {
         /// Its header.
         header: Header,
         /// The state.
+        #[serde(deserialize_with = "limits::optional_bytes::<_, { limits::STATE }>")]
         state: Option<Bytes>,
     },
     /// "It has ended; keep this instead of the checkpoints" (Rule 12).
@@ -208,6 +218,7 @@ pub enum Message {
         /// Its spec.
         spec: Spec,
         /// The output, if it finished.
+        #[serde(deserialize_with = "limits::optional_bytes::<_, { limits::OUTPUT }>")]
         output: Option<Bytes>,
         /// How long ago it ended, as far as the sender knows: a copy is no younger.
         #[serde(default)]
@@ -228,8 +239,61 @@ pub enum Message {
     /// Files a booting node has found (Rule 14).
     Found {
         /// Name, run, the best branch's position and number of commits.
+        #[serde(deserialize_with = "limits::list::<_, _, { limits::FOUND }>")]
         offers: Vec<(Name, RunId, Option<Position>)>,
     },
+}
+
+/// Why a message makes no sense, whoever sends it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unfit {
+    /// What it says is for its writer alone to say, over a link of its own.
+    #[error("a message of this kind is never relayed")]
+    Relayed,
+    /// The state is not the one that its header speaks of.
+    #[error("its state has {found} bytes, and {declared} by its header")]
+    OtherState {
+        /// By the header.
+        declared: u64,
+        /// What came.
+        found: usize,
+    },
+}
+
+impl Message {
+    /// Checks what decoding alone does not.
+    ///
+    /// # Errors
+    /// See [`Unfit`].
+    pub fn check(&self) -> Result<(), Unfit> {
+        let (header, state) = match self {
+            Self::Relay { message, .. } if message.may_be_relayed() => return message.check(),
+            Self::Relay { .. } => return Err(Unfit::Relayed),
+            Self::Checkpoint { header, state, .. }
+            | Self::StateData { header, state: Some(state) } => (header, state),
+            _ => return Ok(()),
+        };
+        if header.len == state.len() as u64 {
+            return Ok(());
+        }
+        Err(Unfit::OtherState { declared: header.len, found: state.len() })
+    }
+
+    /// Whether a third node may pass it on. Nothing binds what is relayed to its writer but the word of
+    /// who relays it. So what is evidence of who lives is not: two observers of a death would be one.
+    pub const fn may_be_relayed(&self) -> bool {
+        !matches!(
+            self,
+            Self::Relay { .. }
+                | Self::State { .. }
+                | Self::Unheard { .. }
+                | Self::Hearsay { .. }
+                | Self::Dead { .. }
+                | Self::Gone { .. }
+                | Self::Buried { .. }
+        )
+    }
 }
 
 /// What a session's header says, passed on by another (Rule 2).
@@ -244,6 +308,7 @@ pub struct Said {
     /// Claims numbered at most this have stopped.
     pub watermark: u64,
     /// Later ones that have stopped too.
+    #[serde(deserialize_with = "limits::list::<_, _, { limits::OF_ONE }>")]
     pub released: Vec<u64>,
     /// Who passes it on has a link to the session, and can relay.
     pub linked: bool,
@@ -271,8 +336,10 @@ pub struct Answer {
     /// The answer proper.
     pub verdict: Verdict,
     /// Other sessions that asked the same peer: the claimant asks them too.
+    #[serde(deserialize_with = "limits::list::<_, _, { limits::OF_ONE }>")]
     pub askers: Vec<SessionId>,
     /// Claims the asked knows that are no reason to hold but must be stepped over.
+    #[serde(deserialize_with = "limits::list::<_, _, { limits::OF_ONE }>")]
     pub known: Vec<Claim>,
 }
 
@@ -323,5 +390,5 @@ pub enum Rejection {
     /// The name has gone to a higher epoch: also tells a zombie owner (Rule 20).
     Superseded(Box<Claim>),
     /// The store failed or is full.
-    Unavailable(String),
+    Unavailable(#[serde(deserialize_with = "limits::text::<_, { limits::TEXT }>")] String),
 }

@@ -10,6 +10,7 @@ pub mod io;
 #[cfg(test)]
 mod laws;
 pub mod lease;
+pub mod limits;
 pub mod machine;
 pub mod members;
 pub mod message;

@@ -79,6 +79,16 @@ pub enum InvalidTiming {
     /// A duration that must be positive is zero.
     #[error("{0} must be longer than zero")]
     Zero(&'static str),
+    /// A duration is longer than any cluster lives. Sums of durations must not overflow.
+    #[error("{name} is {value:?}, over the limit of {limit:?}: choose a shorter one")]
+    TooLong {
+        /// Which.
+        name: &'static str,
+        /// What was given.
+        value: Duration,
+        /// The longest allowed.
+        limit: Duration,
+    },
     /// A relation between two durations does not hold.
     #[error("{lesser} ({lesser_is:?}) must be at most {greater} ({greater_is:?}): {why}")]
     Order {
@@ -96,6 +106,9 @@ pub enum InvalidTiming {
 }
 
 impl Timing {
+    /// The longest that any of the durations may be: a hundred years.
+    pub const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
     /// Two-way evidence counts while the echoed counter was sent at most this long ago (Rule 4).
     pub(crate) fn evidence_window(&self) -> Duration {
         Duration::from_secs(5).min(self.silence_floor / 2)
@@ -127,17 +140,27 @@ impl Timing {
     /// # Errors
     /// Names the first relation that does not hold, with both values and the reason.
     pub fn check(&self) -> Result<(), InvalidTiming> {
-        for (name, value) in [
-            ("gossip_interval", self.gossip_interval),
-            ("silence_floor", self.silence_floor),
-            ("takeover_delay", self.takeover_delay),
-            ("alone_after", self.alone_after),
-            ("solo_after", self.solo_after),
-            ("retention", self.retention),
-            ("dead_node_grace", self.dead_node_grace),
+        for (name, value, may_be_zero) in [
+            ("gossip_interval", self.gossip_interval, false),
+            ("silence_floor", self.silence_floor, false),
+            ("takeover_delay", self.takeover_delay, false),
+            ("stop_grace", self.stop_grace, true),
+            ("alone_after", self.alone_after, false),
+            ("solo_after", self.solo_after, false),
+            ("boot_wait", self.boot_wait, true),
+            ("state_wait", self.state_wait, true),
+            ("retention", self.retention, false),
+            ("tombstone_retention", self.tombstone_retention, true),
+            ("dead_node_grace", self.dead_node_grace, false),
+            ("address_book", self.address_book, true),
+            ("finalize_after", self.finalize_after, true),
         ] {
-            if value.is_zero() {
+            if value.is_zero() && !may_be_zero {
                 return Err(InvalidTiming::Zero(name));
+            }
+            let limit = Self::LONGEST;
+            if value > limit {
+                return Err(InvalidTiming::TooLong { name, value, limit });
             }
         }
         let order = |lesser, lesser_is, greater, greater_is, why| {
@@ -175,5 +198,25 @@ impl Timing {
             self.tombstone_retention,
             "a node that was away would revive finished tasks",
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_whose_sums_would_overflow_are_refused() {
+        let limit = Timing::LONGEST;
+        for value in [Duration::MAX, limit + Duration::from_nanos(1)] {
+            let timing = Timing { boot_wait: value, ..Timing::default() };
+            let error = InvalidTiming::TooLong { name: "boot_wait", value, limit };
+            assert_eq!(timing.check(), Err(error));
+            let timing = Timing { solo_after: value, ..Timing::default() };
+            let error = InvalidTiming::TooLong { name: "solo_after", value, limit };
+            assert_eq!(timing.check(), Err(error));
+        }
+        let longest = Timing { boot_wait: limit, solo_after: limit, ..Timing::default() };
+        assert_eq!(longest.check(), Ok(()));
     }
 }

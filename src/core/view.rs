@@ -276,6 +276,12 @@ impl View {
         self.claims(name).map(|claim| claim.run).max()
     }
 
+    /// How much is kept: names, sessions with claims, sessions' releases, epochs.
+    #[cfg(test)]
+    pub fn sizes(&self) -> [usize; 4] {
+        [self.names.len(), self.by_session.len(), self.released.len(), self.epochs.len()]
+    }
+
     /// The highest epoch ever seen of a name.
     pub fn epoch(&self, name: &Name) -> Option<Epoch> {
         self.epochs.get(name).copied()

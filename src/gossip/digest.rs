@@ -10,6 +10,7 @@ use std::time::Duration;
 use chitchat::{ChitchatId, Deserializable, Serializable};
 
 use crate::core::time::Time;
+use crate::rate::Seldom;
 
 use super::rejected::Rejected;
 
@@ -54,6 +55,10 @@ pub(super) struct Screen {
     /// This node's clock when it started, Unix milliseconds, and the same moment in boot time. A
     /// clock that is set while the node runs changes nothing (C4).
     origin: (u64, Time),
+    /// One digest can hold thousands of bad ids, and each comes again with every round.
+    implausible: Seldom,
+    full: Seldom,
+    nearly_full: Seldom,
 }
 
 struct Seen {
@@ -71,7 +76,15 @@ pub(super) struct Shown {
 impl Screen {
     /// Digests of known ids stay below `limit` bytes: chitchat panics when one exceeds a message.
     pub(super) fn new(limit: usize, unix_ms: u64, now: Time) -> Self {
-        Self { ids: BTreeMap::new(), bytes: 0, limit, origin: (unix_ms, now) }
+        Self {
+            ids: BTreeMap::new(),
+            bytes: 0,
+            limit,
+            origin: (unix_ms, now),
+            implausible: Seldom::default(),
+            full: Seldom::default(),
+            nearly_full: Seldom::default(),
+        }
     }
 
     /// Takes implausible entries out of a message's digest and holds heartbeats to what time
@@ -141,28 +154,37 @@ impl Screen {
         let latest = unix_ms + GENERATION_SKEW;
         let age = Duration::from_millis(latest.saturating_sub(id.generation_id));
         if id.generation_id > latest || heartbeat > heartbeats(age) {
-            tracing::warn!(
-                target: "handover::gossip",
-                ?id,
-                heartbeat,
-                "a node's generation or heartbeat is ahead of its time: check its clock"
-            );
+            if let Some(unsaid) = self.implausible.speak(now) {
+                tracing::warn!(
+                    target: "handover::gossip",
+                    ?id,
+                    heartbeat,
+                    unsaid,
+                    "a node's generation or heartbeat is ahead of its time: check its clock"
+                );
+            }
             return Err(Rejected::Implausible);
         }
         let bytes = self.bytes + entry_len(id);
         if bytes > self.limit {
-            tracing::error!(
-                target: "handover::gossip",
-                ?id,
-                known = self.ids.len(),
-                "too many nodes, dead ones included: one is refused until others are forgotten"
-            );
+            if let Some(unsaid) = self.full.speak(now) {
+                tracing::error!(
+                    target: "handover::gossip",
+                    ?id,
+                    known = self.ids.len(),
+                    unsaid,
+                    "too many nodes, dead ones included: one is refused until others are forgotten"
+                );
+            }
             return Err(Rejected::Limit);
         }
-        if bytes as f64 > self.limit as f64 * WARN_AT {
+        if bytes as f64 > self.limit as f64 * WARN_AT
+            && let Some(unsaid) = self.nearly_full.speak(now)
+        {
             tracing::warn!(
                 target: "handover::gossip",
                 known = self.ids.len() + 1,
+                unsaid,
                 "nearly as many nodes, dead ones included, as gossip can carry"
             );
         }
@@ -213,12 +235,37 @@ fn read<T: Deserializable>(bytes: &mut &[u8]) -> Result<T, Rejected> {
 pub(super) mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use chitchat::ChitchatMessage;
     use proptest::prelude::*;
+    use tracing::span::{Attributes, Id, Record};
+    use tracing::{Event, Metadata, Subscriber};
 
     use super::*;
 
     const NOW: u64 = 1_700_000_000_000;
+
+    /// Counts what is logged.
+    #[derive(Clone, Default)]
+    struct Lines(Arc<AtomicUsize>);
+
+    impl Subscriber for Lines {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &Attributes<'_>) -> Id {
+            Id::from_u64(1)
+        }
+        fn record(&self, _: &Id, _: &Record<'_>) {}
+        fn record_follows_from(&self, _: &Id, _: &Id) {}
+        fn event(&self, _: &Event<'_>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+        fn enter(&self, _: &Id) {}
+        fn exit(&self, _: &Id) {}
+    }
 
     fn id(name: &str, generation: u64) -> ChitchatId {
         ChitchatId::new(name, generation, ([127, 0, 0, 1], 4000).into())
@@ -288,6 +335,23 @@ pub(super) mod tests {
         assert_eq!(shown.len(), 1);
         assert_eq!(message, syn(&[(id("a", NOW), 7, 1)]));
         assert!(ChitchatMessage::deserialize(&mut &message[..]).is_ok());
+    }
+
+    #[test]
+    fn bad_ids_without_number_make_few_lines_in_the_log() {
+        let lines = Lines::default();
+        tracing::subscriber::with_default(lines.clone(), || {
+            let mut screen = screen();
+            let future: Vec<_> = (0..500).map(|i| (id(&format!("n{i}"), u64::MAX), 1, 1)).collect();
+            let many: Vec<_> =
+                (0..500).map(|i| (id(&format!("node-{i}/{i:0200x}"), NOW), 1, 1)).collect();
+            for second in 1..=20 {
+                screen.check(&mut syn(&future), at(second)).unwrap();
+                screen.check(&mut syn(&many), at(second)).unwrap();
+            }
+        });
+        let lines = lines.0.load(Ordering::Relaxed);
+        assert!((3..=6).contains(&lines), "{lines} lines");
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod seal;
 mod shared;
 mod transport;
 mod view;
+mod watch;
 
 #[cfg(test)]
 mod tests;

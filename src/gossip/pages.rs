@@ -322,6 +322,26 @@ mod tests {
         }
     }
 
+    /// A peer's engine never forgets a key while its writer lives.
+    #[test]
+    fn names_that_come_and_go_leave_no_more_behind_than_empty_pages() {
+        const ALIVE: usize = 1000;
+        let mut pages = Pages::new(3, 8 << 10);
+        let mut changed = BTreeSet::new();
+        for number in 0..50_000 {
+            pages.put(Table::Claims, &name(number), Some(record(1, 300)), &mut changed);
+            if let Some(old) = number.checked_sub(ALIVE) {
+                pages.put(Table::Claims, &name(old), None, &mut changed);
+            }
+        }
+        assert!(pages.keys().count() <= 4096);
+        assert_eq!(read(&pages).len(), ALIVE);
+        for number in 0..50_000 {
+            pages.put(Table::Claims, &name(number), None, &mut changed);
+        }
+        assert!(pages.keys().all(|key| pages.value(key).is_empty()));
+    }
+
     #[test]
     fn a_page_over_the_limit_is_split_and_its_marker_written_last() {
         let mut pages = Pages::new(1, 1000);

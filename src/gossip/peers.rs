@@ -15,7 +15,7 @@ use crate::core::ids::SessionId;
 use crate::core::time::Time;
 use crate::core::timing::Timing;
 use crate::net::NetworkLimits;
-use crate::rate::{Rate, Sources};
+use crate::rate::{Rate, Seldom, Sources};
 
 use super::header::{Echo, Header};
 use super::pace::Pace;
@@ -47,6 +47,8 @@ pub(super) struct Peers {
     retired: BTreeMap<SessionId, Time>,
     /// Sessions whose advertised address has been confirmed since this was last asked for.
     located: BTreeMap<SessionId, SocketAddr>,
+    /// About adverts that are not used.
+    outside: Seldom,
     limit: usize,
     silent_after: Duration,
     /// How long an unverified session counts as news: the most that replays can feign (X2).
@@ -136,6 +138,7 @@ impl Peers {
             book: BTreeMap::new(),
             retired: BTreeMap::new(),
             located: BTreeMap::new(),
+            outside: Seldom::default(),
             limit,
             silent_after,
             trust: timing.silence_floor,
@@ -222,12 +225,15 @@ impl Peers {
             self.places.renew(address, now);
         } else if known != Some(address) {
             Rejected::Advertised.count();
-            tracing::warn!(
-                target: "handover::gossip",
-                peer = %session,
-                %address,
-                "a peer advertises an address outside of the networks allowed: it is not used"
-            );
+            if let Some(unsaid) = self.outside.speak(now) {
+                tracing::warn!(
+                    target: "handover::gossip",
+                    peer = %session,
+                    %address,
+                    unsaid,
+                    "a peer advertises an address outside of the networks allowed: it is not used"
+                );
+            }
         }
     }
 
@@ -316,11 +322,12 @@ impl Peers {
         Some(Echo { nonce: session.nonce, counter: peer.window.highest() })
     }
 
-    /// Takes note of an authentic datagram; `sent` is the highest counter this node has used.
+    /// Takes note of an authentic datagram of `bytes` bytes; `sent` is the highest counter this node
+    /// has used.
     pub(super) fn accept(
         &mut self,
         header: &Header,
-        from: SocketAddr,
+        (from, bytes): (SocketAddr, usize),
         sent: u64,
         now: Time,
     ) -> Result<Accepted, Rejected> {
@@ -334,6 +341,10 @@ impl Peers {
         let peer = self.sessions.entry(session.clone()).or_insert_with(|| Peer::new(now));
         if !peer.window.take(header.counter) {
             return Err(Rejected::Replayed);
+        }
+        // Not before: whoever writes a peer's address on forgeries or recordings must not spend its share.
+        if !self.places.charge(from, bytes, now) {
+            return Err(Rejected::Rate);
         }
         let echo = header.echo.filter(|echo| echo.nonce == self.own.nonce && echo.counter <= sent);
         let echo = echo.map(|echo| echo.counter);

@@ -18,6 +18,17 @@ use super::pace::Pace;
 /// How long an address that nobody remembers is kept unheard, and probed if it was asked for.
 const FORGET: Duration = Duration::from_secs(60);
 
+/// How many times a peer's share may be opened under its address. What is forged costs the peer
+/// nothing of its share, and this node no more than that many ciphers.
+const FORGERIES: u32 = 8;
+
+const fn sealed(rate: Rate) -> Rate {
+    Rate {
+        count: rate.count.saturating_mul(FORGERIES),
+        bytes: rate.bytes.saturating_mul(FORGERIES),
+    }
+}
+
 /// All addresses that matter.
 pub(super) struct Places {
     all: BTreeMap<SocketAddr, Place>,
@@ -35,6 +46,9 @@ pub(super) struct Place {
     session: Option<SessionId>,
     verified: bool,
     sent: Sent,
+    /// Sealed datagrams that may bear this source: anybody can write it on one.
+    sealed: Bucket,
+    /// Authentic ones.
     bucket: Bucket,
     /// Last heard, or else since when it matters.
     since: Time,
@@ -146,10 +160,16 @@ impl Places {
         Some((place.session.as_ref()?, place.verified))
     }
 
-    /// Whether one more datagram may come from a verified address; none if it is none.
+    /// Whether one more datagram that bears a verified address may be opened; none if it is none.
     pub(super) fn admit(&mut self, from: SocketAddr, bytes: usize, now: Time) -> Option<bool> {
         let place = self.all.get_mut(&from).filter(|place| place.verified)?;
-        Some(place.bucket.take(self.rate, bytes, now))
+        Some(place.sealed.take(sealed(self.rate), bytes, now))
+    }
+
+    /// Whether an authentic datagram is within the share of the verified address it came from.
+    pub(super) fn charge(&mut self, from: SocketAddr, bytes: usize, now: Time) -> bool {
+        let place = self.all.get_mut(&from).filter(|place| place.verified);
+        place.is_none_or(|place| place.bucket.take(self.rate, bytes, now))
     }
 
     /// Notes a counter that is about to go there; returns who is there, for the echo.
@@ -268,6 +288,7 @@ impl Place {
             session: None,
             verified: false,
             sent: Sent::default(),
+            sealed: Bucket::full(sealed(rate), now),
             bucket: Bucket::full(rate, now),
             since: now,
             heard: false,

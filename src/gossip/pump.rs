@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::core::ids::SessionId;
 use crate::core::time::Time;
-use crate::net::Datagrams;
+use crate::net::{Datagrams, Network};
 
 use super::fragments::{Reassembly, split};
 use super::header::{self, Fragment, Header, Payload};
@@ -23,7 +23,18 @@ use super::rejected::Rejected;
 use super::seal::{self, Sealer};
 use super::shared::{Shared, lock};
 use super::transport::{Inbound, Inbox, Note, Outbound};
+use super::watch::{Part, Watch, outcome};
 use super::{GossipEvent, GossipLimits};
+
+impl GossipLimits {
+    fn reassembly(&self) -> Reassembly {
+        Reassembly::new(self.max_partial_bytes, self.max_partial_bytes_total)
+    }
+
+    fn kept(&self) -> Kept {
+        Kept::new(self.max_kept_bytes)
+    }
+}
 
 /// The longest datagram UDP knows.
 const RECEIVE_BUFFER: usize = 65_535;
@@ -52,13 +63,14 @@ const MAX_FAILURES: u32 = 100;
 pub(super) struct Pump {
     shared: Arc<Shared>,
     session: SessionId,
-    socket: Arc<dyn Datagrams>,
+    port: Port,
     sealer: Sealer,
     outbound: mpsc::Receiver<Outbound>,
     inbox: Inbox,
     notes: mpsc::Sender<Note>,
     events: mpsc::Sender<GossipEvent>,
     cancel: CancellationToken,
+    limits: GossipLimits,
     reassembly: Reassembly,
     kept: Kept,
     sent: SentLog,
@@ -70,6 +82,28 @@ pub(super) struct Pump {
     plain: Vec<u8>,
     sealed: Vec<u8>,
     ticks: u32,
+}
+
+/// Where datagrams come and go.
+pub(super) struct Port {
+    pub(super) network: Arc<dyn Network>,
+    pub(super) local: SocketAddr,
+    /// None once it is broken.
+    pub(super) socket: Option<Arc<dyn Datagrams>>,
+}
+
+impl Port {
+    /// The socket, bound again if it was broken.
+    async fn open(&mut self) -> Result<Arc<dyn Datagrams>, String> {
+        if let Some(socket) = &self.socket {
+            return Ok(Arc::clone(socket));
+        }
+        let bound = self.network.bind(self.local).await;
+        let socket = bound.map_err(|error| {
+            format!("the datagram socket cannot be bound to {} again: {error}", self.local)
+        })?;
+        Ok(Arc::clone(self.socket.insert(socket)))
+    }
 }
 
 /// The pump's ends of the channels.
@@ -84,7 +118,7 @@ impl Pump {
     pub(super) fn new(
         shared: Arc<Shared>,
         session: SessionId,
-        socket: Arc<dyn Datagrams>,
+        port: Port,
         sealer: Sealer,
         limits: &GossipLimits,
         ends: Ends,
@@ -96,15 +130,16 @@ impl Pump {
         Self {
             shared,
             session,
-            socket,
+            port,
             sealer,
             outbound: ends.outbound,
             inbox: ends.inbox,
             notes: ends.notes,
             events: ends.events,
             cancel,
-            reassembly: Reassembly::new(limits.max_partial_bytes, limits.max_partial_bytes_total),
-            kept: Kept::new(limits.max_kept_bytes),
+            reassembly: limits.reassembly(),
+            kept: limits.kept(),
+            limits: limits.clone(),
             sent: SentLog::default(),
             next_message: 0,
             fragment_room: room - beside,
@@ -115,8 +150,30 @@ impl Pump {
         }
     }
 
+    /// Runs until it is cancelled, whatever happens to it. Its counters go on: peers take none twice.
+    pub(super) async fn keep(mut self, mut watch: Watch) {
+        loop {
+            watch.begin();
+            let end = outcome(self.run()).await;
+            if self.cancel.is_cancelled() {
+                return;
+            }
+            let reason = end.unwrap_or_else(|panic| {
+                // It may have stood in the middle of them.
+                self.reassembly = self.limits.reassembly();
+                self.kept = self.limits.kept();
+                panic
+            });
+            watch.ended(Part::Pump, &reason).await;
+        }
+    }
+
     /// Runs until it is cancelled or the socket is broken; returns why.
-    pub(super) async fn run(mut self) -> String {
+    async fn run(&mut self) -> String {
+        let socket = match self.port.open().await {
+            Ok(socket) => socket,
+            Err(reason) => return reason,
+        };
         let mut buffer = vec![0; RECEIVE_BUFFER];
         let mut failures = 0;
         let mut sleep = Box::pin(tokio::time::sleep(Duration::ZERO));
@@ -125,7 +182,7 @@ impl Pump {
         loop {
             tokio::select! {
                 () = cancel.cancelled() => return "it was told to".into(),
-                received = self.socket.recv_from(&mut buffer) => match received {
+                received = socket.recv_from(&mut buffer) => match received {
                     Ok((len, from)) => {
                         failures = 0;
                         let datagram = buffer.get_mut(..len).unwrap_or_default();
@@ -137,6 +194,7 @@ impl Pump {
                     Err(error) => {
                         failures += 1;
                         if failures == MAX_FAILURES {
+                            self.port.socket = None;
                             return format!("the datagram socket failed: {error}");
                         }
                         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -151,6 +209,8 @@ impl Pump {
                     sleep.as_mut().reset(Instant::now() + self.pause());
                 }
             }
+            #[cfg(test)]
+            shared.trip(Part::Pump);
         }
     }
 
@@ -161,7 +221,8 @@ impl Pump {
             return Err(Rejected::Rate);
         }
         let (header, payload) = header::decode(self.sealer.open(datagram)?)?;
-        let accepted = lock(&self.shared.peers).accept(&header, from, self.sent.last(), now)?;
+        let accepted =
+            lock(&self.shared.peers).accept(&header, (from, received), self.sent.last(), now)?;
         let session = header.session;
         if accepted.news {
             let heard = GossipEvent::Heard {
@@ -296,7 +357,11 @@ impl Pump {
             return;
         }
         // Unreachable peers are everyday life; who stays silent is probed.
-        if self.socket.send_to(&self.sealed, to).await.is_err() {
+        let sent = match &self.port.socket {
+            Some(socket) => socket.send_to(&self.sealed, to).await.is_ok(),
+            None => false,
+        };
+        if !sent {
             metrics::counter!("handover_gossip_send_errors_total").increment(1);
         }
     }

@@ -24,11 +24,12 @@ use super::digest::{Screen, Shown, Step};
 use super::exchange::Exchanges;
 use super::pages::{PageKey, Pages};
 use super::peers::Peers;
-use super::pump::{Ends, Pump};
+use super::pump::{Ends, Port, Pump};
 use super::seal::Sealer;
 use super::shared::{Shared, lock};
 use super::transport::{ChannelTransport, LARGE, Note};
 use super::view::{self, View};
+use super::watch::{Part, Watch, outcome};
 use super::{GossipConfig, GossipEvent};
 
 /// Changes within this time travel together.
@@ -48,10 +49,6 @@ const PUSH_TO: usize = 8;
 
 /// phi over which the engine's detector suspects; here it is elapsed time over mean interval.
 const PHI: f64 = 8.0;
-
-/// Waits between failing engines.
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 /// Starts both tasks.
 pub(super) fn start(
@@ -104,10 +101,11 @@ pub(super) fn start(
         notes,
         events: events.clone(),
     };
+    let port = Port { network: Arc::clone(&config.network), local, socket: Some(socket) };
     let pump = Pump::new(
         Arc::clone(&shared),
         config.session.clone(),
-        socket,
+        port,
         Sealer::new(&config.keyring, &config.cluster),
         limits,
         ends,
@@ -158,8 +156,10 @@ struct Runner {
 /// Why the engine is no longer driven.
 enum End {
     Told,
-    Pump(String),
-    Engine(String),
+    /// A part has ended, and is started again.
+    Of(Part, String),
+    /// What cannot be started again.
+    Lost(String),
 }
 
 type Termination = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
@@ -168,19 +168,11 @@ impl Runner {
     async fn run(mut self, pump: Pump) {
         // However this task ends, the pump ends with it, and with both the stream of events.
         let _stop = self.cancel.clone().drop_guard();
-        let mut pump = tokio::spawn(pump.run());
-        let mut backoff = BACKOFF_MIN;
+        let mut pump = tokio::spawn(pump.keep(self.watch()));
+        let mut watch = self.watch();
         loop {
-            let started = self.shared.clock.boot();
-            let end = match self.spawn_engine().await {
-                Ok(handle) => {
-                    let end = self.drive(&handle, &mut pump).await;
-                    handle.abort();
-                    end
-                }
-                Err(error) => End::Engine(error.to_string()),
-            };
-            match end {
+            watch.begin();
+            match self.run_engine(&mut pump).await {
                 End::Told => {
                     // Polled to its end already, it must not be awaited again.
                     if !pump.is_finished() {
@@ -188,30 +180,38 @@ impl Runner {
                     }
                     return;
                 }
-                End::Pump(reason) => {
+                End::Lost(reason) => {
                     tracing::error!(target: "handover::gossip", reason, "gossip has ended");
-                    let restarted = false;
-                    self.tell(GossipEvent::Ended { reason, restarted }).await;
+                    watch.tell(GossipEvent::Ended { reason, restarted: false }).await;
                     return;
                 }
-                End::Engine(reason) => {
-                    tracing::error!(target: "handover::gossip", reason, "gossip is restarted");
+                End::Of(part, reason) => {
+                    watch.ended(part, &reason).await;
                     let now = self.shared.clock.boot();
-                    let restarted = true;
-                    self.tell(GossipEvent::Ended { reason, restarted }).await;
-                    if now.since(started) > BACKOFF_MAX {
-                        backoff = BACKOFF_MIN;
-                    } else {
-                        let _ = self.cancel.run_until_cancelled(tokio::time::sleep(backoff)).await;
-                        backoff = (backoff * 2).min(BACKOFF_MAX);
-                    }
-                    self.generation = (self.generation + 1).max(self.shared.clock.wall_ms());
+                    let next = self.generation.saturating_add(1);
+                    self.generation = next.max(self.shared.clock.wall_ms());
                     (self.config.on_generation)(self.generation);
                     self.view.engine_restarted(now);
                     self.catch_up.clear();
                 }
             }
         }
+    }
+
+    fn watch(&self) -> Watch {
+        Watch::new(Arc::clone(&self.shared.clock), self.cancel.clone(), self.events.clone())
+    }
+
+    /// One life of the engine.
+    async fn run_engine(&mut self, pump: &mut JoinHandle<()>) -> End {
+        let handle = match outcome(self.spawn_engine()).await {
+            Ok(Ok(handle)) => handle,
+            Ok(Err(error)) => return End::Of(Part::Engine, error.to_string()),
+            Err(panic) => return End::Of(Part::Runner, panic),
+        };
+        let end = outcome(self.drive(&handle, pump)).await;
+        handle.abort();
+        end.unwrap_or_else(|panic| End::Of(Part::Runner, panic))
     }
 
     /// Starts the engine with everything this node publishes already in it (Rule 1).
@@ -252,7 +252,7 @@ impl Runner {
         spawn_chitchat(config, values, &self.transport).await
     }
 
-    async fn drive(&mut self, handle: &ChitchatHandle, pump: &mut JoinHandle<String>) -> End {
+    async fn drive(&mut self, handle: &ChitchatHandle, pump: &mut JoinHandle<()>) -> End {
         let shared = Arc::clone(&self.shared);
         #[cfg(test)]
         lock(&shared.engine).replace(handle.chitchat());
@@ -268,10 +268,10 @@ impl Runner {
                 () = cancel.cancelled() => return End::Told,
                 ended = &mut *pump => return match ended {
                     _ if cancel.is_cancelled() => End::Told,
-                    Ok(reason) => End::Pump(reason),
-                    Err(error) => End::Pump(error.to_string()),
+                    Ok(()) => End::Lost("what keeps the socket has ended".into()),
+                    Err(error) => End::Lost(error.to_string()),
                 },
-                ended = &mut termination => return End::Engine(match ended {
+                ended = &mut termination => return End::Of(Part::Engine, match ended {
                     Ok(()) => "the engine stopped".into(),
                     Err(error) => error.to_string(),
                 }),
@@ -297,6 +297,8 @@ impl Runner {
                 }
                 _ = tick.tick() => self.tick(handle).await,
             }
+            #[cfg(test)]
+            shared.trip(Part::Runner);
         }
     }
 

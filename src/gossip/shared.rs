@@ -33,6 +33,9 @@ pub(super) struct Shared {
     /// For tests to tamper with.
     #[cfg(test)]
     pub(super) engine: Mutex<Option<std::sync::Arc<tokio::sync::Mutex<chitchat::Chitchat>>>>,
+    /// The part that panics at its next turn.
+    #[cfg(test)]
+    pub(super) doomed: Mutex<Option<super::watch::Part>>,
 }
 
 /// What this node's datagrams say.
@@ -77,7 +80,16 @@ impl Shared {
             renew: Notify::new(),
             #[cfg(test)]
             engine: Mutex::default(),
+            #[cfg(test)]
+            doomed: Mutex::default(),
         }
+    }
+
+    /// Panics if a test wants that part to.
+    #[cfg(test)]
+    pub(super) fn trip(&self, part: super::watch::Part) {
+        let doomed = lock(&self.doomed).take_if(|doomed| *doomed == part);
+        assert!(doomed.is_none(), "a test wants it");
     }
 
     pub(super) fn publish(&self, change: impl FnOnce(&mut Pending)) {

@@ -15,8 +15,9 @@ use tokio_util::codec::{FramedRead, LengthDelimitedCodec};
 use super::frame::{self, Assembler, FrameError};
 use super::outbox::Outbox;
 use super::report::Reports;
+use super::room::Room;
 use super::seal::{MAX_SEALED, Opener, SealError, Sealer};
-use super::{LinkEvent, LinkLimits};
+use super::{LinkEvent, LinkLimits, Payload};
 use crate::core::ids::SessionId;
 use crate::net::Stream;
 
@@ -34,6 +35,10 @@ pub(super) enum Broken {
     Closed,
     #[error("nothing was heard for too long")]
     Silent,
+    #[error("it takes nothing of what it is sent")]
+    Stalled,
+    #[error("what it sends is not to be listened to")]
+    Foul,
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -58,21 +63,21 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Carries messages until it breaks.
+    /// Carries messages until it breaks. `rooms` are the peer's own for what comes, and that of all.
     pub(super) async fn run(
         self,
         session: &SessionId,
         outbox: &Outbox,
         reports: &mut Reports,
+        rooms: (&Room, &Room),
         limits: &LinkLimits,
     ) -> Broken {
         let pulse = Pulse::default();
         let (reader, writer) = tokio::io::split(self.stream);
+        let assembler = Assembler::new(limits.max_control, limits.max_message);
         let mut receiving =
-            pin!(ended(
-                receive(reader, self.opener, session, reports, limits.max_message, &pulse,)
-            ));
-        let sending = ended(transmit(writer, self.sealer, self.opening, outbox, limits.ping_every));
+            pin!(ended(receive((reader, self.opener, assembler), session, reports, rooms, &pulse)));
+        let sending = ended(transmit(writer, self.sealer, self.opening, outbox, limits));
         tokio::select! {
             broken = &mut receiving => broken,
             broken = sending => match broken {
@@ -125,11 +130,10 @@ impl Pulse {
 }
 
 async fn receive(
-    reader: impl AsyncRead + Unpin,
-    mut opener: Opener,
+    (reader, mut opener, mut assembler): (impl AsyncRead + Unpin, Opener, Assembler),
     session: &SessionId,
     reports: &mut Reports,
-    max_message: usize,
+    (own, all): (&Room, &Room),
     pulse: &Pulse,
 ) -> Result<Broken, Broken> {
     let codec = LengthDelimitedCodec::builder()
@@ -137,7 +141,6 @@ async fn receive(
         .max_frame_length(MAX_SEALED)
         .new_codec();
     let mut frames = FramedRead::with_capacity(reader, codec, READ);
-    let mut assembler = Assembler::new(max_message);
     let mut complete = Vec::new();
     pulse.delivering.store(true, Ordering::Relaxed);
     // That the link is up comes before what it brings.
@@ -151,7 +154,8 @@ async fn receive(
         }
         pulse.delivering.store(true, Ordering::Relaxed);
         for bytes in complete.drain(..) {
-            let event = LinkEvent::Frame { from: session.clone(), bytes };
+            let payload = Payload::new(bytes, own, all).await;
+            let event = LinkEvent::Frame { from: session.clone(), payload };
             if !reports.send(event).await {
                 return Err(Broken::Unheard);
             }
@@ -166,10 +170,10 @@ async fn transmit(
     mut sealer: Sealer,
     mut out: Vec<u8>,
     outbox: &Outbox,
-    ping_every: Duration,
+    limits: &LinkLimits,
 ) -> Result<Broken, Broken> {
     let mut plain = Vec::with_capacity(frame::FRAME);
-    let mut tick = interval(ping_every.max(Duration::from_millis(1)));
+    let mut tick = interval(limits.ping_every.max(Duration::from_millis(1)));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Since the last tick.
     let mut idle = true;
@@ -180,8 +184,7 @@ async fn transmit(
             idle = false;
         }
         if !out.is_empty() {
-            writer.write_all(&out).await?;
-            writer.flush().await?;
+            write(&mut writer, &out, limits.stalled_after).await?;
             out.clear();
             continue;
         }
@@ -200,5 +203,71 @@ async fn transmit(
                 }
             }
         }
+    }
+}
+
+/// Writes all of it, however slowly the peer takes it, as long as it takes something.
+async fn write(
+    writer: &mut (impl AsyncWrite + Unpin),
+    mut rest: &[u8],
+    stalled_after: Duration,
+) -> Result<(), Broken> {
+    while !rest.is_empty() {
+        let written = timeout(stalled_after, writer.write(rest)).await;
+        match written.map_err(|_| Broken::Stalled)?? {
+            0 => return Err(io::Error::from(io::ErrorKind::WriteZero).into()),
+            written => rest = rest.get(written..).unwrap_or_default(),
+        }
+    }
+    timeout(stalled_after, writer.flush()).await.map_err(|_| Broken::Stalled)??;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::io::AsyncReadExt;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+    use crate::key::Key;
+    use crate::link::Class;
+    use crate::link::seal::{Role, handshake, split};
+
+    fn sealer() -> Sealer {
+        let key = Key::new([7; 32]);
+        let mut dialling = handshake(Role::Initiator, &key, "test").unwrap();
+        let mut answering = handshake(Role::Responder, &key, "test").unwrap();
+        let (mut message, mut plain) = ([0; 256], [0; 256]);
+        let len = dialling.write_message(&[], &mut message).unwrap();
+        answering.read_message(&message[..len], &mut plain).unwrap();
+        let len = answering.write_message(&[], &mut message).unwrap();
+        dialling.read_message(&message[..len], &mut plain).unwrap();
+        split(dialling).unwrap().0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_takes_little_keeps_its_link_and_who_takes_nothing_loses_it() {
+        const BYTES: usize = 100 << 10;
+        let limits = LinkLimits { stalled_after: Duration::from_secs(5), ..LinkLimits::default() };
+        let outbox = Outbox::new(&limits);
+        outbox.push(Class::Bulk, vec![7; BYTES].into()).unwrap();
+        let (near, mut far) = tokio::io::duplex(1 << 10);
+        let started = Instant::now();
+        let mut sending = pin!(ended(transmit(near, sealer(), Vec::new(), &outbox, &limits)));
+        let mut buffer = [0; 512];
+        let mut taken = 0;
+        while taken < BYTES {
+            tokio::select! {
+                broken = &mut sending => panic!("{broken} after {:?}", started.elapsed()),
+                () = sleep(Duration::from_secs(1)) => taken += far.read(&mut buffer).await.unwrap(),
+            }
+        }
+        assert!(started.elapsed() > Duration::from_secs(100));
+        outbox.push(Class::Bulk, vec![7; BYTES].into()).unwrap();
+        let stopped = Instant::now();
+        assert!(matches!(sending.await, Broken::Stalled));
+        assert!(stopped.elapsed() <= Duration::from_secs(6));
     }
 }

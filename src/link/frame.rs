@@ -117,15 +117,16 @@ impl Partial {
 /// Puts messages together again.
 #[derive(Debug)]
 pub(super) struct Assembler {
-    limit: usize,
+    max_control: usize,
+    max_bulk: usize,
     control: Option<Partial>,
     bulk: Option<Partial>,
 }
 
 impl Assembler {
-    /// For messages of up to `limit` bytes.
-    pub(super) const fn new(limit: usize) -> Self {
-        Self { limit, control: None, bulk: None }
+    /// For messages of up to so many bytes of each class.
+    pub(super) const fn new(max_control: usize, max_bulk: usize) -> Self {
+        Self { max_control, max_bulk, control: None, bulk: None }
     }
 
     /// Takes the records of one frame and adds the messages they complete to `complete`.
@@ -166,10 +167,9 @@ impl Assembler {
         declared: Option<u64>,
         piece: &[u8],
     ) -> Result<Option<Bytes>, FrameError> {
-        let limit = self.limit;
-        let slot = match class {
-            Class::Control => &mut self.control,
-            Class::Bulk => &mut self.bulk,
+        let (limit, slot) = match class {
+            Class::Control => (self.max_control, &mut self.control),
+            Class::Bulk => (self.max_bulk, &mut self.bulk),
         };
         let mut partial = match (slot.take(), declared) {
             (None, Some(declared)) => Partial {
@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn control_completes_between_the_pieces_of_bulk() {
-        let mut assembler = Assembler::new(100);
+        let mut assembler = Assembler::new(100, 100);
         let mut frame = first(FIRST_BULK, 6, b"abc");
         frame.extend(first(FIRST_CONTROL, 2, b"!!"));
         assert_eq!(feed(&mut assembler, &frame).unwrap(), ["!!"]);
@@ -234,15 +234,27 @@ mod tests {
 
     #[test]
     fn a_message_over_the_limit_is_refused_by_its_announcement() {
-        let mut assembler = Assembler::new(100);
+        let mut assembler = Assembler::new(100, 100);
         assert!(feed(&mut assembler, &first(FIRST_BULK, 100, b"x")).unwrap().is_empty());
-        let mut assembler = Assembler::new(100);
+        let mut assembler = Assembler::new(100, 100);
         for declared in [101, 1 << 40, u64::MAX] {
             assert_eq!(
                 feed(&mut assembler, &first(FIRST_BULK, declared, b"x")),
                 Err(FrameError::TooLarge { declared, limit: 100 })
             );
         }
+    }
+
+    #[test]
+    fn only_bulk_may_be_large() {
+        let mut assembler = Assembler::new(10, 100);
+        assert!(feed(&mut assembler, &first(FIRST_CONTROL, 10, b"x")).unwrap().is_empty());
+        assert!(feed(&mut assembler, &first(FIRST_BULK, 100, b"x")).unwrap().is_empty());
+        let mut assembler = Assembler::new(10, 100);
+        assert_eq!(
+            feed(&mut assembler, &first(FIRST_CONTROL, 11, b"x")),
+            Err(FrameError::TooLarge { declared: 11, limit: 10 })
+        );
     }
 
     #[test]
@@ -275,7 +287,7 @@ mod tests {
             ([first(FIRST_BULK, 2, b"a"), more(MORE_BULK, b"")].concat(), FrameError::EmptyPiece),
         ];
         for (frame, error) in cases {
-            assert_eq!(feed(&mut Assembler::new(100), &frame), Err(error));
+            assert_eq!(feed(&mut Assembler::new(100, 100), &frame), Err(error));
         }
     }
 
@@ -285,7 +297,7 @@ mod tests {
             frames in prop::collection::vec(prop::collection::vec(0..6_u8, 0..200), 0..20),
             noise in prop::collection::vec(any::<u8>(), 0..2000),
         ) {
-            let mut assembler = Assembler::new(64);
+            let mut assembler = Assembler::new(64, 64);
             for frame in frames.iter().chain([&noise]) {
                 let mut complete = Vec::new();
                 let result = assembler.feed(frame, &mut complete);
@@ -294,7 +306,7 @@ mod tests {
                     prop_assert!(partial.bytes.capacity() <= 64);
                 }
                 if result.is_err() {
-                    assembler = Assembler::new(64);
+                    assembler = Assembler::new(64, 64);
                 }
             }
         }
@@ -303,7 +315,7 @@ mod tests {
         fn what_is_packed_is_put_together_again(
             sizes in prop::collection::vec((any::<bool>(), 0..60_000_usize), 1..8),
         ) {
-            let mut assembler = Assembler::new(60_000);
+            let mut assembler = Assembler::new(60_000, 60_000);
             let mut complete = Vec::new();
             let mut frame = Vec::new();
             let messages: Vec<Vec<u8>> = sizes

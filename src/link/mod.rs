@@ -12,6 +12,7 @@ mod listener;
 mod outbox;
 mod peer;
 mod report;
+mod room;
 mod seal;
 #[cfg(test)]
 mod tests;
@@ -33,9 +34,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 pub(crate) use self::frame::Class;
 pub(crate) use self::outbox::SendError;
+pub(crate) use self::room::Payload;
 
 use self::handshake::{Candidate, Local};
 use self::peer::Peer;
+use self::room::Room;
 use crate::clock::SharedClock;
 use crate::core::ids::SessionId;
 use crate::key::Keyring;
@@ -91,6 +94,13 @@ pub(crate) struct LinkLimits {
     pub(crate) peers: usize,
     /// The longest message, sent or received, in bytes. Default 64 MiB + 64 KiB.
     pub(crate) max_message: usize,
+    /// The longest control message, sent or received, in bytes. Default 1 MiB.
+    pub(crate) max_control: usize,
+    /// Bytes of one peer's messages that wait for the node to take them; it is not read beyond. One
+    /// message is always taken. Default 64 MiB + 64 KiB.
+    pub(crate) waiting: usize,
+    /// As many of all peers. Default 256 MiB.
+    pub(crate) waiting_total: usize,
     /// The queue of control messages. Default 8,192 messages, 16 MiB.
     pub(crate) control: QueueLimits,
     /// The queue of bulk messages. Default 8,192 messages, 64 MiB.
@@ -101,6 +111,9 @@ pub(crate) struct LinkLimits {
     pub(crate) ping_every: Duration,
     /// A link on which nothing was heard for this long is broken. Default 5 s (T/2).
     pub(crate) dead_after: Duration,
+    /// A link whose peer takes not a byte of what waits for so long is broken, and what waited is
+    /// dropped: it would be kept for ever. Default 60 s, since a busy node may be slow.
+    pub(crate) stalled_after: Duration,
     /// How long a broken link's [`LinkEvent::Down`] waits for the outcome of dialling again.
     /// Default 250 ms.
     pub(crate) verdict: Duration,
@@ -119,10 +132,14 @@ impl Default for LinkLimits {
             connections_of_source: 100,
             peers: 2048,
             max_message: (64 << 20) + (64 << 10),
+            max_control: 1 << 20,
+            waiting: (64 << 20) + (64 << 10),
+            waiting_total: 256 << 20,
             control: QueueLimits { messages: 8192, bytes: 16 << 20 },
             bulk: QueueLimits { messages: 8192, bytes: 64 << 20 },
             ping_every: Duration::from_millis(500),
             dead_after: Duration::from_secs(5),
+            stalled_after: Duration::from_secs(60),
             verdict: Duration::from_millis(250),
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(2),
@@ -153,7 +170,7 @@ pub(crate) enum LinkEvent {
         /// From whom.
         from: SessionId,
         /// What it says.
-        bytes: Bytes,
+        payload: Payload,
     },
     /// A later dial, or a first one, was refused, and a datagram was not accepted.
     Refused {
@@ -204,6 +221,8 @@ struct Shared {
     network: Arc<dyn Network>,
     events: mpsc::Sender<LinkEvent>,
     runtime: Handle,
+    /// What waits for the node to take it, of all peers.
+    room: Room,
     /// Numbers this process's dials.
     dials: AtomicU64,
     peers: Mutex<Peers>,
@@ -273,6 +292,7 @@ impl Links {
             advertise.set_port(address.port());
         }
         let runtime = Handle::current();
+        let room = Room::new(config.limits.waiting_total);
         let shared = Arc::new(Shared {
             local: Local {
                 cluster: config.cluster,
@@ -286,6 +306,7 @@ impl Links {
             network: config.network,
             events,
             runtime: runtime.clone(),
+            room,
             dials: AtomicU64::new(0),
             peers: Mutex::new(Peers { open: true, map: BTreeMap::new() }),
         });
@@ -313,6 +334,13 @@ impl Links {
     pub(crate) fn hasten(&self, session: &SessionId) {
         if let Some(peer) = self.shared.peers().map.get(session) {
             peer.hasten();
+        }
+    }
+
+    /// Breaks the link, because of what came over it. It is made again as after any other break.
+    pub(crate) fn cut(&self, session: &SessionId) {
+        if let Some(peer) = self.shared.peers().map.get(session) {
+            peer.cut();
         }
     }
 

@@ -101,7 +101,8 @@ impl State {
 /// The two queues of a peer. Starts open.
 #[derive(Debug)]
 pub(super) struct Outbox {
-    max_message: usize,
+    max_control: usize,
+    max_bulk: usize,
     state: Mutex<State>,
     filled: Notify,
     emptied: Notify,
@@ -110,7 +111,8 @@ pub(super) struct Outbox {
 impl Outbox {
     pub(super) fn new(limits: &LinkLimits) -> Self {
         Self {
-            max_message: limits.max_message,
+            max_control: limits.max_control,
+            max_bulk: limits.max_message,
             state: Mutex::new(State {
                 open: true,
                 finishing: false,
@@ -128,8 +130,12 @@ impl Outbox {
 
     /// Queues a message; never waits.
     pub(super) fn push(&self, class: Class, message: Bytes) -> Result<(), SendError> {
-        if message.len() > self.max_message {
-            return Err(SendError::TooLarge { len: message.len(), limit: self.max_message });
+        let limit = match class {
+            Class::Control => self.max_control,
+            Class::Bulk => self.max_bulk,
+        };
+        if message.len() > limit {
+            return Err(SendError::TooLarge { len: message.len(), limit });
         }
         let mut state = self.state();
         if !state.open {
@@ -191,8 +197,13 @@ impl Outbox {
 
     /// Drops what waits and takes nothing more.
     pub(super) fn close(&self) {
+        self.state().open = false;
+        self.drop_waiting();
+    }
+
+    /// Drops what waits: the peer would not have it.
+    pub(super) fn drop_waiting(&self) {
         let mut state = self.state();
-        state.open = false;
         for class in Class::ALL {
             state.queue(class).clear();
         }
@@ -272,7 +283,7 @@ mod tests {
     #[test]
     fn control_is_packed_before_the_rest_of_bulk() {
         let outbox = outbox(10, 1 << 20);
-        let mut assembler = frame::Assembler::new(1 << 20);
+        let mut assembler = frame::Assembler::new(1 << 20, 1 << 20);
         let mut complete = Vec::new();
         let mut frame = Vec::new();
         outbox.push(Class::Bulk, message(3 * frame::FRAME)).unwrap();
@@ -293,7 +304,7 @@ mod tests {
         let mut frame = Vec::new();
         assert!(outbox.pack(&mut frame));
         outbox.rewind();
-        let mut assembler = frame::Assembler::new(1 << 20);
+        let mut assembler = frame::Assembler::new(1 << 20, 1 << 20);
         let mut complete = Vec::new();
         frame.clear();
         while outbox.pack(&mut frame) {

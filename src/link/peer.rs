@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Sleep, error::Elapsed, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,6 +19,7 @@ use super::connection::{Broken, Connection};
 use super::handshake::{self, Candidate, DialError};
 use super::outbox::Outbox;
 use super::report::Reports;
+use super::room::Room;
 use super::{LinkEvent, Shared};
 use crate::core::ids::SessionId;
 
@@ -38,6 +39,7 @@ pub(super) struct Peer {
     up: Arc<AtomicBool>,
     want: watch::Sender<Option<SocketAddr>>,
     candidates: mpsc::Sender<Candidate>,
+    cut: Arc<Notify>,
     task: AbortOnDropHandle<()>,
 }
 
@@ -52,6 +54,7 @@ impl Peer {
         let up = Arc::new(AtomicBool::new(false));
         let (want, wanted) = watch::channel(want);
         let (candidates, arriving) = mpsc::channel(CANDIDATES);
+        let cut = Arc::new(Notify::new());
         let keeper = Keeper {
             shared: shared.clone(),
             session,
@@ -59,6 +62,8 @@ impl Peer {
             up: up.clone(),
             wanted,
             candidates: arriving,
+            cut: cut.clone(),
+            room: Room::new(shared.limits.waiting),
             reports: Reports::new(shared.events.clone()),
             void: 0,
             advertised: None,
@@ -66,7 +71,7 @@ impl Peer {
             verdict: None,
         };
         let task = AbortOnDropHandle::new(shared.runtime.spawn(keeper.run()));
-        Self { outbox, up, want, candidates, task }
+        Self { outbox, up, want, candidates, cut, task }
     }
 
     pub(super) const fn outbox(&self) -> &Arc<Outbox> {
@@ -102,6 +107,11 @@ impl Peer {
         let _ = self.candidates.try_send(candidate);
     }
 
+    /// Breaks the connection that stands.
+    pub(super) fn cut(&self) {
+        self.cut.notify_waiters();
+    }
+
     /// Takes nothing more, and ends when what is queued is sent.
     pub(super) fn finish(&self) {
         self.outbox.finish();
@@ -133,6 +143,9 @@ struct Keeper {
     up: Arc<AtomicBool>,
     wanted: watch::Receiver<Option<SocketAddr>>,
     candidates: mpsc::Receiver<Candidate>,
+    cut: Arc<Notify>,
+    /// For what has come from it and waits for the node.
+    room: Room,
     reports: Reports,
     /// The peer's dials up to this number are void.
     void: u64,
@@ -302,8 +315,10 @@ impl Keeper {
                 &self.session,
                 &self.outbox,
                 &mut self.reports,
+                (&self.room, &self.shared.room),
                 &self.shared.limits,
             ));
+            let mut cut = pin!(self.cut.notified());
             loop {
                 tokio::select! {
                     biased;
@@ -316,6 +331,7 @@ impl Keeper {
                         self.void = candidate.attempt;
                         break Ok(candidate.accept(self.shared.last_dial()));
                     }
+                    () = &mut cut => break Err(Broken::Foul),
                     broken = &mut link => break Err(broken),
                 }
             }
@@ -331,6 +347,9 @@ impl Keeper {
                 tracing::debug!(target: "handover::link", peer = %self.session, "link replaced");
             }
             Err(why) => {
+                if matches!(why, Broken::Stalled) {
+                    self.outbox.drop_waiting();
+                }
                 tracing::debug!(target: "handover::link", peer = %self.session, %why, "link down");
             }
         }

@@ -26,10 +26,12 @@ use super::{Inner, Node, fresh_uuid, metrics, revision};
 use crate::clock;
 use crate::core::claim::Mode;
 use crate::core::ids::SessionId;
+use crate::core::limits;
 use crate::core::machine::{Machine, MachineConfig};
 use crate::core::record::NodeRecord;
 use crate::gossip::{Gossip, GossipConfig, GossipError, GossipEvent, GossipLimits};
 use crate::link::{LinkConfig, LinkError, LinkEvent, LinkLimits, Links};
+use crate::rate::Seldom;
 use crate::task::{Kinds, Runner, RunnerConfig, Throttle};
 
 /// Requests of handles that wait for the control loop; a handle waits beyond that.
@@ -130,6 +132,7 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
         // Reads the whole executable.
         None => spawn_blocking(revision::detect).await.unwrap_or_else(|_| "unknown".into()),
     };
+    let revision = limits::clipped(revision, limits::TEXT);
     let rollout = match settings.rollout {
         Some(rollout) => Some(rollout),
         None => revision::rollout()?,
@@ -232,6 +235,9 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
             tried: settings.seeds.tried(&seeds),
             until: now + settings.timing.silence_floor,
         }),
+        mute: false,
+        bad_frames: Seldom::default(),
+        bad_records: Seldom::default(),
         _resolving: resolving,
     };
     let inputs = Inputs {

@@ -179,7 +179,7 @@ impl NodeBuilder {
         self
     }
 
-    /// The label of this build; only equality matters. Default: `HANDOVER_REVISION` from the
+    /// The label of this build, cut to 1 KiB; only equality matters. Default: `HANDOVER_REVISION` from the
     /// environment, or else a hash of the executable.
     pub fn revision(mut self, label: impl Into<String>) -> Self {
         self.0.revision = Some(label.into());
@@ -345,7 +345,7 @@ impl Settings {
             Some(keyring) => keyring,
             // No secret, but it keeps clusters on one machine apart.
             None if listen.ip().is_loopback() => {
-                Key::from_secret(&format!("loopback {}", self.cluster)).into()
+                Key::derived(&format!("loopback {}", self.cluster)).into()
             }
             None => return Err(StartError::ListenWithoutKey(listen)),
         };

@@ -31,6 +31,7 @@ use crate::core::record::NodeState;
 use crate::core::time::Time;
 use crate::gossip::{Gossip, GossipEvent};
 use crate::link::{LinkEvent, Links};
+use crate::rate::Seldom;
 use crate::task::Runner;
 
 /// Events taken from one source before the others have their turn.
@@ -59,6 +60,8 @@ pub(super) struct Inputs {
 enum Input {
     Command(Command),
     Gossip(GossipEvent),
+    /// No gossip is left that could say anything.
+    Mute,
     Link(LinkEvent),
     Runner(Event),
     Store(Answer<Pending>),
@@ -106,6 +109,11 @@ pub(super) struct Control {
     /// The tasks' runtime is gone.
     pub(super) lost: bool,
     pub(super) unanswered: Option<Unanswered>,
+    /// Gossip has ended for good.
+    pub(super) mute: bool,
+    /// About frames and records that were dropped.
+    pub(super) bad_frames: Seldom,
+    pub(super) bad_records: Seldom,
     pub(super) _resolving: Option<AbortOnDropHandle<()>>,
 }
 
@@ -157,7 +165,9 @@ impl Control {
             Some(event) = inputs.links.recv() => Input::Link(event),
             Some(answer) = inputs.store.recv() => Input::Store(answer),
             Some(event) = inputs.runner.recv() => Input::Runner(event),
-            Some(event) = inputs.gossip.recv() => Input::Gossip(event),
+            event = inputs.gossip.recv(), if !self.mute => {
+                event.map_or(Input::Mute, Input::Gossip)
+            }
             Some(addresses) = inputs.seeds.recv() => Input::Seeds(addresses),
             () = self.runner.lost(), if !self.lost => Input::Lost,
             // A timer that is due already still waits for the next tick of the wheel.
@@ -170,6 +180,7 @@ impl Control {
         match input {
             Input::Command(command) => self.on_command(command),
             Input::Gossip(event) => self.on_gossip(event),
+            Input::Mute => self.on_gossip_ended("all of its tasks have ended".into(), false),
             Input::Link(event) => self.on_link(event),
             Input::Runner(event) => self.on_runner(event),
             Input::Store(answer) => self.on_store(answer),

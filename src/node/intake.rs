@@ -8,7 +8,7 @@ use super::metrics;
 use super::pending::{Pending, Whom, Written};
 use super::queries::Asker;
 use super::records::{self, Named};
-use super::wire::{self, Answer, Query, Wire};
+use super::wire::{Answer, Query, Wire};
 use crate::checkpoint::{self as store, Damage, QueueFull, Reply, Request, StoreError};
 use crate::core::branch::Header;
 use crate::core::ids::{Name, SessionId};
@@ -96,10 +96,11 @@ impl Control {
 
     /// Those of the records that may be taken; the others are dropped, with a warning (R6).
     fn read<R: Named>(
-        &self,
+        &mut self,
         of: &SessionId,
         changes: Vec<(Name, Option<Bytes>)>,
     ) -> impl Iterator<Item = (Name, Option<R>)> {
+        let (now, seldom) = (self.clock.boot(), &mut self.bad_records);
         changes.into_iter().filter_map(move |(name, bytes)| {
             let Some(bytes) = bytes else {
                 return Some((name, None));
@@ -108,18 +109,19 @@ impl Control {
                 Ok(record) => Some((name, Some(record))),
                 Err(error) => {
                     metrics::record_rejected();
-                    tracing::warn!(target: "handover::gossip", peer = %of, %name, %error, "a record was dropped");
+                    if let Some(unsaid) = seldom.speak(now) {
+                        tracing::warn!(target: "handover::gossip", peer = %of, %name, %error, unsaid, "a record was dropped");
+                    }
                     None
                 }
             }
         })
     }
 
-    fn on_gossip_ended(&mut self, reason: String, restarted: bool) {
+    pub(super) fn on_gossip_ended(&mut self, reason: String, restarted: bool) {
         if restarted {
-            tracing::error!(target: "handover::gossip", reason, "gossip ended and was restarted");
             self.board.tell(NodeEvent::GossipRestarted { why: reason });
-        } else if self.ending.is_none() {
+        } else if !std::mem::replace(&mut self.mute, true) && self.ending.is_none() {
             self.warn(format!(
                 "gossip has ended for good ({reason}): this node will be taken for dead; restart it"
             ));
@@ -151,7 +153,7 @@ impl Control {
             }
             LinkEvent::Down { session, refused } => self.on_link_down(session, refused),
             LinkEvent::Refused { session } => self.on_link_down(session, true),
-            LinkEvent::Frame { from, bytes } => self.on_frame(from, &bytes),
+            LinkEvent::Frame { from, payload } => self.on_frame(from, &payload),
             LinkEvent::WrongPeer { expected, found, address } => {
                 tracing::debug!(target: "handover::link", %expected, %found, %address, "another session answers there");
             }
@@ -169,15 +171,21 @@ impl Control {
 
     fn on_frame(&mut self, from: SessionId, bytes: &[u8]) {
         self.peers.lives(&from, self.clock.boot());
-        match wire::decode::<Wire>(bytes) {
+        match Wire::read(bytes) {
             Ok(Wire::Core(message)) => {
                 self.feed(Event::Message { from, message: *message });
             }
             Ok(Wire::Query { id, query }) => self.answer(query, Whom::There { to: from, id }),
             Ok(Wire::Answer { id, answer }) => self.on_answer(&from, id, answer),
             Err(error) => {
-                metrics::frame_rejected();
-                tracing::warn!(target: "handover::link", peer = %from, %error, "a frame was dropped");
+                metrics::frame_rejected(error.reason());
+                let foul = error.is_foul();
+                if foul {
+                    self.links.cut(&from);
+                }
+                if let Some(unsaid) = self.bad_frames.speak(self.clock.boot()) {
+                    tracing::warn!(target: "handover::link", peer = %from, %error, foul, unsaid, "a frame was dropped");
+                }
             }
         }
     }

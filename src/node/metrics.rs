@@ -81,7 +81,7 @@ pub(crate) fn describe() {
     describe_counter!(
         "handover_frames_rejected_total",
         Unit::Count,
-        "Frames of authenticated peers that could not be decoded"
+        "Frames of authenticated peers that were not taken in, by reason"
     );
     describe_counter!(
         "handover_records_rejected_total",
@@ -112,6 +112,16 @@ pub(crate) fn describe() {
         "handover_gossip_send_errors_total",
         Unit::Count,
         "Datagrams that the system would not send"
+    );
+    describe_counter!(
+        "handover_link_rejected_total",
+        Unit::Count,
+        "Connections closed before a handshake, by reason"
+    );
+    describe_counter!(
+        "handover_gossip_restarts_total",
+        Unit::Count,
+        "Times that a part of gossip ended unexpectedly and was started again, by part"
     );
     describe_counter!(
         "handover_gossip_foreign_writes_total",
@@ -196,8 +206,8 @@ pub(super) fn names(count: usize) {
     gauge!("handover_names").set(count as f64);
 }
 
-pub(crate) fn frame_rejected() {
-    counter!("handover_frames_rejected_total").increment(1);
+pub(crate) fn frame_rejected(reason: &'static str) {
+    counter!("handover_frames_rejected_total", "reason" => reason).increment(1);
 }
 
 pub(crate) fn record_rejected() {

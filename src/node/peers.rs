@@ -235,13 +235,53 @@ impl Peers {
         self.all.iter().filter(|(_, peer)| peer.listed).map(show).collect()
     }
 
+    /// Forgets who is neither linked nor dialled, the longest unheard first: gossip does not say of a
+    /// session that it never carried when that is over.
+    fn make_room(&mut self) -> bool {
+        let idle = self.all.iter().filter(|(_, peer)| !peer.linked && peer.wanted.is_none());
+        let least = idle.min_by_key(|(_, peer)| (peer.listed, peer.record.is_some(), peer.alive));
+        let least = least.map(|(session, _)| session.clone());
+        least.is_some_and(|least| self.all.remove(&least).is_some())
+    }
+
     fn entry(&mut self, session: &SessionId) -> Option<&mut Peer> {
         if !self.all.contains_key(session) {
-            if self.all.len() >= Self::MAX {
+            if self.all.len() >= Self::MAX && !self.make_room() {
                 return None;
             }
             self.dirty = true;
         }
         Some(self.all.entry(session.clone()).or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn session(number: u128) -> SessionId {
+        SessionId::new(NodeId::new("n").unwrap(), Uuid::from_u128(number))
+    }
+
+    #[test]
+    fn sessions_that_only_ever_had_a_link_make_room_for_others_and_linked_ones_stay() {
+        let mut peers = Peers::default();
+        let at = |second| Time::from_micros(second * 1_000_000);
+        let address = ([127, 0, 0, 1], 4000).into();
+        for number in 0..100 {
+            peers.link_up(&session(number), None);
+        }
+        for number in 100..10_000 {
+            peers.link_up(&session(number), None);
+            peers.link_down(&session(number), at(number as u64));
+        }
+        peers.heard(&session(20_000), (NodeState::Up, 1), address, at(20_000));
+        assert_eq!(peers.last_sign_of(&session(20_000)), Some(at(20_000)));
+        assert!(peers.all.len() <= Peers::MAX);
+        assert_eq!(peers.all.values().filter(|peer| peer.linked).count(), 100);
     }
 }

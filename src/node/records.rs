@@ -24,7 +24,7 @@ impl Named for Claim {
 
     /// A claim speaks for its claimant alone.
     fn may_come_from(&self, publisher: &SessionId) -> bool {
-        self.session == *publisher && self.note.len() <= Self::MAX_NOTE
+        self.session == *publisher
     }
 }
 
@@ -132,6 +132,14 @@ mod tests {
         let terms = Terms { mode: Mode::Unknown, silence_floor: Duration::from_secs(15) };
         assert_eq!(read, Claim { terms, ..claim() });
         assert_eq!(wire::decode::<Claim>(&wire::encode(&read).unwrap()).unwrap(), read);
+    }
+
+    #[test]
+    fn a_record_over_a_limit_is_refused() {
+        let note = "x".repeat(Claim::MAX_NOTE + 1);
+        let bytes = wire::encode(&Claim { note, ..claim() }).unwrap();
+        let error = read::<Claim>(&session("a"), &claim().name, &bytes);
+        assert!(matches!(error, Err(BadRecord::Undecodable(why)) if why.contains("limit")));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::codec;
+use crate::core::limits;
 
 /// What is encoded; each has its own limit and its own way out when the limit is met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { args: 4 << 10, state: 64 << 20, output: 64 << 10 }
+        Self { args: limits::ARGS, state: limits::STATE, output: limits::OUTPUT }
     }
 }
 

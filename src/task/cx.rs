@@ -20,6 +20,7 @@ use crate::core::branch::Progress;
 use crate::core::claim::Spec;
 use crate::core::ids::RunId;
 use crate::core::lease::{Fence, Lease};
+use crate::core::limits;
 use crate::core::time::Time;
 use crate::error::{Error, Result};
 
@@ -86,7 +87,7 @@ impl Cx {
 
     /// A line for people beside the progress; cut to [`Cx::MAX_NOTE`] bytes.
     pub fn note(&self, text: impl Into<String>) {
-        let text = clipped(text.into(), Self::MAX_NOTE);
+        let text = limits::clipped(text.into(), Self::MAX_NOTE);
         self.lock().get_or_insert_default().note = text;
     }
 
@@ -275,14 +276,4 @@ impl<T> Future for Tracked<T> {
             },
         })
     }
-}
-
-/// The text, cut to at most `limit` bytes.
-pub(crate) fn clipped(mut text: String, limit: usize) -> String {
-    let mut end = text.len().min(limit);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-    text
 }

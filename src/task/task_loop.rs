@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use tracing::Span;
 
 use super::codec::Limits;
-use super::cx::{Cx, Turn, clipped};
+use super::cx::{Cx, Turn};
 use super::erased::{self, AnyKind, Instance, Unreadable, Writing};
 use super::kinds::Registered;
 use super::line::Line;
@@ -22,6 +22,7 @@ use super::{Retry, Step};
 use crate::core::branch::Position;
 use crate::core::claim::{Claim, Spec};
 use crate::core::io::{Event, Outcome, Stuck};
+use crate::core::limits;
 use crate::core::time::Time;
 use crate::error::{Error, Result};
 
@@ -396,7 +397,7 @@ impl TaskLoop {
         self.permitted().await;
         self.obey();
         let outcome = match outcome {
-            Outcome::Failed(text) => Outcome::Failed(clipped(text, Claim::MAX_NOTE)),
+            Outcome::Failed(text) => Outcome::Failed(limits::clipped(text, Claim::MAX_NOTE)),
             done => done,
         };
         Event::Ended { name: self.spec.name, epoch: self.line.lease().epoch, outcome }
@@ -408,8 +409,8 @@ impl TaskLoop {
         self.permitted().await;
         self.obey();
         let why = match why {
-            Stuck::Unreadable(why) => Stuck::Unreadable(clipped(why, Claim::MAX_NOTE)),
-            Stuck::Unkeepable(why) => Stuck::Unkeepable(clipped(why, Claim::MAX_NOTE)),
+            Stuck::Unreadable(why) => Stuck::Unreadable(limits::clipped(why, Claim::MAX_NOTE)),
+            Stuck::Unkeepable(why) => Stuck::Unkeepable(limits::clipped(why, Claim::MAX_NOTE)),
         };
         let (name, epoch) = (self.spec.name, self.line.lease().epoch);
         Event::Stuck { name, epoch, sealed: self.line.into_sealed(), why }

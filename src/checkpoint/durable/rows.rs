@@ -13,6 +13,7 @@ use crate::core::branch::{Header, Position};
 use crate::core::claim::{Desired, Spec};
 use crate::core::ids::{Name, NodeId, RunId, SessionId};
 use crate::core::lease::Epoch;
+use crate::core::limits;
 use crate::core::stored::StoredEnd;
 use uuid::Uuid;
 
@@ -46,7 +47,7 @@ impl Table {
 const RUN: Format = Format { magic: *b"HORN", version: 1, max_header: 0, max_body: 1 << 20 };
 
 const OUTPUT: Format =
-    Format { magic: *b"HOUT", version: 1, max_header: 1 << 10, max_body: envelope::MAX_STATE };
+    Format { magic: *b"HOUT", version: 1, max_header: 1 << 10, max_body: limits::STATE };
 
 /// A run's row.
 #[derive(Debug, Serialize, Deserialize)]

@@ -6,6 +6,7 @@ use super::Machine;
 use super::task::Doing;
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::SessionId;
+use crate::core::limits;
 use crate::core::message::{Answer, Message, Question, Verdict};
 
 impl Machine {
@@ -46,6 +47,7 @@ impl Machine {
             .filter(|known| !known.phase.is_held() || self.is_void(known))
             .filter(|known| !self.buried.contains_key(&known.session))
             .filter(|known| known.beats(&claim) || known.ends(&claim))
+            .take(limits::OF_ONE)
             .cloned()
             .collect();
         self.learn(spec);
@@ -73,7 +75,7 @@ impl Machine {
         others.insert(claim.session.clone());
         named.extend(others.iter().cloned());
         named.retain(|other| *other != claim.session && *other != self.config.me);
-        named.into_iter().collect()
+        named.into_iter().take(limits::OF_ONE).collect()
     }
 
     /// The answer proper, and the claim to step back for if it is a yielding one.

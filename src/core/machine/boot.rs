@@ -9,6 +9,7 @@ use crate::core::branch::{Branches, Header, Position};
 use crate::core::claim::{Phase, Spec};
 use crate::core::ids::{Name, NodeId, RunId, SessionId};
 use crate::core::io::{Action, Cause, Gone};
+use crate::core::limits;
 use crate::core::message::Message;
 use crate::core::placement;
 use crate::core::record::NodeState;
@@ -41,6 +42,11 @@ impl Boot {
 
     pub(super) fn is_offered(&self, name: &Name) -> bool {
         self.offers.contains_key(name)
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.offers.len() + self.found.len() + self.missing.len() + self.readers.len()
     }
 
     /// The run of a name that was found on disk and is not settled yet.
@@ -255,7 +261,7 @@ impl Machine {
             .iter()
             .map(|(name, spec)| (name.clone(), spec.run, self.best_held(name, spec.run)))
             .collect();
-        for chunk in offers.chunks(1000) {
+        for chunk in offers.chunks(limits::FOUND) {
             self.send(peer, Message::Found { offers: chunk.to_vec() });
         }
     }

@@ -127,9 +127,13 @@ impl Machine {
         }
     }
 
-    /// Claims the name anew above everything seen, without stopping.
+    /// Claims the name anew above everything seen, without stopping. Above the highest epoch there is
+    /// nothing: there the order of sessions stands, or two would step over each other for ever.
     pub(super) fn remint(&mut self, name: &Name) {
         let epoch = self.next_epoch(name);
+        if self.tasks.get(name).is_none_or(|task| task.claim.epoch >= epoch) {
+            return;
+        }
         let number = self.take_number();
         let Some(task) = self.tasks.get_mut(name) else {
             return;

@@ -24,6 +24,13 @@ pub(super) struct Copies {
     due: BTreeSet<Name>,
 }
 
+#[cfg(test)]
+impl Copies {
+    pub(super) fn len(&self) -> usize {
+        self.held_by.len() + self.told.len() + self.due.len()
+    }
+}
+
 /// Ends looked at in one tick: nobody waits for a copy, and there may be very many.
 const AT_ONCE: usize = 64;
 /// Bound on the holders that a claim names.

@@ -12,6 +12,7 @@ use crate::core::claim::{Claim, Phase, Spec, Want};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{Action, CallError, Notice, Outcome, Stop, Stuck};
 use crate::core::lease::Epoch;
+use crate::core::limits;
 use crate::core::message::Message;
 use crate::core::stored::StoredEnd;
 
@@ -173,7 +174,7 @@ impl Machine {
         }
         let mut claim = task.claim.clone();
         claim.phase = phase;
-        claim.note = truncated(note, Claim::MAX_NOTE);
+        claim.note = limits::clipped(note, Claim::MAX_NOTE);
         task.doing = Doing::Ending {
             output: output.clone(),
             stored: false,
@@ -422,13 +423,4 @@ impl Machine {
             .filter(|desired| run.is_none_or(|run| run == desired.run))
             .map_or(Want::Run, |desired| desired.want)
     }
-}
-
-fn truncated(mut text: String, limit: usize) -> String {
-    let mut end = text.len().min(limit);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text.truncate(end);
-    text
 }

@@ -3,11 +3,10 @@
 use super::{MAX_BURIED, Machine};
 use crate::core::ids::SessionId;
 use crate::core::io::{Action, Gone};
+use crate::core::limits;
 use crate::core::message::Message;
 use crate::core::time::Time;
 
-/// Sessions told of in one message.
-const MAX_SESSIONS: usize = 256;
 /// Goodbyes told when a link comes up, the latest: those of an hour of the busiest deploys.
 const MAX_TOLD: usize = 1024;
 
@@ -28,7 +27,7 @@ impl Machine {
             .filter(|(session, _)| session != to)
             .take(MAX_TOLD)
             .collect();
-        for sessions in gone.chunks(MAX_SESSIONS) {
+        for sessions in gone.chunks(limits::LISTED) {
             self.tell_peer(to, Message::Gone { sessions: sessions.to_vec() });
         }
         // A verdict needs two observers, and this is one.
@@ -37,7 +36,7 @@ impl Machine {
             self.tell_peer(to, Message::Dead { session });
         }
         let buried: Vec<SessionId> = self.buried.keys().cloned().collect();
-        for sessions in buried.chunks(MAX_SESSIONS) {
+        for sessions in buried.chunks(limits::LISTED) {
             self.tell_peer(to, Message::Buried { sessions: sessions.to_vec() });
         }
     }
@@ -61,7 +60,7 @@ impl Machine {
     }
 
     pub(super) fn on_told_gone(&mut self, sessions: Vec<(SessionId, Gone)>) {
-        for (session, why) in sessions.into_iter().take(MAX_SESSIONS) {
+        for (session, why) in sessions.into_iter().take(limits::LISTED) {
             // Silence and death are for every node to see for itself.
             if matches!(why, Gone::Left | Gone::Superseded)
                 && !self.buried.contains_key(&session)
@@ -75,7 +74,8 @@ impl Machine {
     pub(super) fn on_buried(&mut self, sessions: Vec<SessionId>) {
         for session in sessions.into_iter().take(MAX_BURIED) {
             if session != self.config.me
-                && self.buried.len() < MAX_BURIED
+                // Half of the graves are for those that this node has seen die.
+                && self.buried.len() < MAX_BURIED / 2
                 && self.members.may_be_buried(self.now.at, &session)
             {
                 self.bury(&session);

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Machine;
 use crate::core::ids::SessionId;
+use crate::core::limits;
 use crate::core::members::Peer;
 use crate::core::message::{Message, Said};
 use crate::core::time::Time;
@@ -18,7 +19,7 @@ const ASKED: usize = 3;
 /// Sessions asked about, or told of, in one message.
 const MAX_SESSIONS: usize = 64;
 /// Released numbers listed of each.
-const MAX_RELEASED: usize = 64;
+const MAX_RELEASED: usize = limits::OF_ONE;
 
 /// Whom to ask next, and when.
 #[derive(Clone, Debug, Default)]

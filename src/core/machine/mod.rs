@@ -42,6 +42,7 @@ use super::branch::{Branches, Position};
 use super::claim::{Claim, Desired, Mode, Phase, Spec, Terms};
 use super::ids::{Kind, Name, RunId, SessionId};
 use super::io::{Action, Event, Gone, Notice, Now};
+use super::limits;
 use super::members::Members;
 use super::message::{Message, Question};
 use super::record::{Load, NodeRecord, NodeState};
@@ -289,6 +290,9 @@ impl Machine {
             self.touch_some();
         }
         self.dispatch(event);
+        for session in self.members.take_displaced() {
+            self.forget_session(&session);
+        }
         self.ring();
         self.finish();
     }
@@ -355,7 +359,7 @@ impl Machine {
             }
             Event::Record { of, record } => self.on_record(&of, record),
             Event::Load { of, load } => {
-                if let Some(peer) = self.members.entry(&of, self.now.at)
+                if let Some(peer) = self.members.gossiped(&of, self.now.at)
                     && std::mem::replace(&mut peer.load, load).full != load.full
                 {
                     self.review_later();
@@ -367,7 +371,7 @@ impl Machine {
                 desires.into_iter().for_each(|desired| self.learn_desired(desired));
             }
             Event::CaughtUp { of } => {
-                if let Some(peer) = self.members.entry(&of, self.now.at) {
+                if let Some(peer) = self.members.gossiped(&of, self.now.at) {
                     peer.caught_up = true;
                 }
             }
@@ -421,14 +425,13 @@ impl Machine {
             Message::Relay { from: writer, to, message } => {
                 if to == self.config.me {
                     // One hop only: a relayed relay is dropped.
-                    if !matches!(*message, Message::Relay { .. }) {
-                        // The answer goes back by the way that is known to be open.
-                        if let Some(peer) = self.members.entry(&writer, self.now.at) {
-                            peer.via = Some((from.clone(), self.now.at));
-                        }
-                        self.on_message(&writer, *message);
+                    if message.may_be_relayed() {
+                        self.on_relayed(from, &writer, *message);
                     }
-                } else if self.members.get(&to).is_some_and(|peer| peer.linked) && writer == *from {
+                } else if self.members.get(&to).is_some_and(|peer| peer.linked)
+                    && writer == *from
+                    && message.may_be_relayed()
+                {
                     self.push(Action::Send {
                         to: to.clone(),
                         message: Message::Relay { from: writer, to, message },
@@ -499,6 +502,24 @@ impl Machine {
         }
     }
 
+    /// Takes in what a session says by the word of another.
+    fn on_relayed(&mut self, by: &SessionId, writer: &SessionId, message: Message) {
+        // The answer goes back by the way that is known to be open.
+        if let Some(peer) = self.members.entry(writer, self.now.at) {
+            peer.via = Some((by.clone(), self.now.at));
+        }
+        if !matches!(message, Message::Leave) {
+            return self.on_message(writer, message);
+        }
+        // A goodbye frees all that its writer runs: what is heard of itself outweighs it.
+        if self.members.told_gone(self.now.at, writer, Gone::Left) {
+            self.on_gone(writer, Gone::Left);
+        }
+        if self.members.is_gone(writer) {
+            self.send(writer, Message::LeaveHeard);
+        }
+    }
+
     // ---- evidence -------------------------------------------------------------------------
 
     fn on_heard(
@@ -546,7 +567,7 @@ impl Machine {
             }
         }
         let record = self.dated(of, record);
-        if let Some(peer) = self.members.entry(of, self.now.at) {
+        if let Some(peer) = self.members.gossiped(of, self.now.at) {
             peer.record = Some(record);
         }
         self.look_readers();
@@ -585,6 +606,10 @@ impl Machine {
     fn on_claims(&mut self, of: &SessionId, changes: Vec<(Name, Option<Claim>)>) {
         if *of == self.config.me {
             return;
+        }
+        // Of one that is buried here nothing is known any more but that.
+        if !self.buried.contains_key(of) {
+            self.members.gossiped(of, self.now.at);
         }
         for (name, claim) in changes {
             match claim {
@@ -760,11 +785,24 @@ impl Machine {
     }
 
     fn set_aside(&mut self, spec: Spec) {
+        let stands = self.standing_run(&spec.name);
         let others = self.other_specs.entry(spec.name.clone()).or_default();
         others.insert(spec.run, spec);
-        if others.len() > MAX_OTHER_SPECS {
-            others.pop_first();
+        if others.len() > MAX_OTHER_SPECS
+            && let Some(least) = others.keys().copied().find(|run| Some(*run) != stands)
+        {
+            others.remove(&least);
         }
+    }
+
+    /// The run of a name that matters here, whatever others are spoken of: the one this node has in
+    /// hand, or whose claim stands, or that its disk offers.
+    pub(super) fn standing_run(&self, name: &Name) -> Option<RunId> {
+        let mine = self.tasks.get(name).filter(|task| !matches!(task.doing, Doing::Over { .. }));
+        mine.map(|task| task.claim.run)
+            .or_else(|| self.view.standing(name).map(|claim| claim.run))
+            .or_else(|| self.view.owner(name).map(|claim| claim.run))
+            .or_else(|| self.boot.offered(name))
     }
 
     /// The spec of one run of a name.
@@ -783,7 +821,7 @@ impl Machine {
 
     /// Sends over the link, or by one hop where the link is cut (Rule 13).
     fn send(&mut self, to: &SessionId, message: Message) {
-        let via = match self.is_linked(to) {
+        let via = match self.is_linked(to) || !message.may_be_relayed() {
             true => None,
             // Who is known to have a link to it, or else anybody.
             false => {
@@ -915,7 +953,7 @@ impl Machine {
             }
         }
         for (to, asks) in std::mem::take(&mut self.asks) {
-            for chunk in asks.chunks(256) {
+            for chunk in asks.chunks(limits::LISTED) {
                 self.send(&to, Message::Ask { asks: chunk.to_vec() });
             }
         }

@@ -8,8 +8,12 @@ use crate::core::branch::{Admission, Ancestor, Header, Position, higher};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{Action, Notice};
+use crate::core::limits;
 use crate::core::message::{Message, Rejection};
 use crate::core::placement;
+
+/// Bound on runs of a name of which checkpoints are held.
+pub(super) const MAX_RUNS: usize = 4;
 
 impl Machine {
     // ---- of my own tasks ------------------------------------------------------------------
@@ -68,7 +72,7 @@ impl Machine {
         if let Some(task) = self.tasks.get(name) {
             order.sort_by_key(|session| task.refused.contains(*session));
         }
-        order.into_iter().take(self.config.replicas).cloned().collect()
+        order.into_iter().take(self.config.replicas.min(limits::OF_ONE)).cloned().collect()
     }
 
     /// A link has come up: what may have been lost with the last one goes out again.
@@ -367,6 +371,9 @@ impl Machine {
         state: Bytes,
         from: Option<SessionId>,
     ) -> Admission {
+        if !self.has_room_for_run(&header.name, header.run) {
+            return Admission::Full;
+        }
         self.view.raise(&header.name, header.position.epoch);
         let runs = self.held.entry(header.name.clone()).or_default();
         let branches = runs.entry(header.run).or_default();
@@ -394,6 +401,31 @@ impl Machine {
         admission
     }
 
+    /// Makes room for the checkpoints of one more run of a name, where that needs be: the lowest run
+    /// gives way that does not stand.
+    fn has_room_for_run(&mut self, name: &Name, run: RunId) -> bool {
+        let Some(runs) = self.held.get(name) else {
+            return true;
+        };
+        if runs.contains_key(&run) || runs.len() < MAX_RUNS {
+            return true;
+        }
+        // Where none stands, what is held may be all that is left of the name.
+        let Some(stands) = self.standing_run(name) else {
+            return false;
+        };
+        let least = runs.keys().copied().find(|held| *held != stands);
+        let Some(least) = least.filter(|least| *least < run || run == stands) else {
+            return false;
+        };
+        if let Some(runs) = self.held.get_mut(name) {
+            runs.remove(&least);
+        }
+        self.outdated.remove(&(name.clone(), least));
+        self.push(Action::Discard { name: name.clone(), run: least, headers: Vec::new() });
+        true
+    }
+
     pub(super) fn on_stored(
         &mut self,
         header: Header,
@@ -415,7 +447,8 @@ impl Machine {
             )));
         }
         if let Some(from) = from {
-            let result = error.map_or(Ok(()), |why| Err(Rejection::Unavailable(why)));
+            let unavailable = |why| Err(Rejection::Unavailable(limits::clipped(why, limits::TEXT)));
+            let result = error.map_or(Ok(()), unavailable);
             self.send(&from, Message::CheckpointReply { name, run, position, result });
         }
     }

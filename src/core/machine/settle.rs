@@ -10,6 +10,7 @@ use crate::core::claim::{Claim, Phase, Spec, Want};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{CallError, Cause, Notice};
 use crate::core::lease::Epoch;
+use crate::core::limits;
 use crate::core::message::{Answer, Verdict};
 
 impl Machine {
@@ -423,7 +424,7 @@ impl Machine {
             return;
         };
         task.claim.phase = phase.clone();
-        task.claim.note.clone_from(&note);
+        task.claim.note = limits::clipped(note.clone(), Claim::MAX_NOTE);
         task.doing = Doing::Kept;
         task.parking.get_or_insert_default().since = Some(self.now.at);
         // What is kept is replicated as what runs is: this may be the last copy.

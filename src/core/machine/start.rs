@@ -24,6 +24,13 @@ pub(super) struct Starts {
     following: BTreeMap<Name, Following>,
 }
 
+#[cfg(test)]
+impl Starts {
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len() + self.by_name.len() + self.following.len()
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Following {
     /// What to start if no run of that number or a higher one comes of the claim.

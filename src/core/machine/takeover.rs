@@ -202,6 +202,18 @@ impl Machine {
         self.touch_all_of(session);
     }
 
+    /// Forgets a session of which nothing was ever known but what others say.
+    pub(super) fn forget_session(&mut self, session: &SessionId) {
+        self.members.forget(session);
+        self.refused.remove(session);
+        self.rivalries.remove(session);
+        self.askers.retain(|_, askers| {
+            askers.remove(session);
+            !askers.is_empty()
+        });
+        self.drop_claims(session);
+    }
+
     /// Drops a buried session's claims: gossip has forgotten them too, and would bring them again.
     fn drop_claims(&mut self, session: &SessionId) {
         for name in self.view.names_of(session) {
@@ -231,14 +243,18 @@ impl Machine {
             self.buried.remove(&session);
             self.drop_claims(&session);
         }
-        let due: Vec<SessionId> = self
+        let due: Vec<(SessionId, bool)> = self
             .members
             .iter()
             .filter(|(_, peer)| peer.gone.is_some_and(|(_, at)| now.since(at) >= grace))
-            .map(|(session, _)| session.clone())
-            .filter(|session| {
+            .map(|(session, peer)| (session.clone(), peer.is_hearsay()))
+            .filter(|(session, hearsay)| {
                 self.view.names_of(session).iter().all(|name| {
                     self.view.get(name, session).is_some_and(|dead| {
+                        // Nobody here could take over what nothing is known of but a word.
+                        if *hearsay && self.spec_of(name, dead.run).is_none() {
+                            return true;
+                        }
                         self.view.claims(name).any(|other| {
                             !self.is_void(other)
                                 && other.session != *session
@@ -248,9 +264,17 @@ impl Machine {
                 })
             })
             .collect();
-        for session in due.iter().take(MAX_BURIED.saturating_sub(self.buried.len())) {
-            self.bury(session);
-            self.drop_claims(session);
+        for (session, hearsay) in due {
+            if hearsay {
+                // It needs no grave: gossip does not speak of it, and whoever does is told nothing new.
+                self.forget_session(&session);
+                continue;
+            } else if self.buried.len() < MAX_BURIED {
+                self.bury(&session);
+            } else {
+                continue;
+            }
+            self.drop_claims(&session);
         }
     }
 }

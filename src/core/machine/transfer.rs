@@ -45,7 +45,7 @@ impl Machine {
         tried.insert(self.config.me.clone());
         let version = task.latest.as_ref().map(|header| header.state_version);
         let parked = task.claim.phase == (Phase::Parked { until_resumed: false });
-        let (spec, idle) = (task.spec.clone(), !task.runs());
+        let (spec, idle, current) = (task.spec.clone(), !task.runs(), task.claim.epoch);
         let Some(to) = self.choose(&spec, version, &tried) else {
             return false;
         };
@@ -57,6 +57,10 @@ impl Machine {
             false => Cause::Drain,
         };
         let epoch = self.next_epoch(name);
+        if current >= epoch {
+            // There is no higher one that the target could have: the name is released instead.
+            return false;
+        }
         self.view.raise(name, epoch);
         let since = self.now.at;
         let Some(task) = self.tasks.get_mut(name) else {
@@ -513,6 +517,9 @@ impl Machine {
     ) -> Option<Refusal> {
         if self.state != NodeState::Up {
             return Some(Refusal::NotUp);
+        }
+        if claim.epoch >= epoch {
+            return Some(Refusal::Held(claim.epoch));
         }
         if !self.admits(&spec.name) {
             return Some(Refusal::TooManyNames);

@@ -46,6 +46,11 @@ impl Readers {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.seen.len() + self.written.len() + self.pinned.len()
+    }
+
     /// What nodes that are there, or were lately, read of a kind.
     fn of(&self, kind: &Kind) -> impl Iterator<Item = Versions> {
         let ranges = self.seen.get(kind).into_iter().flat_map(BTreeMap::keys);

@@ -32,10 +32,10 @@ fn peers_with(limits: NetworkLimits, within: &[&str]) -> Peers {
 
 /// A session is heard at a port, is sent `counter` there, and echoes it from there.
 fn meet(peers: &mut Peers, from: u128, port: u16, counter: u64, now: Time) -> Accepted {
-    peers.accept(&header(from, 2 * counter - 1, None), address(port), 0, now).unwrap();
+    peers.accept(&header(from, 2 * counter - 1, None), (address(port), 100), 0, now).unwrap();
     assert!(peers.sending(address(port), counter, now).is_some());
     let echo = header(from, 2 * counter, Some(counter));
-    peers.accept(&echo, address(port), counter, now).unwrap()
+    peers.accept(&echo, (address(port), 100), counter, now).unwrap()
 }
 
 fn header(from: u128, counter: u64, echo: Option<u64>) -> Header {
@@ -53,7 +53,7 @@ fn header(from: u128, counter: u64, echo: Option<u64>) -> Header {
 #[test]
 fn a_session_is_verified_by_its_first_echo_and_then_gossiped_with_once() {
     let mut peers = peers();
-    let first = peers.accept(&header(2, 1, None), address(2), 0, at(0));
+    let first = peers.accept(&header(2, 1, None), (address(2), 100), 0, at(0));
     assert!(matches!(
         first,
         Ok(Accepted { verified: false, challenge: true, returned: false, .. })
@@ -61,10 +61,10 @@ fn a_session_is_verified_by_its_first_echo_and_then_gossiped_with_once() {
     assert_eq!(peers.reachable(at(0)), []);
     assert_eq!(peers.route(address(2)), None);
     assert!(peers.sending(address(2), 1, at(0)).is_some());
-    let second = peers.accept(&header(2, 2, Some(1)), address(2), 1, at(1)).unwrap();
+    let second = peers.accept(&header(2, 2, Some(1)), (address(2), 100), 1, at(1)).unwrap();
     assert!(second.verified && second.returned);
     assert_eq!(second.echoed, Some(1));
-    let third = peers.accept(&header(2, 3, Some(1)), address(2), 1, at(2)).unwrap();
+    let third = peers.accept(&header(2, 3, Some(1)), (address(2), 100), 1, at(2)).unwrap();
     assert!(third.verified && !third.returned);
     assert_eq!(third.echoed, None);
     assert_eq!(peers.reachable(at(3)), [address(2)]);
@@ -78,12 +78,12 @@ fn an_address_is_proved_only_by_an_echo_of_what_was_sent_there() {
     let mut peers = peers();
     meet(&mut peers, 2, 2, 1, at(0));
     // A datagram caught on its way and sent on from a third party's address.
-    let moved = peers.accept(&header(2, 3, Some(1)), address(3), 1, at(30)).unwrap();
+    let moved = peers.accept(&header(2, 3, Some(1)), (address(3), 100), 1, at(30)).unwrap();
     assert!(!moved.verified && moved.challenge);
     // What goes there is echoed by nobody; the session goes on echoing what goes to itself.
     assert!(peers.sending(address(3), 2, at(0)).is_some());
     assert!(peers.sending(address(2), 3, at(0)).is_some());
-    let caught = peers.accept(&header(2, 4, Some(3)), address(3), 3, at(31)).unwrap();
+    let caught = peers.accept(&header(2, 4, Some(3)), (address(3), 100), 3, at(31)).unwrap();
     assert!(!caught.verified);
     assert_eq!(peers.route(address(3)), Some(address(2)));
     assert_eq!(peers.reachable(at(3)), [address(2)]);
@@ -101,17 +101,18 @@ fn a_peer_behind_nat_is_verified_at_both_its_addresses_and_found_where_it_advert
     assert_eq!(peers.route(address(2)), Some(address(50_002)), "what is meant for it finds it");
     assert_eq!(peers.due(at(1)), [address(2)], "it is probed meanwhile");
     assert!(peers.sending(address(2), 2, at(0)).is_some());
-    assert!(peers.accept(&header(2, 3, Some(2)), address(2), 2, at(2)).unwrap().verified);
+    assert!(peers.accept(&header(2, 3, Some(2)), (address(2), 100), 2, at(2)).unwrap().verified);
     assert_eq!(peers.take_located(), [(session(2), address(2))].into());
     assert_eq!(peers.book(), [(session(2), address(2))]);
     for (counter, port) in [(4, 50_002), (5, 2), (6, 50_002)] {
-        let heard = peers.accept(&header(2, counter, Some(2)), address(port), 2, at(3)).unwrap();
+        let heard =
+            peers.accept(&header(2, counter, Some(2)), (address(port), 100), 2, at(3)).unwrap();
         assert!(heard.verified, "{port}");
         assert_eq!(peers.reachable(at(3)), [address(2)]);
     }
     // The advertised address is what lasts, and is not probed while the session is heard at all.
     assert_eq!(peers.book(), [(session(2), address(2))]);
-    peers.accept(&header(2, 7, None), address(50_002), 2, at(2_000)).unwrap();
+    peers.accept(&header(2, 7, None), (address(50_002), 100), 2, at(2_000)).unwrap();
     assert_eq!(peers.due(at(2_900)), []);
     assert_eq!(peers.due(at(4_000)), [address(2)]);
 }
@@ -124,7 +125,9 @@ fn an_advertised_address_that_nobody_answers_at_is_neither_used_nor_remembered()
     peers.advertised(&session(3), address(8), at(0));
     for second in 0..90 {
         peers.advertised(&session(2), address(9), at(second * 1000));
-        peers.accept(&header(2, 10 + second, None), address(2), 1, at(second * 1000)).unwrap();
+        peers
+            .accept(&header(2, 10 + second, None), (address(2), 100), 1, at(second * 1000))
+            .unwrap();
         for probed in peers.due(at(second * 1000)) {
             peers.sending(probed, 100 + second, at(0));
         }
@@ -160,11 +163,11 @@ fn an_address_that_another_session_takes_over_belongs_to_that_one_alone() {
     let mut peers = peers();
     meet(&mut peers, 2, 2, 1, at(0));
     peers.advertised(&session(2), address(2), at(0));
-    let restarted = peers.accept(&header(3, 1, None), address(2), 1, at(5)).unwrap();
+    let restarted = peers.accept(&header(3, 1, None), (address(2), 100), 1, at(5)).unwrap();
     assert!(!restarted.verified);
     assert_eq!(peers.route(address(2)), None);
     assert!(peers.sending(address(2), 2, at(0)).is_some());
-    assert!(peers.accept(&header(3, 2, Some(2)), address(2), 2, at(6)).unwrap().verified);
+    assert!(peers.accept(&header(3, 2, Some(2)), (address(2), 100), 2, at(6)).unwrap().verified);
     peers.advertised(&session(3), address(2), at(6));
     assert_eq!(peers.take_located().get(&session(3)), Some(&address(2)));
     assert_eq!(peers.reachable(at(6)), [address(2)], "once, not once for each of them");
@@ -177,14 +180,42 @@ fn a_stranger_and_a_peer_each_have_their_share_and_no_more() {
     let mut peers = peers_with(limits, &[]);
     meet(&mut peers, 2, 2, 1, at(0));
     let admitted = |peers: &mut Peers, port, now| {
-        (0..1000).filter(|_| peers.admit(address(port), 100, now)).count()
+        (0..5000).filter(|_| peers.admit(address(port), 100, now)).count()
     };
     // Ports of one host are one source, however many it uses; a peer of that host is not hurt.
     assert_eq!(admitted(&mut peers, 3, at(0)), 20);
     assert_eq!(admitted(&mut peers, 4, at(0)), 0);
-    assert_eq!(admitted(&mut peers, 2, at(0)), 200);
+    // Under a peer's address more is opened, since anybody can write it on a forgery.
+    assert_eq!(admitted(&mut peers, 2, at(0)), 1600);
     assert_eq!(admitted(&mut peers, 4, at(100)), 2);
-    assert_eq!(admitted(&mut peers, 2, at(100)), 20);
+    assert_eq!(admitted(&mut peers, 2, at(100)), 160);
+    // Of what is authentic it has its share alone.
+    let accepted = |peers: &mut Peers, counters: std::ops::Range<u64>, now| {
+        let one = |counter| peers.accept(&header(2, counter, None), (address(2), 100), 1, now);
+        counters.map(one).filter(|accepted| *accepted != Err(Rejected::Rate)).count()
+    };
+    assert_eq!(accepted(&mut peers, 10..1000, at(200)), 200);
+    assert_eq!(accepted(&mut peers, 1000..2000, at(300)), 20);
+}
+
+#[test]
+fn forgeries_and_recordings_under_a_peers_address_cost_nothing_of_its_share() {
+    let limits = NetworkLimits { peer_datagrams: 200, ..NetworkLimits::default() };
+    let mut peers = peers_with(limits, &[]);
+    meet(&mut peers, 2, 2, 1, at(0));
+    // Opened in vain: no key fits.
+    assert!((0..1000).all(|_| peers.admit(address(2), 100, at(0))));
+    let recorded = header(2, 3, None);
+    peers.accept(&recorded, (address(2), 100), 1, at(0)).unwrap();
+    for _ in 0..400 {
+        assert!(peers.admit(address(2), 100, at(0)));
+        let again = peers.accept(&recorded, (address(2), 100), 1, at(0));
+        assert_eq!(again, Err(Rejected::Replayed));
+    }
+    for counter in 4..=202 {
+        assert!(peers.admit(address(2), 100, at(0)), "{counter}");
+        peers.accept(&header(2, counter, None), (address(2), 100), 1, at(0)).unwrap();
+    }
 }
 
 #[test]
@@ -194,7 +225,7 @@ fn made_up_sources_of_one_session_do_not_grow_the_table_of_addresses() {
     for number in 0..1000_u16 {
         let from = address(1000 + number);
         let counter = 10 + u64::from(number);
-        let _ = peers.accept(&header(2, counter, None), from, 1, at(u64::from(number) * 10));
+        let _ = peers.accept(&header(2, counter, None), (from, 100), 1, at(u64::from(number) * 10));
     }
     assert!(peers.places.len() <= 30);
     assert_eq!(peers.route(address(2)), Some(address(2)));
@@ -203,11 +234,11 @@ fn made_up_sources_of_one_session_do_not_grow_the_table_of_addresses() {
 #[test]
 fn an_echo_of_a_counter_never_sent_or_of_another_process_proves_nothing() {
     let mut peers = peers();
-    let ahead = peers.accept(&header(2, 1, Some(50)), address(2), 3, at(0));
+    let ahead = peers.accept(&header(2, 1, Some(50)), (address(2), 100), 3, at(0));
     assert!(!ahead.unwrap().verified);
     let mut foreign = header(2, 2, Some(1));
     foreign.echo.as_mut().unwrap().nonce = Uuid::from_u128(77);
-    let foreign = peers.accept(&foreign, address(2), 3, at(1)).unwrap();
+    let foreign = peers.accept(&foreign, (address(2), 100), 3, at(1)).unwrap();
     assert!(!foreign.verified);
     assert_eq!(foreign.echoed, None);
 }
@@ -216,16 +247,16 @@ fn an_echo_of_a_counter_never_sent_or_of_another_process_proves_nothing() {
 fn replays_and_own_datagrams_are_dropped() {
     let mut peers = peers();
     let taken = header(2, 1, None);
-    assert!(peers.accept(&taken, address(2), 0, at(0)).is_ok());
-    assert_eq!(peers.accept(&taken, address(2), 0, at(1)), Err(Rejected::Replayed));
-    assert_eq!(peers.accept(&header(1, 1, None), address(2), 0, at(1)), Err(Rejected::Own));
+    assert!(peers.accept(&taken, (address(2), 100), 0, at(0)).is_ok());
+    assert_eq!(peers.accept(&taken, (address(2), 100), 0, at(1)), Err(Rejected::Replayed));
+    assert_eq!(peers.accept(&header(1, 1, None), (address(2), 100), 0, at(1)), Err(Rejected::Own));
 }
 
 #[test]
 fn a_recording_is_news_for_no_longer_than_the_silence_floor() {
     let mut peers = peers();
     let news = |peers: &mut Peers, counter, millis| {
-        peers.accept(&header(2, counter, None), address(2), 0, at(millis)).unwrap().news
+        peers.accept(&header(2, counter, None), (address(2), 100), 0, at(millis)).unwrap().news
     };
     assert!(news(&mut peers, 1, 0));
     assert!(news(&mut peers, 2, 9_000));
@@ -236,12 +267,12 @@ fn a_recording_is_news_for_no_longer_than_the_silence_floor() {
 fn a_session_at_a_new_address_has_to_prove_itself_again() {
     let mut peers = peers();
     meet(&mut peers, 2, 2, 5, at(0));
-    let moved = peers.accept(&header(2, 12, Some(5)), address(3), 6, at(30)).unwrap();
+    let moved = peers.accept(&header(2, 12, Some(5)), (address(3), 100), 6, at(30)).unwrap();
     assert!(!moved.verified && moved.challenge);
     assert!(peers.sending(address(3), 9, at(0)).is_some());
-    let stale = peers.accept(&header(2, 13, Some(8)), address(3), 9, at(31));
+    let stale = peers.accept(&header(2, 13, Some(8)), (address(3), 100), 9, at(31));
     assert!(!stale.unwrap().verified);
-    let proven = peers.accept(&header(2, 14, Some(9)), address(3), 9, at(32));
+    let proven = peers.accept(&header(2, 14, Some(9)), (address(3), 100), 9, at(32));
     assert!(proven.unwrap().verified);
     assert_eq!(peers.reachable(at(3)), [address(3)]);
 }
@@ -287,19 +318,24 @@ fn the_first_who_answers_makes_all_others_looked_for_at_once() {
     let mut peers = crowd(200);
     probes(&mut peers, 0, 100_000);
     peers.sending(address(1000), 7, at(0));
-    let back = peers.accept(&header(2, 1, Some(7)), address(1000), 7, at(100_000)).unwrap();
+    let back = peers.accept(&header(2, 1, Some(7)), (address(1000), 100), 7, at(100_000)).unwrap();
     assert!(back.returned);
     let mut swept = peers.due(at(100_000));
     swept.sort();
     assert_eq!(swept, (1001..1200).map(address).collect::<Vec<_>>());
     // The next one to answer brings nothing new: it was looked for because of the first.
     peers.sending(address(1001), 8, at(0));
-    assert!(peers.accept(&header(3, 1, Some(8)), address(1001), 8, at(100_001)).unwrap().returned);
+    assert!(
+        peers
+            .accept(&header(3, 1, Some(8)), (address(1001), 100), 8, at(100_001))
+            .unwrap()
+            .returned
+    );
     assert!(peers.due(at(100_001)).len() <= 50);
     // A recording does not make a node look for anybody.
     let mut peers = crowd(200);
     probes(&mut peers, 0, 100_000);
-    peers.accept(&header(2, 1, None), address(1000), 7, at(100_000)).unwrap();
+    peers.accept(&header(2, 1, None), (address(1000), 100), 7, at(100_000)).unwrap();
     assert!(peers.due(at(100_000)).len() <= 50);
 }
 
@@ -310,7 +346,7 @@ fn the_address_book_outlives_silence_and_forgets_who_left() {
         meet(&mut peers, number, number as u16, 1, at(0));
     }
     peers.retire(&session(3), at(1));
-    peers.accept(&header(3, 3, Some(1)), address(3), 1, at(2)).unwrap();
+    peers.accept(&header(3, 3, Some(1)), (address(3), 100), 1, at(2)).unwrap();
     let hours = |hours: u64| at(hours * 3600 * 1000);
     assert_eq!(peers.due(hours(23)), [address(2)]);
     assert_eq!(peers.book(), [(session(2), address(2))]);
@@ -333,10 +369,13 @@ fn a_seed_is_probed_for_ever_and_oneself_never() {
 fn a_flood_of_sessions_pushes_out_nobody_who_is_heard() {
     let mut peers = peers();
     for number in 2..12 {
-        assert!(peers.accept(&header(number, 1, None), address(2), 0, at(0)).is_ok());
+        assert!(peers.accept(&header(number, 1, None), (address(2), 100), 0, at(0)).is_ok());
     }
-    assert_eq!(peers.accept(&header(12, 1, None), address(2), 0, at(1)), Err(Rejected::Limit));
-    assert!(peers.accept(&header(12, 1, None), address(2), 0, at(11_000)).is_ok());
+    assert_eq!(
+        peers.accept(&header(12, 1, None), (address(2), 100), 0, at(1)),
+        Err(Rejected::Limit)
+    );
+    assert!(peers.accept(&header(12, 1, None), (address(2), 100), 0, at(11_000)).is_ok());
     assert_eq!(peers.sessions.len(), 10);
 }
 
@@ -355,9 +394,9 @@ fn a_path_open_in_one_direction_alone_is_noticed_in_either() {
     peers.sending(address(3), 3, at(100));
     for (step, ms) in (200..6000).step_by(200).enumerate() {
         let counter = 100 + step as u64;
-        peers.accept(&header(2, counter, Some(2)), address(2), 9, at(ms)).unwrap();
-        peers.accept(&header(3, counter, Some(1)), address(3), 9, at(ms)).unwrap();
-        peers.accept(&header(4, counter, Some(1)), address(4), 9, at(ms)).unwrap();
+        peers.accept(&header(2, counter, Some(2)), (address(2), 100), 9, at(ms)).unwrap();
+        peers.accept(&header(3, counter, Some(1)), (address(3), 100), 9, at(ms)).unwrap();
+        peers.accept(&header(4, counter, Some(1)), (address(4), 100), 9, at(ms)).unwrap();
         let unechoed = usize::from(ms > 2100);
         assert_eq!(one_way(&peers, ms), OneWay { unechoed, unheard: 0 }, "{ms}");
     }

@@ -26,6 +26,7 @@ use crate::net::{Datagrams, Listener, Network, NetworkLimits, Stream, SystemNetw
 
 use super::*;
 
+mod ends;
 mod liveness;
 mod records;
 mod strangers;
@@ -43,10 +44,16 @@ struct Faulty {
     /// What comes from there is lost.
     deaf_to: Arc<Mutex<BTreeSet<SocketAddr>>>,
     sent: Arc<AtomicU64>,
+    /// How often a socket was bound; those before the last of `broken` receive nothing but errors.
+    bound: Arc<AtomicU64>,
+    broken: Arc<AtomicU64>,
+    /// Binding fails so often.
+    unbindable: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
 struct FaultyDatagrams {
+    number: u64,
     inner: Arc<dyn Datagrams>,
     faults: Faulty,
     random: Mutex<StdRng>,
@@ -55,7 +62,12 @@ struct FaultyDatagrams {
 #[async_trait]
 impl Network for Faulty {
     async fn bind(&self, address: SocketAddr) -> io::Result<Arc<dyn Datagrams>> {
+        let fails = |left: u64| left.checked_sub(1);
+        if self.unbindable.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fails).is_ok() {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
         Ok(Arc::new(FaultyDatagrams {
+            number: self.bound.fetch_add(1, Ordering::Relaxed) + 1,
             inner: SystemNetwork.bind(address).await?,
             faults: self.clone(),
             random: Mutex::new(StdRng::seed_from_u64(1)),
@@ -88,6 +100,9 @@ impl Datagrams for FaultyDatagrams {
 
     async fn recv_from(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         loop {
+            if self.number <= self.faults.broken.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
             let received = self.inner.recv_from(buffer).await?;
             let deaf = self.faults.deaf_to.lock().unwrap().contains(&received.1);
             if !deaf && !self.faults.cut.load(Ordering::Relaxed) {

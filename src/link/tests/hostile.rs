@@ -234,3 +234,39 @@ async fn frames_repeated_forged_or_cut_close_the_link() {
         a.expect_down(&liar, true).await;
     }
 }
+
+/// It shows that it lives, and that is all it does.
+#[tokio::test]
+async fn a_peer_that_never_reads_is_cut_off_and_nothing_is_kept_for_it() {
+    let mut a = Node::with("a", |config| {
+        config.limits.stalled_after = Duration::from_millis(500);
+    })
+    .await;
+    let mute = session("mute");
+    let mut connection = authenticated(&mut a, &mute).await;
+    let pings = async {
+        loop {
+            let mut ping = Vec::new();
+            connection.sealer.seal(&[0], &mut ping).unwrap();
+            if connection.stream.write_all(&ping).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let cut_off = async {
+        for _ in 0..4 {
+            let message = Bytes::from(vec![7; 16 << 20]);
+            a.links.send(&mute, Class::Bulk, message).unwrap();
+        }
+        match a.next().await {
+            LinkEvent::Down { session, .. } => assert_eq!(session, mute),
+            other => panic!("{}", brief(&other)),
+        }
+    };
+    tokio::select! {
+        () = cut_off => {}
+        () = async { pings.await; std::future::pending::<()>().await } => {}
+    }
+    assert_eq!(a.links.queued_bytes(&mute), 0);
+}

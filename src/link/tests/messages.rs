@@ -142,7 +142,7 @@ async fn a_full_queue_says_so_and_has_room_again_when_the_peer_reads() {
 async fn a_slow_consumer_does_not_cost_the_link() {
     let impatient = |config: &mut LinkConfig| {
         config.limits.ping_every = Duration::from_millis(20);
-        config.limits.dead_after = Duration::from_millis(400);
+        config.limits.dead_after = Duration::from_millis(1000);
     };
     let mut a = Node::with("a", impatient).await;
     let mut b = Node::with("b", impatient).await;
@@ -150,7 +150,7 @@ async fn a_slow_consumer_does_not_cost_the_link() {
     for number in 0..300 {
         a.links.send(&b.session, Class::Bulk, numbered(number, 100_000)).unwrap();
     }
-    a.expect_nothing_for(Duration::from_millis(1500)).await;
+    a.expect_nothing_for(Duration::from_millis(2000)).await;
     for number in 0..300 {
         assert!(b.expect_frame(&a.session).await == numbered(number, 100_000));
     }
@@ -171,4 +171,50 @@ async fn shutting_down_sends_what_is_queued() {
         }
     });
     b.expect_down(&from, true).await;
+}
+
+/// Rooms for 2 MiB of each peer and 3 of all: the fourth message waits in its sender's queue.
+#[tokio::test]
+async fn what_waits_for_the_node_is_bounded_in_bytes_of_each_peer_and_of_all() {
+    const MIB: usize = 1 << 20;
+    let mut a = Node::with("a", |config| {
+        config.limits.waiting = 2 * MIB;
+        config.limits.waiting_total = 3 * MIB;
+    })
+    .await;
+    let (mut b, mut c) = (Node::start("b").await, Node::start("c").await);
+    linked(&mut b, &mut a).await;
+    linked(&mut c, &mut a).await;
+    for number in 0..8 {
+        b.links.send(&a.session, Class::Bulk, numbered(number, MIB)).unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(a.events.len(), 2);
+    for number in 0..8 {
+        c.links.send(&a.session, Class::Bulk, numbered(number, MIB)).unwrap();
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(a.events.len(), 3);
+    let mut from = BTreeMap::new();
+    for _ in 0..16 {
+        let LinkEvent::Frame { from: sender, payload } = a.next().await else {
+            panic!("a link went down");
+        };
+        let number: &mut u32 = from.entry(sender).or_default();
+        assert!(payload.into_bytes() == numbered(*number, MIB));
+        *number += 1;
+    }
+    assert_eq!(from.into_values().collect::<Vec<_>>(), [8, 8]);
+}
+
+#[tokio::test]
+async fn a_link_that_is_cut_is_made_again() {
+    let (mut a, mut b) = (Node::start("a").await, Node::start("b").await);
+    linked(&mut a, &mut b).await;
+    b.links.cut(&a.session);
+    b.expect_down(&a.session, false).await;
+    a.expect_down(&b.session, false).await;
+    a.expect_up(&b.session).await;
+    b.expect_up(&a.session).await;
+    expect_exchange(&mut a, &mut b).await;
 }

@@ -137,7 +137,7 @@ impl Node {
 
     async fn expect_frame(&mut self, from: &SessionId) -> Bytes {
         match self.next().await {
-            LinkEvent::Frame { from: found, bytes } if found == *from => bytes,
+            LinkEvent::Frame { from: found, payload } if found == *from => payload.into_bytes(),
             other => panic!("expected a frame from {from}, got {}", brief(&other)),
         }
     }
@@ -152,7 +152,7 @@ impl Node {
 /// The event without the whole of a large message.
 fn brief(event: &LinkEvent) -> String {
     match event {
-        LinkEvent::Frame { from, bytes } => format!("{} bytes from {from}", bytes.len()),
+        LinkEvent::Frame { from, payload } => format!("{payload:?} from {from}"),
         other => format!("{other:?}"),
     }
 }

@@ -16,6 +16,7 @@ use crate::signal::Signal;
 use crate::task::{Cx, Step, Task};
 
 mod failing;
+mod hostile;
 mod many;
 mod seeds;
 mod starting;

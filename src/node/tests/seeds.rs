@@ -127,8 +127,11 @@ async fn a_name_that_stands_for_somebody_only_after_the_start_is_resolved_again(
 #[tokio::test]
 async fn a_first_node_that_listens_everywhere_needs_a_route_out_or_an_address_to_advertise() {
     let names = Names::default();
-    let everywhere =
-        || named("a", &names).listen("0.0.0.0:0").key(crate::key::Key::from_secret("s"));
+    let everywhere = || {
+        named("a", &names)
+            .listen("0.0.0.0:0")
+            .key(crate::key::Key::from_secret("a secret of the tests").unwrap())
+    };
     match everywhere().start().await {
         Ok(node) => {
             assert!(!node.address().ip().is_unspecified() && node.address().port() != 0);

@@ -26,9 +26,9 @@ async fn refused(builder: NodeBuilder) -> StartError {
 async fn a_node_that_others_could_reach_wants_a_key() {
     let error = refused(plain().listen("0.0.0.0:0")).await;
     assert!(matches!(error, StartError::ListenWithoutKey(_)), "{error}");
-    let error = refused(plain().listen("0.0.0.0:0").key(Key::from_secret("s"))).await;
+    let error = refused(plain().listen("0.0.0.0:0").key(Key::new([1; 32]))).await;
     assert!(matches!(error, StartError::NoAdvertisedAddress(_)), "{error}");
-    let reachable = plain().listen("0.0.0.0:0").key(Key::from_secret("s"));
+    let reachable = plain().listen("0.0.0.0:0").key(Key::new([1; 32]));
     let node = reachable.advertise("127.0.0.1:0").start().await.unwrap();
     assert_ne!(node.address().port(), 0);
     node.close().await;

@@ -412,3 +412,108 @@ fn names_sessions_and_askers_without_number_fill_no_memory() {
     // It is full of names, and says so, or another node has taken it.
     assert!(told.run.is_some(), "{told:?}");
 }
+
+/// A relayed goodbye is the word of who relays it: who is heard has not left.
+#[test]
+fn a_goodbye_that_another_relays_does_not_outweigh_what_is_heard_of_its_writer() {
+    let (machine, now, nodes) = machine();
+    let me = machine.config.me.clone();
+    let others: Vec<SessionId> = nodes.into_iter().filter(|node| *node != me).collect();
+    let relayed = |of: &SessionId| Event::Message {
+        from: others[0].clone(),
+        message: Message::Relay {
+            from: of.clone(),
+            to: me.clone(),
+            message: Box::new(Message::Leave),
+        },
+    };
+    let says = |state, version| Event::Heard {
+        from: others[1].clone(),
+        state,
+        version,
+        watermark: 0,
+        released: Vec::new(),
+        echoed: None,
+    };
+    let heard = |machine: &mut Machine| {
+        std::iter::from_fn(|| machine.poll())
+            .any(|action| format!("{action:?}").contains("LeaveHeard"))
+    };
+    let mut lied_to = machine.clone();
+    lied_to.handle(now, relayed(&others[1]));
+    assert!(!lied_to.members.is_gone(&others[1]));
+    assert!(!heard(&mut lied_to));
+
+    // Its own header says that it is leaving.
+    let mut told = machine;
+    told.handle(now, says(NodeState::Leaving, 1_000));
+    told.handle(now, relayed(&others[1]));
+    assert!(told.members.is_gone(&others[1]));
+    assert!(heard(&mut told));
+}
+
+/// Rule 5 wants two observers: one that relays what the other never said must not be both.
+#[test]
+fn one_peer_cannot_stand_for_two_observers_of_a_death() {
+    let (mut machine, now, nodes) = machine();
+    let me = machine.config.me.clone();
+    let third = SessionId::new(crate::core::ids::NodeId::new("n9").unwrap(), uuid::Uuid::max());
+    let others: Vec<SessionId> = nodes.into_iter().filter(|node| *node != me).collect();
+    let up = |of: &SessionId| Event::Heard {
+        from: of.clone(),
+        state: NodeState::Up,
+        version: 1,
+        watermark: 0,
+        released: Vec::new(),
+        echoed: Some(now.at),
+    };
+    machine.handle(now, up(&third));
+    assert!(machine.members.get(&third).is_some_and(|peer| peer.is_live()));
+    let dead = Message::Dead { session: third.clone() };
+    let relay = Message::Relay { from: others[1].clone(), to: me, message: Box::new(dead.clone()) };
+    for message in [dead, relay] {
+        machine.handle(now, Event::Message { from: others[0].clone(), message });
+    }
+    assert!(!machine.members.is_gone(&third));
+    let second = Message::Dead { session: third.clone() };
+    machine.handle(now, Event::Message { from: others[1].clone(), message: second });
+    assert!(machine.members.is_gone(&third), "two observers are enough");
+}
+
+/// Checkpoints and specs of runs that nobody runs: they are bounded, and the run that stands stays.
+#[test]
+fn invented_runs_of_a_name_push_out_nothing_of_the_run_that_stands() {
+    let (owner, now, nodes) = machine();
+    let name = super::world::name("a");
+    let claim = owner.tasks[&name].claim.clone();
+    let spec = owner.tasks[&name].spec.clone();
+    let latest = owner.tasks[&name].latest.clone().unwrap();
+    // One that keeps a replica, too.
+    let replica = CLUSTER.with(|(world, nodes)| {
+        let held = |node: &&SessionId| {
+            let machine = &world.nodes[*node].machine;
+            machine.config.me != claim.session && machine.held.contains_key(&name)
+        };
+        world.nodes[nodes.iter().find(held).unwrap()].machine.clone()
+    });
+    for mut machine in [owner, replica] {
+        let from = nodes.iter().find(|node| **node != machine.config.me).unwrap().clone();
+        for number in [0].into_iter().chain(2..200).chain([u64::MAX]) {
+            let run = RunId { number, uuid: uuid::Uuid::from_u128(u128::from(number)) };
+            let spec = Spec { run, ..spec.clone() };
+            let header = Header { run, ..latest.clone() };
+            let invented = SessionId::new(from.node.clone(), uuid::Uuid::max());
+            let claim = Claim { run, session: invented, ..claim.clone() };
+            let state = Bytes::from(vec![0; latest.len as usize]);
+            let message = Message::Checkpoint { claim, spec: spec.clone(), header, state };
+            machine.handle(now, Event::Message { from: from.clone(), message });
+            machine.handle(now, Event::Specs { specs: vec![spec] });
+            while machine.poll().is_some() {}
+        }
+        let held = machine.held.get(&name).unwrap();
+        assert!(held.len() <= 4, "{} runs", held.len());
+        assert!(held.get(&claim.run).is_some_and(|branches| !branches.is_empty()));
+        assert!(machine.other_specs[&name].len() <= 4);
+        assert!(machine.spec_of(&name, claim.run).is_some());
+    }
+}

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod churn;
 mod explorer;
 mod handover_faults;
+mod hearsay_of_nobody;
 mod hostile;
 mod interleavings;
 mod many_names;
@@ -19,6 +21,7 @@ mod rules_joining;
 mod rules_kinds;
 mod rules_liveness;
 mod rules_meeting;
+mod rules_saturation;
 mod rules_settling;
 mod rules_versions;
 mod settling_exhaustive;

@@ -44,7 +44,7 @@ const fn run(number: u64, uuid: u128) -> RunId {
 }
 
 /// Everybody hears by gossip that `of` claims the name.
-fn publish(world: &mut World, nodes: &[SessionId], claim: &Claim) {
+pub(super) fn publish(world: &mut World, nodes: &[SessionId], claim: &Claim) {
     for node in nodes {
         let changes = vec![(claim.name.clone(), Some(claim.clone()))];
         world.give(node, Event::Claims { of: claim.session.clone(), changes });

@@ -514,16 +514,6 @@ fn a_taker_obeys_a_longer_floor_of_the_owner() {
     assert!(taken.iter().all(|s| s.start.since(died) >= S * 19), "{taken:?}");
 }
 
-/// Peers cannot make a node's memory grow without bound.
-#[test]
-fn sessions_known_are_bounded() {
-    let mut members = members(&[], true, &[]);
-    for i in 0..10_100 {
-        members.entry(&SessionId::new(NodeId::new("b").unwrap(), Uuid::from_u128(i)), START);
-    }
-    assert_eq!(members.iter().count(), 4096);
-}
-
 /// Rule 11: a taker obeys the owner's mode, or does not take.
 #[test]
 fn what_is_held_in_a_mode_of_a_later_build_is_left_to_that_build() {
