@@ -367,7 +367,8 @@ proptest! {
         let told = use_it(&mut machine, now, &nodes);
         prop_assert_eq!(told.pause, Some(Ok(run)));
         prop_assert!(told.stops, "it is to be paused");
-        prop_assert!(matches!(told.run, Some(Ok(_))), "{:?}", told.run);
+        // A peer that is invented never answers: the caller's own timeout ends that.
+        prop_assert!(!matches!(told.run, Some(Err(_))), "{:?}", told.run);
     }
 }
 
