@@ -219,7 +219,7 @@ async fn nobody_can_direct_more_than_probes_at_a_third_party() {
     let other = session(77);
     let drawn = direct_at(&a, &other, &*victim).await;
     // It was taken in, and looked for.
-    assert!(a.count(beats_of(&other)) > 5);
+    assert!(a.count(beats_of(&other)) >= 3);
     assert!((3..=30).contains(&drawn.len()), "{} datagrams", drawn.len());
     let longest = OVERHEAD + header::PROBE_LEN;
     assert!(drawn.iter().all(|len| *len <= longest), "{drawn:?}");
@@ -238,7 +238,7 @@ async fn an_address_outside_of_the_networks_allowed_gets_nothing_at_all() {
     let victim = SystemNetwork.bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let other = session(77);
     let drawn = direct_at(&a, &other, &*victim).await;
-    assert!(a.count(beats_of(&other)) > 5);
+    assert!(a.count(beats_of(&other)) >= 3);
     assert!(drawn.is_empty(), "{drawn:?}");
     // Peers are still found where their own datagrams come from.
     let b = Node::start(2, &[&a]).await;
