@@ -207,6 +207,13 @@ pub(crate) enum GossipEvent {
         /// Where.
         address: SocketAddr,
     },
+    /// Datagrams come that this node cannot open. Told from time to time.
+    Stranger {
+        /// Where they seem to come from.
+        from: SocketAddr,
+        /// What is wrong, and what to do.
+        why: &'static str,
+    },
     /// A newer heartbeat of a session, by whatever path.
     Heartbeat {
         /// Whose.

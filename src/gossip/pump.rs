@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::core::ids::SessionId;
 use crate::core::time::Time;
 use crate::net::{Datagrams, Network};
+use crate::rate::Seldom;
 
 use super::fragments::{Reassembly, split};
 use super::header::{self, Fragment, Header, Payload};
@@ -82,6 +83,7 @@ pub(super) struct Pump {
     plain: Vec<u8>,
     sealed: Vec<u8>,
     ticks: u32,
+    strange: Seldom,
 }
 
 /// Where datagrams come and go.
@@ -147,6 +149,7 @@ impl Pump {
             plain: Vec::new(),
             sealed: Vec::new(),
             ticks: 0,
+            strange: Seldom::default(),
         }
     }
 
@@ -188,6 +191,7 @@ impl Pump {
                         let datagram = buffer.get_mut(..len).unwrap_or_default();
                         if let Err(reason) = self.receive(datagram, from).await {
                             reason.count();
+                            self.tell_strange(reason, from);
                         }
                         self.hasten(sleep.as_mut());
                     }
@@ -211,6 +215,16 @@ impl Pump {
             }
             #[cfg(test)]
             shared.trip(Part::Pump);
+        }
+    }
+
+    /// Somebody may have the wrong key, or the wrong cluster's address.
+    fn tell_strange(&mut self, reason: Rejected, from: SocketAddr) {
+        if let Some(why) = reason.is_strange()
+            && self.strange.speak(self.shared.clock.boot()).is_some()
+        {
+            // One that is dropped is not missed: it is told again.
+            let _ = self.events.try_send(GossipEvent::Stranger { from, why });
         }
     }
 

@@ -50,6 +50,20 @@ impl Rejected {
         }
     }
 
+    /// What is wrong with a datagram that this node cannot open, and what to do.
+    pub(super) const fn is_strange(self) -> Option<&'static str> {
+        match self {
+            Self::Version => Some("it seals in another format: run builds that fit each other"),
+            Self::Key => Some(
+                "it seals under a key that this node does not hold: give all nodes of the cluster the same keys",
+            ),
+            Self::Seal => Some(
+                "it is of another cluster, or not what it seems: give all nodes the same cluster name, and other clusters other keys",
+            ),
+            _ => None,
+        }
+    }
+
     pub(super) fn count(self) {
         metrics::counter!("handover_gossip_rejected_total", "reason" => self.reason()).increment(1);
     }

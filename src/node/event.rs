@@ -1,5 +1,6 @@
 //! What a node tells its user.
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -120,7 +121,16 @@ pub enum NodeEvent {
         /// What was damaged, and what is used instead.
         what: String,
     },
-    /// No seed has answered so far; the node goes on trying.
+    /// Datagrams come that this node cannot open: somebody has another key or cluster name, or knocks.
+    /// Told once in ten seconds at most. Nothing was answered.
+    Stranger {
+        /// Where they seem to come from: nothing proves it.
+        from: SocketAddr,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// No seed has answered so far; the node goes on trying. Check their addresses, the key and the
+    /// cluster's name: who has others is not answered.
     SeedsUnreachable {
         /// Which were tried.
         tried: String,

@@ -54,6 +54,10 @@ impl Control {
                 self.peers.located(&of, address);
                 self.want(&of);
             }
+            GossipEvent::Stranger { from, why } => {
+                tracing::warn!(target: "handover::gossip", %from, why, "datagrams that cannot be opened");
+                self.board.tell(NodeEvent::Stranger { from, why: why.to_owned() });
+            }
             GossipEvent::Heartbeat { of } => self.feed(Event::Heartbeat { of }),
             GossipEvent::Suspicion { of, suspected } => {
                 self.feed(Event::Suspicion { of, suspected });

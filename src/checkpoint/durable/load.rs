@@ -227,7 +227,7 @@ fn scan(database: &Database) -> Result<Scan, Fault> {
                     return Err(Fault::Broken("a row stands under a foreign key".into()));
                 }
                 Ok(Row::Run(record)) => {
-                    scan.records.insert(record.key(), record);
+                    scan.records.insert(record.key(), *record);
                 }
                 Ok(Row::Output(key)) => {
                     scan.outputs.insert(key);
@@ -236,7 +236,7 @@ fn scan(database: &Database) -> Result<Scan, Fault> {
                     .checkpoints
                     .entry((header.name.clone(), header.run))
                     .or_default()
-                    .push(header),
+                    .push(*header),
                 Err(error) => scan.unusable.push((table, key.clone(), error)),
             }
             last = Some(key);

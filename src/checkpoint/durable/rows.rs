@@ -80,10 +80,10 @@ pub(super) fn open_output(bytes: &[u8]) -> Result<&[u8], FrameError> {
 /// A row that can be believed.
 #[derive(Debug)]
 pub(super) enum Row {
-    Run(Record),
+    Run(Box<Record>),
     /// Its key.
     Output(Vec<u8>),
-    Checkpoint(Header),
+    Checkpoint(Box<Header>),
 }
 
 impl Row {
@@ -94,7 +94,7 @@ impl Row {
                     .map_err(|_| FrameError::Corrupt("the record of the run is unreadable"))?,
             ),
             Table::Outputs => Self::Output(OUTPUT.open(value)?.0.to_vec()),
-            Table::Checkpoints => Self::Checkpoint(envelope::inspect(value)?.0),
+            Table::Checkpoints => Self::Checkpoint(Box::new(envelope::inspect(value)?.0)),
         })
     }
 

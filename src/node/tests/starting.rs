@@ -34,6 +34,40 @@ async fn a_node_that_others_could_reach_wants_a_key() {
     node.close().await;
 }
 
+/// Whoever has the wrong key or the wrong cluster's address is not answered; both sides say so.
+#[tokio::test]
+async fn a_node_of_another_key_or_cluster_is_told_of_on_both_sides() {
+    let key = Key::new([1; 32]);
+    let quick = || Timing { silence_floor: Duration::from_secs(1), ..timing() };
+    let a = plain().key(key.clone()).timing(quick()).start().await.unwrap();
+    for (cluster, key, why) in
+        [("test", Key::new([2; 32]), "the same keys"), ("another", key, "the same cluster name")]
+    {
+        let mut told = a.events();
+        let stranger = Node::builder(cluster).node_id("stranger").seeds(a.address());
+        let stranger = stranger.key(key).timing(quick()).start().await.unwrap();
+        let mut tried = stranger.events();
+        let told = async {
+            loop {
+                match told.next().await.expect("it goes on") {
+                    NodeEvent::Stranger { from, why: text } if from == stranger.address() => {
+                        break assert!(text.contains(why), "{text}");
+                    }
+                    _ => {}
+                }
+            }
+        };
+        timeout(SOON, told).await.expect("it is told of");
+        let unreachable = async {
+            while !matches!(tried.next().await, Some(NodeEvent::SeedsUnreachable { .. })) {}
+        };
+        timeout(SOON, unreachable).await.expect("it notices");
+        assert!(a.peers().is_empty() && stranger.peers().is_empty());
+        stranger.close().await;
+    }
+    a.close().await;
+}
+
 #[tokio::test]
 async fn settings_that_cannot_hold_are_refused_with_the_reason() {
     assert!(matches!(refused(plain().node_id("")).await, StartError::InvalidName(_)));

@@ -69,9 +69,13 @@ fn an_order_outlives_its_caller() {
         world.run_for(MS * 500);
         world.crash(&caller);
         world.crash(&owner);
+        let died = world.now;
         world.run_for(S * 20);
-        let running: Vec<_> = world.since("a", world.now);
-        assert!(running.is_empty() && world.running("a").is_empty(), "{want:?}");
+        assert!(world.since("a", died).is_empty(), "{want:?}");
+        let ends_as = if want == Want::Pause { Phase::Paused } else { Phase::Cancelled };
+        for left in nodes.iter().filter(|n| **n != owner && **n != caller) {
+            assert_eq!(world.owner(left, "a").unwrap().phase, ends_as, "{want:?}");
+        }
     }
 }
 

@@ -67,6 +67,7 @@ fn a_drained_node_hands_its_tasks_over_with_their_state() {
         world.start(&nodes[0], &format!("t{i}"));
     }
     world.run_for(S * 5);
+    let begun = world.now;
     world.drain(&nodes[1], S * 25);
     world.run_until(S * 10, "drained", |w| w.nodes[&nodes[1]].drained.is_some());
     world.give(&nodes[1], crate::core::io::Event::Leave);
@@ -78,6 +79,10 @@ fn a_drained_node_hands_its_tasks_over_with_their_state() {
         let task = format!("t{i}");
         assert_eq!(world.running(&task).len(), 1, "{task}");
         assert!(world.gaps(&task).iter().all(|gap| *gap < MS * 10), "{:?}", world.gaps(&task));
+        let before = world.stretches.iter().filter(|s| s.name == name(&task) && s.start < begun);
+        let sealed = before.map(|s| s.to_seq).max();
+        let after = world.since(&task, begun);
+        assert!(after.iter().all(|s| Some(s.from_seq) >= sealed), "{after:?} after {sealed:?}");
     }
 }
 
