@@ -85,6 +85,7 @@ fn claim(task: &str, epoch: u64, phase: Phase) -> Claim {
         note: String::new(),
         heeded: 0,
         expired: false,
+        resting: false,
     }
 }
 

@@ -203,6 +203,9 @@ pub struct Claim {
     /// It has ended, and its output is kept no longer.
     #[serde(rename = "g", default, skip_serializing_if = "is_default")]
     pub expired: bool,
+    /// It waits, outside of any step, until it is tried again.
+    #[serde(rename = "w", default, skip_serializing_if = "is_default")]
+    pub resting: bool,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -164,6 +164,15 @@ pub enum Event {
         /// The epoch it runs under.
         epoch: Epoch,
     },
+    /// A task has begun to wait for its next attempt, outside of any step, or has ceased to.
+    Resting {
+        /// The task.
+        name: Name,
+        /// The epoch it runs under.
+        epoch: Epoch,
+        /// Whether it waits.
+        resting: bool,
+    },
     /// A task's loop has ended by itself.
     Ended {
         /// The task.

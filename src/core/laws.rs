@@ -73,6 +73,7 @@ pub(crate) fn claim() -> impl Strategy<Value = Claim> {
             note: String::new(),
             heeded: 0,
             expired: false,
+            resting: false,
         },
     )
 }

@@ -407,6 +407,7 @@ mod tests {
             note: String::new(),
             heeded: 0,
             expired: false,
+            resting: false,
         }
     }
 

@@ -239,6 +239,7 @@ mod tests {
             note: text(note),
             heeded: 0,
             expired: false,
+            resting: false,
         };
         let header = |lineage, revision, note, len| Header {
             name: name.clone(),

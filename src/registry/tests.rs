@@ -28,6 +28,7 @@ fn claim(name: &str, node: &str, epoch: u64, phase: Phase) -> Claim {
         note: String::new(),
         heeded: 0,
         expired: false,
+        resting: false,
     }
 }
 

@@ -34,6 +34,9 @@ const SHORT_STEP: Duration = Duration::from_millis(100);
 /// because the node drains be repeated as fast as it can.
 const BREATHER: Duration = Duration::from_millis(1);
 
+/// A shorter wait for the next attempt is told to nobody.
+const REST: Duration = Duration::from_secs(1);
+
 /// How a task's loop behaves.
 #[derive(Clone, Debug)]
 pub(crate) struct Manners {
@@ -61,6 +64,7 @@ pub(crate) struct TaskLoop {
     /// Orders to commit that have been carried out.
     commits: u64,
     last_step: Duration,
+    resting: bool,
     warned: bool,
 }
 
@@ -127,6 +131,7 @@ impl TaskLoop {
             awaited: None,
             commits: 0,
             last_step: Duration::ZERO,
+            resting: false,
             warned: false,
         })
     }
@@ -195,7 +200,16 @@ impl TaskLoop {
             let held = self.awaited.is_some() || !self.wires.is_permitted();
             // Once it has to leave, a task that waits does not run again just because it could.
             let steps_on = !leaving || (resume_at.is_none() && self.last_step < SHORT_STEP);
+            let rests = self.failures.in_a_row > 0
+                && resume_at.is_some_and(|at| self.wires.until(at) >= REST);
+            if rests && !self.resting {
+                self.rest(true).await;
+                continue;
+            }
             if !paused && !held && steps_on {
+                if self.resting {
+                    self.rest(false).await;
+                }
                 if leaving && self.last_step < BREATHER {
                     let slot = self.wires.slots.take(&self.spec.name);
                     if timeout(BREATHER, slot).await.is_ok() {
@@ -220,6 +234,13 @@ impl TaskLoop {
                 () = sleep(wait.unwrap_or_default()), if wait.is_some() => {}
             }
         }
+    }
+
+    /// Says that the task waits outside of any step, or no longer does.
+    async fn rest(&mut self, resting: bool) {
+        self.resting = resting;
+        let (name, epoch) = (self.spec.name.clone(), self.line.lease().epoch);
+        Box::pin(self.wires.send(Event::Resting { name, epoch, resting })).await;
     }
 
     /// One attempt at a step, under the permit and the order to stop.

@@ -99,6 +99,18 @@ impl Machine {
         }
     }
 
+    /// Its claim says so: who takes it over from a node that dies meanwhile knows that it is not to
+    /// blame (Rule 26).
+    pub(super) fn on_resting(&mut self, name: &Name, epoch: Epoch, resting: bool) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
+        if task.is_of_loop(epoch) && task.claim.resting != resting {
+            task.claim.resting = resting;
+            self.publish(name);
+        }
+    }
+
     pub(super) fn on_ended(&mut self, name: &Name, epoch: Epoch, outcome: Outcome) {
         let Some(task) = self.tasks.get(name) else {
             return;

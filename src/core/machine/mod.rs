@@ -389,6 +389,7 @@ impl Machine {
                 self.on_stopped(&name, epoch, sealed, dropped);
             }
             Event::Unstoppable { name, epoch } => self.on_unstoppable(&name, epoch),
+            Event::Resting { name, epoch, resting } => self.on_resting(&name, epoch, resting),
             Event::Ended { name, epoch, outcome } => self.on_ended(&name, epoch, outcome),
             Event::Stuck { name, epoch, sealed, why } => self.on_stuck(&name, epoch, sealed, why),
             Event::Stored { header, from, error } => self.on_stored(header, from, error),

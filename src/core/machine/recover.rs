@@ -379,6 +379,7 @@ impl Machine {
             return self.keep_as(name, Phase::Quarantined, why);
         }
         task.claim.phase = Phase::Running;
+        task.claim.resting = false;
         task.claim.note.clear();
         task.doing = Doing::Running;
         task.began = task.claim.epoch;

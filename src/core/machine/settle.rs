@@ -35,13 +35,13 @@ impl Machine {
         let keep = same_run
             .filter(|top| cause != Cause::Unparked && top.phase.waits_for_resume())
             .map(|top| top.phase.clone());
-        let crashed = same_run.is_some_and(|top| {
-            cause == Cause::Crash && matches!(top.phase, Phase::Running) && !self.progressed(top)
-        });
+        let ran = cause == Cause::Crash && same_run.is_some_and(|top| top.phase == Phase::Running);
         let strikes = match same_run {
-            Some(top) if crashed => top.strikes.saturating_add(1),
-            Some(top) if cause != Cause::Crash || top.phase != Phase::Running => top.strikes,
-            _ => 0,
+            Some(top) if ran && self.progressed(top) => 0,
+            // It was inside a step: that may have been the end of its node.
+            Some(top) if ran && !top.resting => top.strikes.saturating_add(1),
+            Some(top) => top.strikes,
+            None => 0,
         };
         // What was accepted before it is settled comes from its source.
         let offered = self
@@ -75,6 +75,7 @@ impl Machine {
             note: String::new(),
             heeded: same_run.map_or(0, |top| top.heeded),
             expired: false,
+            resting: false,
         };
         let mut callers = callers;
         if let Some(old) = self.tasks.get_mut(&name) {

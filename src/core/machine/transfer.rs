@@ -564,6 +564,7 @@ impl Machine {
             terms: self.terms(),
             strikes: if keep.is_some() { source.strikes } else { 0 },
             note: String::new(),
+            resting: false,
             ..source.clone()
         };
         let prior = Prior {

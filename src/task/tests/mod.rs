@@ -193,7 +193,7 @@ impl World {
     async fn last(&mut self) -> Event {
         loop {
             match self.next().await {
-                Event::Committed { .. } => {}
+                Event::Committed { .. } | Event::Resting { .. } => {}
                 other => return other,
             }
         }

@@ -57,6 +57,26 @@ async fn a_spent_budget_ends_the_task_with_its_last_error() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_long_wait_for_the_next_attempt_is_told_and_its_end_before_the_step() {
+    let mut world = World::new(failing(9, || Error::retry("away")));
+    world.start("a");
+    let mut told = Vec::new();
+    loop {
+        match world.next().await {
+            Event::Resting { resting, epoch, .. } => {
+                assert_eq!(epoch, Epoch(1));
+                told.push(resting);
+            }
+            Event::Ended { outcome, .. } => break assert!(matches!(outcome, Outcome::Done(_))),
+            _ => {}
+        }
+    }
+    // The delays of 1.6 s and more are at least half of that: some five of nine are long enough.
+    assert!((6..=12).contains(&told.len()), "{told:?}");
+    assert!(told.chunks(2).all(|pair| pair == [true, false]), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn attempts_are_counted_in_a_row_and_shown_to_the_step() {
     let seen = Log::new();
     let mut script = {

@@ -36,6 +36,7 @@ pub(super) fn claim(task: &str, run: RunId, epoch: u64, of: &str, phase: Phase) 
         note: String::new(),
         heeded: 0,
         expired: false,
+        resting: false,
     }
 }
 

@@ -8,7 +8,7 @@ use super::rules_claims::short;
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Desired, Phase, Want};
 use crate::core::ids::{NodeId, RunId, SessionId};
-use crate::core::io::Notice;
+use crate::core::io::{Event, Notice};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -217,4 +217,27 @@ fn a_cancel_ends_a_task_that_looks_for_its_state() {
     world.want(&third, "a", Want::Cancel);
     world.run_for(S);
     assert_eq!(world.owner(&third, "a").unwrap().phase, Phase::Cancelled);
+}
+
+/// Rule 26: a task that waits for its next attempt is not to blame for the deaths of its nodes.
+#[test]
+fn a_task_that_rests_is_not_quarantined_for_the_deaths_of_its_nodes() {
+    for (resting, phase) in [(true, Phase::Running), (false, Phase::Quarantined)] {
+        let (mut world, nodes) = World::cluster(31, 6);
+        world.goal = 100_000;
+        // No step of it ever ends.
+        world.step = S * 10_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S);
+        for _ in 0..4 {
+            let Some(owner) = world.running("a").first().cloned() else { break };
+            let epoch = world.claim_of(&owner, "a").unwrap().epoch;
+            world.give(&owner, Event::Resting { name: name("a"), epoch, resting });
+            world.run_for(S * 2);
+            world.crash(&owner);
+            world.run_for(S * 3);
+        }
+        let at = nodes.iter().find(|node| world.nodes[*node].alive).unwrap();
+        assert_eq!(world.owner(at, "a").unwrap().phase, phase, "resting: {resting}");
+    }
 }

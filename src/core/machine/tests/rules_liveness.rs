@@ -101,6 +101,7 @@ fn a_watermark_releases_every_claim_up_to_it() {
         note: String::new(),
         heeded: 0,
         expired: false,
+        resting: false,
     };
     let mut view = View::default();
     view.merge(claim("one", 1, Phase::Running));
