@@ -62,8 +62,15 @@ impl Machine {
     /// Somebody may be there now who can hold what too few do.
     pub(super) fn review_copies(&mut self) {
         let wanted = self.config.replicas;
-        let few = self.copies.held_by.iter().filter(|(_, held_by)| held_by.len() < wanted);
-        self.copies.due.extend(few.map(|(name, _)| name.clone()));
+        let few = self.copies.held_by.iter().filter(|(_, held_by)| self.staying(held_by) < wanted);
+        let few: Vec<Name> = few.map(|(name, _)| name.clone()).collect();
+        self.copies.due.extend(few);
+    }
+
+    /// How many of these are there to stay: who drains takes its copies with it.
+    fn staying(&self, held_by: &BTreeSet<SessionId>) -> usize {
+        let stays = |session: &&SessionId| self.members.get(session).is_some_and(|p| p.is_up());
+        held_by.iter().filter(stays).count()
     }
 
     /// Goes on with the ends that want a copy, a few at a time.
@@ -100,7 +107,7 @@ impl Machine {
     }
 
     /// The run whose end is held here whole and can still be read.
-    fn copied_run(&self, name: &Name) -> Option<RunId> {
+    pub(super) fn copied_run(&self, name: &Name) -> Option<RunId> {
         let (end, at) = self.ends.get(name)?;
         let young = self.now.at.since(*at) < self.config.timing.retention;
         let mine = self.tasks.get(name);
@@ -112,7 +119,7 @@ impl Machine {
     fn lacking(&self, name: &Name) -> Vec<SessionId> {
         let mut lacking: Vec<SessionId> = self.unaware(name).into_iter().collect();
         if let Some(held_by) = self.copies.held_by.get(name) {
-            let wanted = self.config.replicas.saturating_sub(held_by.len());
+            let wanted = self.config.replicas.saturating_sub(self.staying(held_by));
             let others =
                 self.members.iter().filter(|(s, peer)| peer.is_up() && !held_by.contains(*s));
             let order = placement::rendezvous(name, others.map(|(session, _)| session));

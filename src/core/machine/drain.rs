@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Machine;
 use super::task::{Doing, Task, Why};
 use crate::core::ids::{Name, SessionId};
-use crate::core::io::Action;
+use crate::core::io::{Action, Notice};
 use crate::core::message::Message;
 use crate::core::record::NodeState;
 use crate::core::time::Time;
@@ -21,6 +21,8 @@ pub(super) struct Drain {
     told: bool,
     /// A name that was still here when last looked at.
     left: Option<Name>,
+    /// A name of which others still relied on a copy kept here when last looked at.
+    relied_on: Option<Name>,
 }
 
 #[derive(Clone, Debug)]
@@ -52,7 +54,14 @@ impl Machine {
         // A step has to end, and the task to move, in what is left of the budget then.
         let budget = deadline.since(self.now.at);
         let finish_until = deadline.back(self.config.timing.stop_grace.min(budget / 2));
-        self.drain = Some(Drain { deadline, finish_until, hurried: None, told: false, left: None });
+        self.drain = Some(Drain {
+            deadline,
+            finish_until,
+            hurried: None,
+            told: false,
+            left: None,
+            relied_on: None,
+        });
         // Everything is being stopped already, and nobody takes anything from here.
         if self.state.is_fenced() {
             return;
@@ -194,10 +203,16 @@ impl Machine {
             return;
         }
         let left = self.tasks.iter().find(|(_, task)| is_left(task)).map(|(name, _)| name.clone());
-        let told = left.is_none();
+        let relied_on = left.is_none().then(|| self.relied_on(drain.relied_on.as_ref())).flatten();
+        let told = left.is_none() && (relied_on.is_none() || late);
+        if told && let Some(name) = &relied_on {
+            self.tell(Notice::Warning(format!(
+                "too few other nodes hold a copy of {name}, and perhaps of others, that is kept here: \
+                 start this node again on its data directory, if it has one, should their owner die"
+            )));
+        }
         if let Some(drain) = &mut self.drain {
-            drain.told = told;
-            drain.left = left;
+            (drain.told, drain.left, drain.relied_on) = (told, left, relied_on);
         }
         if told {
             self.push(Action::Drained);

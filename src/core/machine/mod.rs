@@ -20,6 +20,7 @@ mod knowledge;
 mod needs;
 mod parting;
 mod recover;
+mod relief;
 mod replicate;
 mod settle;
 mod start;

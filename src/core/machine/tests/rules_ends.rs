@@ -12,7 +12,7 @@ use crate::core::timing::Timing;
 const S: Duration = Duration::from_secs(1);
 
 /// The living that can still say what a task brought.
-fn holders(world: &World, task: &str) -> Vec<SessionId> {
+pub(super) fn holders(world: &World, task: &str) -> Vec<SessionId> {
     let task = name(task);
     let has_output = |disk: &Disk| {
         disk.runs

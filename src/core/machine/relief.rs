@@ -1,0 +1,62 @@
+//! A node that leaves is relieved first of what it keeps for others: a checkpoint must be on as many
+//! other nodes as ever before it goes (DEPLOYS 2), or the owner's death right after it costs what was
+//! acknowledged. The owners see to that by themselves; a drain waits for it.
+
+use std::ops::Bound;
+
+use super::Machine;
+use crate::core::claim::Claim;
+use crate::core::ids::{Name, SessionId};
+
+impl Machine {
+    /// A name of which too few others keep a copy without this node: looked for from `from` on, and
+    /// then from the beginning.
+    pub(super) fn relied_on(&self, from: Option<&Name>) -> Option<Name> {
+        let within = |range: (Bound<&Name>, Bound<&Name>)| {
+            let held = self.held.range::<Name, _>(range).map(|(name, _)| name);
+            let ends = self.ends.range::<Name, _>(range).map(|(name, _)| name);
+            held.chain(ends).find(|name| self.is_relied_on(name)).cloned()
+        };
+        match from {
+            None => within((Bound::Unbounded, Bound::Unbounded)),
+            Some(from) => within((Bound::Included(from), Bound::Unbounded))
+                .or_else(|| within((Bound::Unbounded, Bound::Excluded(from)))),
+        }
+    }
+
+    fn is_relied_on(&self, name: &Name) -> bool {
+        let Some(owner) = self.view.owner(name) else {
+            return false;
+        };
+        let (replicas, up) = (self.config.replicas, self.up_peers());
+        if replicas == 0 {
+            return false;
+        }
+        if owner.phase.is_held() && owner.session != self.config.me {
+            let held = self.held.get(name).and_then(|runs| runs.get(&owner.run));
+            // What is below the floor is of no use to anybody.
+            return held.is_some_and(|held| held.best_from(owner.floor.as_ref()).is_some())
+                && self.staying_copies(owner) < (replicas + 1).min(up);
+        }
+        // Nothing runs twice for want of an output, and there may be very many: one copy will do.
+        let ends = || {
+            let claims = self.view.claims(name).filter(|claim| claim.run == owner.run);
+            claims.filter(|claim| claim.phase.is_terminal() && !self.is_void(claim))
+        };
+        owner.phase.is_terminal()
+            && self.copied_run(name) == Some(owner.run)
+            && ends().all(|end| self.staying_copies(end) < 1.min(up))
+    }
+
+    /// How many nodes that stay hold what this claim speaks of.
+    fn staying_copies(&self, owner: &Claim) -> usize {
+        let stays = |session: &SessionId| self.members.get(session).is_some_and(|p| p.is_up());
+        let others = owner.replicas.iter().filter(|node| **node != owner.session.node);
+        let replicas = others.filter(|node| self.members.session_of(node).is_some_and(stays));
+        replicas.count() + usize::from(stays(&owner.session))
+    }
+
+    fn up_peers(&self) -> usize {
+        self.members.iter().filter(|(_, peer)| peer.is_up()).count()
+    }
+}

@@ -1,0 +1,149 @@
+//! A node that leaves in good order takes no copy with it that its owner relies on: whoever dies right
+//! after it has left costs no acknowledged checkpoint and no output (DEPLOYS 2, Rule 12).
+
+use std::time::Duration;
+
+use super::rules_ends::holders;
+use super::world::{Disk, MS, Setup, World, name};
+use crate::core::ids::SessionId;
+use crate::core::io::{Event, Notice};
+use crate::core::message::Message;
+
+const S: Duration = Duration::from_secs(1);
+const NAMES: usize = 40;
+
+fn text(i: usize) -> String {
+    format!("t{i}")
+}
+
+/// Names that run for long, with commits far between: none is replicated by chance.
+fn busy(seed: u64, nodes: usize) -> (World, Vec<SessionId>) {
+    let (mut world, nodes) = World::cluster(seed, nodes);
+    world.goal = 1_000_000;
+    for i in 0..NAMES {
+        world.steps.insert(name(&text(i)), MS * 700 + MS * u32::try_from(i).unwrap() * 13);
+        world.start(&nodes[i % nodes.len()], &text(i));
+    }
+    world.run_for(S * 5);
+    assert_eq!(world.acknowledged.len(), NAMES);
+    (world, nodes)
+}
+
+/// Drains a node; at the very moment at which it is done its process ends.
+fn drain_and_exit(world: &mut World, node: &SessionId) {
+    world.drain(node, S * 25);
+    world.run_until(S * 20, "drained", |w| w.nodes[node].drained.is_some());
+    world.give(node, Event::Leave);
+    world.crash(node);
+}
+
+/// Each name goes on, once, from what was acknowledged, or from later.
+fn assert_nothing_lost(world: &World, before: &World, context: &str) {
+    for (name, (run, seq)) in &before.acknowledged {
+        let text = name.as_str();
+        assert_eq!(world.running(text).len(), 1, "{context}: {text}");
+        let last = world.stretches.iter().rfind(|s| s.name == *name).unwrap();
+        assert_eq!(last.run, *run, "{context}: {text}");
+        if last.start > before.now {
+            assert!(last.from_seq >= *seq, "{context}: {seq} steps were acknowledged: {last:?}");
+        }
+    }
+    world.assert_no_overlap();
+}
+
+#[test]
+fn an_owner_that_dies_right_after_its_replica_has_left_costs_no_acknowledged_checkpoint() {
+    for seed in 0..4 {
+        for victim in 1..4 {
+            let (mut world, nodes) = busy(seed, 4);
+            // It runs nothing itself: no step holds it up.
+            let keeper = world.boot("m0", Setup::default(), Disk::default());
+            world.run_for(S * 3);
+            drain_and_exit(&mut world, &keeper);
+            let before = world.clone();
+            world.crash(&nodes[victim]);
+            world.run_for(S * 15);
+            assert_nothing_lost(&world, &before, &format!("seed {seed}, victim {victim}"));
+            for node in &nodes {
+                assert_eq!(world.told(node, |n| matches!(n, Notice::StateLost { .. })), 0);
+            }
+        }
+    }
+}
+
+/// A deploy in which the process that was just given everything dies.
+#[test]
+fn a_target_that_dies_right_after_its_source_has_left_costs_no_acknowledged_checkpoint() {
+    for seed in 0..4 {
+        let (mut world, nodes) = busy(seed, 4);
+        let newcomer = world.boot("m0", Setup::default(), Disk::default());
+        world.run_for(S);
+        for old in &nodes[..2] {
+            drain_and_exit(&mut world, old);
+        }
+        let before = world.clone();
+        world.crash(&newcomer);
+        world.run_for(S * 15);
+        assert_nothing_lost(&world, &before, &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn the_last_holder_of_an_output_gives_it_away_before_it_leaves() {
+    for seed in 0..4 {
+        let (mut world, nodes) = World::cluster(seed, 4);
+        world.goal = 5;
+        for i in 0..NAMES {
+            world.start(&nodes[i % nodes.len()], &text(i));
+        }
+        world.run_for(S * 3);
+        let ran = world.stretches.len();
+        world.blocked = Some(|_, _, message| matches!(message, Message::Ended { .. }));
+        world.crash(&nodes[1]);
+        world.run_for(MS * 500);
+        world.drain(&nodes[0], S * 25);
+        world.run_for(MS * 500);
+        assert!(world.nodes[&nodes[0]].drained.is_none(), "it holds what nobody else does");
+        world.blocked = None;
+        drain_and_exit(&mut world, &nodes[0]);
+        for i in 0..NAMES {
+            assert!(!holders(&world, &text(i)).is_empty(), "seed {seed}: {}", text(i));
+        }
+        assert_eq!(world.stretches.len(), ran, "nothing ran again");
+    }
+}
+
+/// Nobody is waited for who could not help.
+#[test]
+fn the_keeper_of_the_only_copy_leaves_at_once_where_nobody_else_is() {
+    let (mut world, nodes) = World::cluster(1, 2);
+    world.goal = 1_000_000;
+    for i in 0..NAMES {
+        world.start(&nodes[0], &text(i));
+    }
+    world.run_for(S * 3);
+    let keeper = &nodes[1];
+    let held = world.nodes[keeper].disk.runs.len();
+    assert_eq!(held, NAMES, "it holds a copy of each");
+    let begun = world.now;
+    drain_and_exit(&mut world, keeper);
+    assert!(world.now.since(begun) < MS * 500, "{:?}", world.now.since(begun));
+}
+
+/// An owner that cannot give its copy to anybody costs the budget, not more.
+#[test]
+fn a_copy_that_nobody_takes_over_holds_a_drain_up_to_its_budget() {
+    let (mut world, nodes) = World::cluster(2, 3);
+    world.goal = 1_000_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 3);
+    let owner = world.runner("a");
+    let claim = world.claim_of(&owner, "a").unwrap();
+    let keeper = nodes.iter().find(|n| claim.replicas.contains(&n.node)).unwrap().clone();
+    world.blocked = Some(|_, _, message| matches!(message, Message::Checkpoint { .. }));
+    world.drain(&keeper, S * 5);
+    world.run_for(MS * 4_900);
+    assert!(world.nodes[&keeper].drained.is_none(), "it holds the only copy");
+    world.run_for(MS * 1_400);
+    assert!(world.nodes[&keeper].drained.is_some());
+}
