@@ -218,8 +218,10 @@ async fn nobody_can_direct_more_than_probes_at_a_third_party() {
     let victim = SystemNetwork.bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let other = session(77);
     let drawn = direct_at(&a, &other, &*victim).await;
-    // It was taken in, and looked for.
-    assert!(a.count(beats_of(&other)) >= 3);
+    // It was taken in, and looked for: in those 1.5 s, all of which it shows the same versions, one SYN in
+    // 200 ms is let through to be answered at length (before it has proved where it is, all are).
+    let beats = a.count(beats_of(&other));
+    assert!((4..=15).contains(&beats), "{beats} beats");
     assert!((3..=30).contains(&drawn.len()), "{} datagrams", drawn.len());
     let longest = OVERHEAD + header::PROBE_LEN;
     assert!(drawn.iter().all(|len| *len <= longest), "{drawn:?}");
@@ -238,7 +240,7 @@ async fn an_address_outside_of_the_networks_allowed_gets_nothing_at_all() {
     let victim = SystemNetwork.bind(([127, 0, 0, 1], 0).into()).await.unwrap();
     let other = session(77);
     let drawn = direct_at(&a, &other, &*victim).await;
-    assert!(a.count(beats_of(&other)) >= 3);
+    assert!(a.count(beats_of(&other)) > 5, "{} beats", a.count(beats_of(&other)));
     assert!(drawn.is_empty(), "{drawn:?}");
     // Peers are still found where their own datagrams come from.
     let b = Node::start(2, &[&a]).await;

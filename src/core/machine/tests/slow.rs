@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::rules_claims::short;
 use super::world::{Disk, Fate, Fault, MS, Setup, World, name};
 use crate::core::claim::{Claim, Phase, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
 use crate::core::message::Message;
+use crate::core::record::NodeState;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -239,4 +242,104 @@ fn callers_are_answered_although_the_task_moves_on() {
     world.run_for(S * 3);
     assert_ne!(world.runner("a"), owner);
     assert!(world.nodes[&nodes[0]].replies[&call].is_ok());
+}
+
+/// A task with a state of 8 MiB, which takes five seconds over a link; its owner, its replica, a third.
+fn large(seed: u64) -> (World, SessionId, SessionId, SessionId) {
+    let (mut world, nodes) = World::cluster(seed, 3);
+    world.goal = 100_000;
+    world.state_len = 8 << 20;
+    world.step = S * 2;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 5);
+    let owner = world.runner("a");
+    assert!(world.acknowledged.contains_key(&name("a")));
+    let claim = world.claim_of(&owner, "a").unwrap();
+    let replica = nodes.iter().find(|n| claim.replicas.contains(&n.node)).unwrap().clone();
+    let third = nodes.iter().find(|n| **n != owner && **n != replica).unwrap().clone();
+    (world, owner, replica, third)
+}
+
+/// DEPLOYS 2: whoever is offered a large state is given the time that it takes.
+#[test]
+fn a_large_state_is_sealed_for_as_long_as_it_takes() {
+    let (mut world, owner, replica, third) = large(11);
+    let state = |message: &Message| matches!(message, Message::Checkpoint { .. });
+    world.faults.push(Fault { hits: state, fate: Fate::Late(S * 5), times: usize::MAX });
+    world.record_messages = true;
+    // Who has it already is not given it.
+    world.give(&replica, Event::Cordon(true));
+    world.run_for(MS * 20);
+    let seq = world.acknowledged[&name("a")].1;
+    world.drain(&owner, S * 25);
+    world.run_for(S * 12);
+    let moved = world.stretches.last().unwrap();
+    assert!(moved.session == third && moved.from_seq >= seq, "{moved:?}");
+    let withdrawn = |m: &Message| matches!(m, Message::Withdraw { .. });
+    assert!(!world.sent.iter().any(|(.., m)| withdrawn(m)), "no offer was taken back");
+    assert_eq!(world.told(&owner, |n| matches!(n, Notice::Moved { .. })), 1);
+}
+
+/// Rule 20: nor does a taker give up a state that is on its way.
+#[test]
+fn a_large_state_is_fetched_for_as_long_as_it_takes() {
+    let (mut world, owner, replica, third) = large(12);
+    let state = |message: &Message| matches!(message, Message::StateData { .. });
+    world.faults.push(Fault { hits: state, fate: Fate::Late(S * 5), times: usize::MAX });
+    world.record_messages = true;
+    // Who holds it takes nothing.
+    world.give(&replica, Event::Cordon(true));
+    world.run_for(MS * 20);
+    let seq = world.acknowledged[&name("a")].1;
+    world.crash(&owner);
+    world.run_for(S * 8);
+    let taken = world.stretches.last().unwrap();
+    assert!(taken.session == third && taken.from_seq >= seq, "{taken:?}");
+    let asked = world.sent.iter().filter(|(.., m)| matches!(m, Message::GetState { .. }));
+    assert_eq!(asked.count(), 1, "it is asked for once");
+}
+
+/// H4: bytes that are not what their header says are as good as none.
+#[test]
+fn a_state_that_does_not_fit_its_header_is_not_started_from() {
+    for wrong in [Bytes::from_static(b"anything"), Bytes::new(), Bytes::from(vec![0; 9])] {
+        let (mut world, nodes) = World::cluster(13, 3);
+        world.goal = 100_000;
+        world.step = S * 2;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 5);
+        let owner = world.runner("a");
+        let claim = world.claim_of(&owner, "a").unwrap();
+        let replica = nodes.iter().find(|n| claim.replicas.contains(&n.node)).unwrap().clone();
+        let third = nodes.iter().find(|n| **n != owner && **n != replica).unwrap().clone();
+        world.give(&replica, Event::Cordon(true));
+        world.run_for(MS * 20);
+        world.record_messages = true;
+        world.blocked = Some(|_, _, message| matches!(message, Message::StateData { .. }));
+        world.crash(&owner);
+        let asks = |w: &World| w.sent.iter().any(|(.., m)| matches!(m, Message::GetState { .. }));
+        world.run_until(S * 5, "it is asked for", asks);
+        let newest = world.nodes[&replica].disk.runs.values().flat_map(|run| &run.checkpoints);
+        let header = newest.map(|(header, _)| header).max_by_key(|h| h.position).unwrap().clone();
+        let message = Message::StateData { header: header.clone(), state: Some(wrong) };
+        world.give(&third, Event::Message { from: replica.clone(), message });
+        assert!(world.running("a").is_empty(), "it was started from what is not its state");
+        world.blocked = None;
+        world.run_for(S * 10);
+        assert_eq!(world.stretches.last().unwrap().from_seq, header.position.seq);
+    }
+}
+
+/// Rule 14: who holds a data directory has outlived all that held it, and waits for none of them.
+#[test]
+fn a_restarted_node_does_not_wait_for_its_own_predecessor() {
+    let setup = Setup { durable: true, known_dead: false, ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(14, 3, &setup);
+    world.run_for(S * 2);
+    world.crash(&nodes[0]);
+    let disk = world.disk_of(&nodes[0]);
+    let begun = world.now;
+    let back = world.boot(nodes[0].node.as_str(), setup, disk);
+    world.run_until(S * 3, "it is up", |w| w.nodes[&back].machine.state() == NodeState::Up);
+    assert!(world.now.since(begun) < S * 2, "{:?}", world.now.since(begun));
 }

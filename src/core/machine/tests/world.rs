@@ -321,6 +321,8 @@ pub(super) struct World {
     sending: BTreeMap<(SessionId, SessionId), (Time, usize)>,
     /// Messages that a full outbox did not take.
     pub overflowed: usize,
+    /// How long states are, in bytes: 8 at least.
+    pub state_len: usize,
     /// The newest commit of each name that a replica has acknowledged to its owner.
     pub acknowledged: BTreeMap<Name, (RunId, u64)>,
     pub steps_done: BTreeMap<Name, u64>,
@@ -374,6 +376,7 @@ impl World {
             sending: BTreeMap::new(),
             overflowed: 0,
             acknowledged: BTreeMap::new(),
+            state_len: 8,
             steps_done: BTreeMap::new(),
         }
     }
@@ -1315,7 +1318,12 @@ impl World {
             let before = header.position.epoch;
             let last = lease.epoch == Epoch(u64::MAX);
             assert!(before < lease.epoch || last, "L3: {lease:?} goes on from {before}");
-            assert_eq!(state.as_ref(), seq.to_le_bytes(), "the state is the one its header names");
+            let state = state.get(..8);
+            assert_eq!(
+                state,
+                Some(&seq.to_le_bytes()[..]),
+                "the state is the one its header names"
+            );
             let setup = &self.nodes[session].setup;
             let newest =
                 setup.kinds.iter().find(|(kind, _)| *kind == spec.kind.as_str()).unwrap().1;
@@ -1409,7 +1417,9 @@ impl World {
             task.seq += 1;
             *self.steps_done.entry(name.clone()).or_default() += 1;
         }
-        let state = Bytes::copy_from_slice(&task.seq.to_le_bytes());
+        let mut state = task.seq.to_le_bytes().to_vec();
+        state.resize(self.state_len, 0);
+        let state = Bytes::from(state);
         let header = Header {
             name: name.clone(),
             run: task.spec.run,
@@ -1420,7 +1430,7 @@ impl World {
             state_version,
             revision: "r1".to_owned(),
             wall_ms: 0,
-            len: 8,
+            len: state.len() as u64,
             hash: Header::hash_of(&state),
             progress: Some(Progress { done: task.seq, total: task.goal, note: String::new() }),
         };
