@@ -390,3 +390,53 @@ fn own_address_towards(peer: SocketAddr) -> io::Result<IpAddr> {
     socket.connect(peer)?;
     Ok(socket.local_addr()?.ip())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use std::time::Duration;
+
+    use futures_util::StreamExt;
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::node::NodeEvent;
+
+    /// Gossip restarts what ends of itself; where even that is gone, the node says so once, and goes on
+    /// with what it can: its owner may still drain it.
+    #[tokio::test]
+    async fn gossip_that_has_ended_for_good_is_told_of_once_and_the_node_still_answers() {
+        let checked = Node::builder("test").node_id("a").seeds(Seeds::None).0.check().unwrap();
+        let board = Arc::new(Board::new(64));
+        let (commands, queue) = mpsc::channel(COMMANDS);
+        let parts = Parts {
+            config: checked,
+            tasks: Handle::current(),
+            kinds: Arc::default(),
+            board: board.clone(),
+            commands: queue,
+        };
+        let (control, mut inputs) = assemble(parts).await.unwrap();
+        let mut events = board.events();
+        inputs.gossip = mpsc::channel(1).1;
+        let running = tokio::spawn(control.run(inputs));
+        let soon = Duration::from_secs(10);
+        let mut warnings = 0;
+        for _ in 0..3 {
+            let (reply, answer) = oneshot::channel();
+            commands.send(Command::Status { reply }).await.unwrap();
+            timeout(soon, answer).await.unwrap().unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        commands.send(Command::Close).await.unwrap();
+        timeout(soon, running).await.unwrap().unwrap();
+        while let Some(event) = timeout(soon, events.next()).await.unwrap() {
+            if let NodeEvent::Warning { text } = event {
+                assert!(text.contains("gossip") && text.contains("restart it"), "{text}");
+                warnings += 1;
+            }
+        }
+        assert_eq!(warnings, 1);
+    }
+}

@@ -55,7 +55,7 @@ pub(super) struct Settings {
 
 /// Describes a node; [`NodeBuilder::start`] starts it.
 #[must_use = "a node starts with `start().await`"]
-pub struct NodeBuilder(Settings);
+pub struct NodeBuilder(pub(super) Settings);
 
 impl std::fmt::Debug for NodeBuilder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -320,7 +320,7 @@ pub(super) struct Config {
 
 impl Settings {
     /// Everything that can be told without touching the outside.
-    fn check(mut self) -> Result<Config, StartError> {
+    pub(super) fn check(mut self) -> Result<Config, StartError> {
         if let Some(error) = self.bad_task.take() {
             return Err(error.into());
         }
