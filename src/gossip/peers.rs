@@ -335,6 +335,11 @@ impl Peers {
         if *session == self.own {
             return Err(Rejected::Own);
         }
+        // What a session tells a third is no news of it here, or each of its datagrams that was recorded
+        // would be one (X2): only who has heard this session writes to it.
+        if header.echo.is_some_and(|echo| echo.nonce != self.own.nonce) {
+            return Err(Rejected::Misdirected);
+        }
         if !self.sessions.contains_key(session) {
             self.make_room(now)?;
         }
@@ -346,8 +351,7 @@ impl Peers {
         if !self.places.charge(from, bytes, now) {
             return Err(Rejected::Rate);
         }
-        let echo = header.echo.filter(|echo| echo.nonce == self.own.nonce && echo.counter <= sent);
-        let echo = echo.map(|echo| echo.counter);
+        let echo = header.echo.map(|echo| echo.counter).filter(|counter| *counter <= sent);
         let verified = self.places.hear(from, session, echo, now).ok_or(Rejected::Limit)?;
         if now.since(peer.heard) > self.silent_after {
             peer.returning = true;
@@ -369,8 +373,10 @@ impl Peers {
         if accepted.challenge {
             peer.challenged = Some(now);
         }
-        let trusted = verified || now.since(peer.first) <= self.trust;
-        accepted.news = trusted && (accepted.echoed.is_some() || peer.tells(header, now));
+        let trusted = verified && header.echo.is_some() || now.since(peer.first) <= self.trust;
+        // What was overtaken says nothing of now.
+        let newest = header.counter == peer.window.highest();
+        accepted.news = trusted && newest && (accepted.echoed.is_some() || peer.tells(header, now));
         if accepted.news {
             peer.told = Some((now, header.version, header.released.len()));
         }

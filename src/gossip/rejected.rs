@@ -17,6 +17,8 @@ pub(super) enum Rejected {
     Malformed,
     /// It claims to come from this very session.
     Own,
+    /// It answers another session, perhaps the one that was here before: a recording may be anybody's.
+    Misdirected,
     /// Seen before, or older than the window.
     Replayed,
     /// Its sender has not yet shown that it hears this node, so it may be a recording.
@@ -41,6 +43,7 @@ impl Rejected {
             Self::Seal => "seal",
             Self::Malformed => "malformed",
             Self::Own => "own",
+            Self::Misdirected => "misdirected",
             Self::Replayed => "replayed",
             Self::Unverified => "unverified",
             Self::Limit => "limit",

@@ -232,15 +232,51 @@ fn made_up_sources_of_one_session_do_not_grow_the_table_of_addresses() {
 }
 
 #[test]
-fn an_echo_of_a_counter_never_sent_or_of_another_process_proves_nothing() {
+fn an_echo_of_a_counter_never_sent_proves_nothing() {
     let mut peers = peers();
-    let ahead = peers.accept(&header(2, 1, Some(50)), (address(2), 100), 3, at(0));
-    assert!(!ahead.unwrap().verified);
-    let mut foreign = header(2, 2, Some(1));
-    foreign.echo.as_mut().unwrap().nonce = Uuid::from_u128(77);
-    let foreign = peers.accept(&foreign, (address(2), 100), 3, at(1)).unwrap();
-    assert!(!foreign.verified);
-    assert_eq!(foreign.echoed, None);
+    let ahead = peers.accept(&header(2, 1, Some(50)), (address(2), 100), 3, at(0)).unwrap();
+    assert!(!ahead.verified);
+    assert_eq!(ahead.echoed, None);
+}
+
+/// X2: what a session told a third, recorded and sent here in its name, keeps nobody alive.
+#[test]
+fn what_was_said_to_another_session_is_not_taken() {
+    let mut peers = peers();
+    meet(&mut peers, 2, 2, 1, at(0));
+    for counter in 10..20 {
+        let mut foreign = header(2, counter, Some(1));
+        foreign.echo.as_mut().unwrap().nonce = Uuid::from_u128(77);
+        let foreign = peers.accept(&foreign, (address(2), 100), 3, at(counter * 1000));
+        assert_eq!(foreign, Err(Rejected::Misdirected));
+    }
+    let own = peers.accept(&header(2, 10, Some(1)), (address(2), 100), 3, at(21_000)).unwrap();
+    assert!(own.news, "its counter is still free");
+}
+
+/// X2: a first word, which is addressed to nobody, is news while its session may just have come.
+#[test]
+fn what_names_no_receiver_is_no_news_of_a_session_that_has_been_met() {
+    let mut peers = peers();
+    meet(&mut peers, 2, 2, 1, at(0));
+    let news = |peers: &mut Peers, counter, millis| {
+        peers.accept(&header(2, counter, None), (address(2), 100), 3, at(millis)).unwrap().news
+    };
+    assert!(news(&mut peers, 10, 1_000));
+    assert!(!news(&mut peers, 11, 30_000));
+}
+
+/// A datagram that was lost, recorded, and is sent again when later ones have come.
+#[test]
+fn what_was_overtaken_is_no_news() {
+    let mut peers = peers();
+    meet(&mut peers, 2, 2, 1, at(0));
+    let news = |peers: &mut Peers, counter, millis| {
+        peers.accept(&header(2, counter, Some(1)), (address(2), 100), 3, at(millis)).unwrap().news
+    };
+    assert!(news(&mut peers, 10, 1_000));
+    assert!(!news(&mut peers, 7, 9_000));
+    assert!(news(&mut peers, 11, 10_000));
 }
 
 #[test]
