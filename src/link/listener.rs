@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 use super::Shared;
 use super::handshake;
 use crate::net::{Listener, Stream};
-use crate::rate::{Rate, Sources, network};
+use crate::rate::{Rate, Seldom, Sources, network};
 
 /// Out of file descriptors, say: accepting again at once would spin.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -20,6 +20,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// Accepts until dropped, which also ends handshakes under way.
 pub(super) async fn listen(mut listener: Box<dyn Listener>, shared: Arc<Shared>) {
     let mut door = Door::new(shared);
+    let mut failing = Seldom::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -38,7 +39,11 @@ pub(super) async fn listen(mut listener: Box<dyn Listener>, shared: Arc<Shared>)
                 }
             },
             Err(error) => {
-                tracing::warn!(target: "handover::link", %error, "cannot accept a connection");
+                metrics::counter!("handover_link_rejected_total", "reason" => "accept")
+                    .increment(1);
+                if let Some(unsaid) = failing.speak(door.shared.clock.boot()) {
+                    tracing::warn!(target: "handover::link", %error, unsaid, "cannot accept a connection");
+                }
                 sleep(PAUSE).await;
             }
         }

@@ -1,9 +1,10 @@
 //! What the control loop shows to handles: written by it alone, read without waiting.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::{broadcast, watch};
 
+use super::drain::DrainReport;
 use super::event::{Events, NodeEvent};
 use super::status::PeerStatus;
 use crate::core::record::NodeState;
@@ -31,6 +32,8 @@ pub(crate) struct Board {
     view: watch::Sender<View>,
     /// None once the node has closed, which ends the readers' streams.
     events: Mutex<Option<broadcast::Sender<NodeEvent>>>,
+    /// How the drain went, also when the loop has ended.
+    report: OnceLock<DrainReport>,
 }
 
 impl Board {
@@ -46,7 +49,19 @@ impl Board {
                 peers: Arc::new([]),
             }),
             events: Mutex::new(Some(broadcast::channel(backlog.max(1)).0)),
+            report: OnceLock::new(),
         }
+    }
+
+    /// There is one drain in a node's life.
+    pub(crate) fn drained(&self, report: DrainReport) {
+        let _ = self.report.set(report);
+    }
+
+    /// How the drain went; that nothing is known of it, where there was none.
+    pub(crate) fn report(&self) -> DrainReport {
+        let unknown = || DrainReport { unknown: true, ..DrainReport::default() };
+        self.report.get().cloned().unwrap_or_else(unknown)
     }
 
     pub(crate) fn view(&self) -> View {

@@ -44,7 +44,8 @@ pub struct DrainReport {
     pub released: usize,
     /// Tasks that ended while the node drained.
     pub ended: usize,
-    /// Tasks that could not be stopped. Other nodes take them over once this process is gone.
+    /// Tasks whose code had not returned when the drain ended. Other nodes take them over once this
+    /// process is gone.
     pub unstoppable: Vec<Name>,
     /// Tasks that nobody was given: this node held them to the end, or no other node holds their
     /// last commit. What a replica or this node's data directory has of them is taken up once this

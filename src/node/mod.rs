@@ -309,7 +309,7 @@ impl Node {
         loop {
             tokio::select! {
                 biased;
-                report = &mut drained => return report.unwrap_or_else(|_| unknown()),
+                report = &mut drained => return report.unwrap_or_else(|_| self.0.board.report()),
                 Some(signal) = signals.next() => {
                     let command = if hurried {
                         Command::Abort { signal }
@@ -320,7 +320,7 @@ impl Node {
                         Command::Hurry { signal }
                     };
                     if self.send(command).await.is_err() {
-                        return unknown();
+                        return self.0.board.report();
                     }
                 }
             }
@@ -426,8 +426,3 @@ pub(crate) fn fresh_uuid(wall_ms: u64) -> Uuid {
 
 #[cfg(test)]
 mod tests;
-
-/// The report of a node that can give none.
-fn unknown() -> DrainReport {
-    DrainReport { unknown: true, ..DrainReport::default() }
-}

@@ -191,6 +191,9 @@ impl Control {
         let Some(draining) = self.draining.as_mut().filter(|drain| !drain.is_over()) else {
             return;
         };
+        // In the time there was.
+        let running = self.runner.not_stopped();
+        running.iter().for_each(|(name, _)| draining.unstoppable(name));
         let report = draining.finish(now, &self.own, others, abort);
         metrics::drained(report);
         tracing::info!(
@@ -206,7 +209,11 @@ impl Control {
             outcome = report.outcome(),
             "drained"
         );
+        self.board.drained(report.clone());
         draining.tell();
+        for (name, epoch) in running {
+            self.feed(Event::Unstoppable { name, epoch });
+        }
     }
 
     // ---- status ---------------------------------------------------------------------------

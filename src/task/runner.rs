@@ -26,6 +26,7 @@ use crate::core::branch::{Ancestor, Position, Progress};
 use crate::core::claim::Spec;
 use crate::core::ids::{Kind, Name};
 use crate::core::io::{Event, From, Outcome, Stop, Stuck};
+use crate::core::lease::Epoch;
 use crate::core::lease::Lease;
 use crate::core::time::Time;
 use crate::error::Error;
@@ -288,6 +289,12 @@ impl Runner {
     /// How many tasks have not stopped.
     pub(crate) fn running(&self) -> usize {
         self.alive().count()
+    }
+
+    /// The tasks that have not stopped, with the epochs they run under.
+    pub(crate) fn not_stopped(&self) -> Vec<(Name, Epoch)> {
+        let alive = self.tasks.iter().filter(|(_, entry)| !entry.is_over());
+        alive.map(|(name, entry)| (name.clone(), entry.orders.borrow().lease.epoch)).collect()
     }
 
     /// Drops every task where it stands, without an event. Closures cannot be dropped: the future

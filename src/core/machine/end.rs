@@ -93,7 +93,8 @@ impl Machine {
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
-        if task.is_of_loop(epoch) {
+        // Told when a drain gives up on it, and again by its loop.
+        if task.is_of_loop(epoch) && !task.unstoppable {
             task.unstoppable = true;
             self.tell(Notice::Unstoppable { name: name.clone() });
         }

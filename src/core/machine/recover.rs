@@ -383,6 +383,7 @@ impl Machine {
         task.claim.note.clear();
         task.doing = Doing::Running;
         task.began = task.claim.epoch;
+        task.unstoppable = false;
         task.hand = None;
         task.latest.clone_from(&header);
         let lease = task.claim.lease();

@@ -3,6 +3,8 @@
 use std::sync::mpsc;
 use std::sync::{Mutex, PoisonError};
 
+use futures_util::StreamExt;
+
 use super::*;
 
 /// Blocks until it is told to go on.
@@ -24,10 +26,18 @@ impl Task for Blocks {
 }
 
 async fn start_blocking(id: &str, seed: Option<&Node>) -> (Node, mpsc::Sender<()>) {
+    start_with(id, seed, Duration::from_millis(200)).await
+}
+
+async fn start_with(
+    id: &str,
+    seed: Option<&Node>,
+    stop_grace: Duration,
+) -> (Node, mpsc::Sender<()>) {
     let (sender, receiver) = mpsc::channel();
     let seeds = seed.map_or(Seeds::None, |seed| seed.address().into());
     let node = builder(id, seeds, Arc::default())
-        .timing(Timing { stop_grace: Duration::from_millis(200), ..timing() })
+        .timing(Timing { stop_grace, ..timing() })
         .drain_budget(Duration::from_millis(500))
         .task(Blocks(Arc::new(Mutex::new(receiver))))
         .start()
@@ -67,7 +77,16 @@ async fn a_node_cannot_leave_while_something_unstoppable_runs_on_it() {
     gate.send(()).unwrap();
     until("b runs it", || runs_on(&b, &b)).await;
     timeout(SOON, a.leave()).await.unwrap().unwrap();
+    assert_eq!(timeout(SOON, a.drain()).await.unwrap().code(), 75, "the report is still to be had");
     b.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_has_left_still_gives_the_report_of_its_drain() {
+    let (node, _gate) = start_blocking("a", None).await;
+    timeout(SOON, node.leave()).await.unwrap().unwrap();
+    let report = timeout(SOON, node.drain()).await.unwrap();
+    assert!(report.is_clean() && !report.unknown, "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -80,4 +99,27 @@ async fn a_node_whose_last_handle_is_dropped_is_there_until_its_closures_return(
     gate.send(()).unwrap();
     until("b runs it", || runs_on(&b, &b)).await;
     b.close().await;
+}
+
+/// The stop grace, 10 s by default, is longer than a drain may go on after its budget.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_not_returned_when_the_drain_ends_is_unstoppable_however_long_its_grace() {
+    let (node, gate) = start_with("a", None, Duration::from_millis(3900)).await;
+    node.run::<Blocks>("deaf", ()).await.unwrap();
+    until("it runs", || {
+        node.whereis("deaf").is_some_and(|entry| entry.state == TaskState::Running)
+    })
+    .await;
+    let mut events = node.events();
+    let report = timeout(SOON, node.drain()).await.unwrap();
+    assert_eq!(report.unstoppable, [Name::new("deaf").unwrap()], "{report:?}");
+    assert!(report.abandoned.is_empty(), "{report:?}");
+    sleep(Duration::from_secs(2)).await;
+    gate.send(()).unwrap();
+    node.close().await;
+    let mut told = 0;
+    while let Some(event) = timeout(SOON, events.next()).await.unwrap() {
+        told += usize::from(matches!(event, NodeEvent::Unstoppable { .. }));
+    }
+    assert_eq!(told, 1, "once, although its loop says so, too");
 }
