@@ -27,12 +27,28 @@ impl Machine {
             self.on_back(from);
         }
         self.announce(from);
+        if echoed.is_some() && from.node == self.config.me.node {
+            self.meet_namesake(from);
+        }
         let freed = self.view.release(from, watermark, released);
         self.dirty.extend(freed);
         if self.members.get(from).map(|peer| peer.state) != before {
             self.on_state(from);
         }
         self.conflict_evidence(from);
+    }
+
+    /// Two processes of one name cannot be told apart by people, nor by what names a node, such as the
+    /// list of replicas.
+    fn meet_namesake(&mut self, session: &SessionId) {
+        if self.namesake.as_ref() != Some(session) && !self.members.is_gone(session) {
+            self.namesake = Some(session.clone());
+            self.tell(Notice::Warning(format!(
+                "another process that lives, {session}, is also node {}: give every node an id of its \
+                 own, or end one of the two",
+                session.node
+            )));
+        }
     }
 
     /// A session's state has changed: what it held is looked at, and what waits for a node.

@@ -144,6 +144,8 @@ pub struct Machine {
     leave: Option<drain::Goodbye>,
     /// Sessions whose address has refused this node since they were last heard: others were told.
     refused: BTreeSet<SessionId>,
+    /// A process that lives and goes by the same name: a person was told.
+    namesake: Option<SessionId>,
     /// Sessions whose claims are void here, and since when (Rule 24).
     buried: BTreeMap<SessionId, Time>,
     /// When burials were last looked at.
@@ -253,6 +255,7 @@ impl Machine {
             drain: None,
             leave: None,
             refused: BTreeSet::new(),
+            namesake: None,
             buried: BTreeMap::new(),
             mourned: now.at,
             next_number: 1,

@@ -58,6 +58,7 @@ fn sizes(machine: &Machine) -> Vec<(&'static str, usize)> {
         drain: _,
         leave: _,
         mourned: _,
+        namesake: _,
         next_number: _,
         header: _,
         version: _,

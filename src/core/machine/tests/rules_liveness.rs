@@ -551,3 +551,21 @@ fn what_is_held_in_a_mode_of_a_later_build_is_left_to_that_build() {
     assert_eq!(world.told(&nodes[0], warned), 1, "once");
     assert_eq!(world.owner(&nodes[0], "held").unwrap().session, newer, "and it is known");
 }
+
+/// Rule 6: nothing shows which of two processes with one id is to go; a person must be told.
+#[test]
+fn a_second_living_process_of_the_same_name_is_warned_about_once_by_both() {
+    let (mut world, nodes) = World::cluster(31, 3);
+    let twin = world.boot(nodes[0].node.as_str(), Setup::default(), Disk::default());
+    world.run_for(S * 20);
+    let warned = |n: &Notice| matches!(n, Notice::Warning(text) if text.contains("also node"));
+    assert_eq!(world.told(&nodes[0], warned), 1);
+    assert_eq!(world.told(&twin, warned), 1);
+    assert_eq!(world.told(&nodes[1], warned), 0);
+    world.crash(&twin);
+    world.run_for(S * 20);
+    let back = world.boot(nodes[0].node.as_str(), Setup::default(), Disk::default());
+    world.crash(&nodes[0]);
+    world.run_for(S * 20);
+    assert_eq!(world.told(&back, warned), 0, "the other one is dead");
+}
