@@ -203,6 +203,31 @@ fn a_damaged_newest_checkpoint_falls_back_to_the_one_before() {
     assert_eq!(newest(&assert_sound(&store), "a"), Some((Some(9), false)), "it may come again");
 }
 
+/// A process that died before it discarded what a later owner has replaced.
+#[test]
+fn of_several_before_a_damaged_newest_checkpoint_the_last_stands_in_for_it() {
+    let disk = FailingDisk::default();
+    let store = on(&disk);
+    for seq in 1..=2 {
+        store.write(write("a", seq)).unwrap();
+    }
+    let next = |seq| forked(&commit_of("a", 2), 2, seq, "other", &state(seq, LEN));
+    for seq in 3..=4 {
+        store.write(put_as(next(seq), &state(seq, LEN))).unwrap();
+    }
+    drop(store);
+    let store = on(&disk);
+    let at = find(&disk.lock().bytes, 4);
+    disk.lock().bytes[at] ^= 1;
+    let StoreError::Corrupt(damage) = read(&store, &next(4)).unwrap_err() else {
+        panic!("it is damaged");
+    };
+    let Damage::Checkpoint { fell_back_to, .. } = damage.as_ref() else {
+        panic!("{damage}");
+    };
+    assert_eq!(*fell_back_to, Some(next(3).into()));
+}
+
 #[test]
 fn both_checkpoints_damaged_is_reported_and_the_run_stays_known() {
     let disk = FailingDisk::default();

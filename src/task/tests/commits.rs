@@ -252,6 +252,36 @@ async fn a_state_kept_before_a_long_step_is_not_committed_without_a_permit() {
     assert_eq!(world.commit().await.0.position.seq, 2);
 }
 
+/// Rule 17: the permit is looked at when the commit can go out, not when it could not yet.
+#[tokio::test(start_paused = true)]
+async fn a_commit_that_waited_for_room_is_held_to_the_permit_of_then() {
+    let script = Script::new(|_, _, at| {
+        Box::pin(async move {
+            at.n += 1;
+            tokio::time::sleep(ms(10)).await;
+            Ok(if at.n == 2 { std::future::pending().await } else { Step::More })
+        })
+    });
+    let mut world = World::new(script);
+    world.permit(Duration::from_secs(5));
+    // As many as find room have said that they have stopped.
+    for i in 0..64 {
+        let name = format!("filler {i}");
+        world.start(&name);
+        world.stop(&name, Duration::ZERO);
+    }
+    tokio::time::sleep(ms(5)).await;
+    world.start("a");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    let committed = |event: &Event| matches!(event, Event::Committed { header, .. } if header.name == name("a"));
+    for _ in 0..64 {
+        assert!(!committed(&world.next().await), "the permit had lapsed when there was room");
+    }
+    world.quiet(Duration::from_secs(60)).await;
+    world.permit(Duration::from_secs(5));
+    assert!(committed(&world.next().await));
+}
+
 #[tokio::test(start_paused = true)]
 async fn dropping_the_runner_ends_every_task() {
     let script = Script::new(|cx, _, at| {
