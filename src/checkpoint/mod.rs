@@ -21,7 +21,7 @@ pub(crate) mod envelope;
 mod frame;
 mod memory;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod worker;
 
 use std::fmt;

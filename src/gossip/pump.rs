@@ -1,7 +1,7 @@
 //! The task that owns the datagram socket: seals and opens, answers probes, sends probes, puts
 //! fragments together and asks for lost ones.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -83,7 +83,8 @@ pub(super) struct Pump {
     plain: Vec<u8>,
     sealed: Vec<u8>,
     ticks: u32,
-    strange: Seldom,
+    /// By reason: who has the wrong key does not hide who has the wrong cluster.
+    strange: BTreeMap<&'static str, Seldom>,
 }
 
 /// Where datagrams come and go.
@@ -149,7 +150,7 @@ impl Pump {
             plain: Vec::new(),
             sealed: Vec::new(),
             ticks: 0,
-            strange: Seldom::default(),
+            strange: BTreeMap::new(),
         }
     }
 
@@ -221,7 +222,7 @@ impl Pump {
     /// Somebody may have the wrong key, or the wrong cluster's address.
     fn tell_strange(&mut self, reason: Rejected, from: SocketAddr) {
         if let Some(why) = reason.is_strange()
-            && self.strange.speak(self.shared.clock.boot()).is_some()
+            && self.strange.entry(why).or_default().speak(self.shared.clock.boot()).is_some()
         {
             // One that is dropped is not missed: it is told again.
             let _ = self.events.try_send(GossipEvent::Stranger { from, why });

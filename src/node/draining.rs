@@ -190,3 +190,68 @@ impl Draining {
         self.report.insert(report)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use super::*;
+    use crate::checkpoint::testing::{end, name};
+
+    const LINKED: Others = Others { durable: false, linked: true };
+
+    fn own(phase: Phase, replicas: &[&str]) -> BTreeMap<Name, Claim> {
+        let replicas = replicas.iter().map(|node| crate::core::ids::NodeId::new(node).unwrap());
+        let claim = Claim {
+            phase,
+            checkpointed: true,
+            replicas: replicas.collect(),
+            ..end("t", 1, Phase::Finished).claim
+        };
+        BTreeMap::from([(name("t"), claim)])
+    }
+
+    fn report(draining: &mut Draining, own: &BTreeMap<Name, Claim>, others: Others) -> DrainReport {
+        draining.finish(Time::from_micros(1), own, others, None).clone()
+    }
+
+    fn draining() -> Draining {
+        Draining::new(Time::ZERO, Duration::from_secs(25))
+    }
+
+    /// It moved, came back, and stayed.
+    #[test]
+    fn a_claim_that_holds_the_name_outweighs_what_was_reported_before() {
+        let mut draining = draining();
+        draining.moved(&name("t"));
+        let report = report(&mut draining, &own(Phase::Running, &["b"]), LINKED);
+        assert_eq!((report.moved, report.abandoned), (0, vec![name("t")]));
+    }
+
+    #[test]
+    fn what_waits_is_kept_where_a_replica_can_be_reached_or_a_disk_has_it() {
+        let parked = own(Phase::Parked { until_resumed: true }, &["b"]);
+        let alone = Others { linked: false, ..LINKED };
+        assert_eq!(report(&mut draining(), &parked, LINKED).parked, 1);
+        assert_eq!(report(&mut draining(), &parked, alone).abandoned, [name("t")]);
+        let durable = Others { durable: true, ..alone };
+        assert_eq!(report(&mut draining(), &parked, durable).parked, 1);
+        let bare = own(Phase::Parked { until_resumed: true }, &[]);
+        assert_eq!(report(&mut draining(), &bare, LINKED).abandoned, [name("t")]);
+    }
+
+    #[test]
+    fn what_was_released_counts_by_who_holds_it() {
+        for (replicas, others, released, parked) in [
+            (1, LINKED, 1, 0),
+            (0, LINKED, 0, 0),
+            (0, Others { durable: true, linked: false }, 0, 1),
+        ] {
+            let mut draining = draining();
+            draining.released(&name("t"), replicas);
+            let report = report(&mut draining, &own(Phase::Released, &[]), others);
+            assert_eq!((report.released, report.parked), (released, parked), "{others:?}");
+            assert_eq!(report.abandoned.len(), 1 - released - parked);
+        }
+    }
+}

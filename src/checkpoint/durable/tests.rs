@@ -203,9 +203,8 @@ fn a_damaged_newest_checkpoint_falls_back_to_the_one_before() {
     assert_eq!(newest(&assert_sound(&store), "a"), Some((Some(9), false)), "it may come again");
 }
 
-/// A process that died before it discarded what a later owner has replaced.
 #[test]
-fn of_several_before_a_damaged_newest_checkpoint_the_last_stands_in_for_it() {
+fn a_damaged_newest_checkpoint_falls_back_to_its_own_owners_last_not_to_one_before_that() {
     let disk = FailingDisk::default();
     let store = on(&disk);
     for seq in 1..=2 {

@@ -160,6 +160,30 @@ async fn who_has_not_proved_to_be_there_draws_no_more_bytes_than_it_sends() {
     assert!(a.gossip.address_book().iter().all(|(session, _)| *session != spoof.session));
 }
 
+/// Rule 2: who has not shown that it hears this node may be a recording. Nothing that it brings is taken
+/// in.
+#[tokio::test]
+async fn what_somebody_brings_who_has_echoed_nothing_changes_nothing() {
+    let a = Node::start(1, &[]).await;
+    let mut mute = Stranger::inside().await;
+    let other = session(77);
+    let id = engine_id(&other, SystemClock.wall_ms(), ([127, 0, 0, 1], 9).into());
+    for heartbeat in 1..20 {
+        mute.syn(&a, None, &syn_in("test", &[(id.clone(), heartbeat, 0)])).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The same, once it has: the test itself is sound.
+    assert_eq!(a.count(beats_of(&other)), 0);
+    mute.probe(&a).await;
+    let mut echo = None;
+    while let Some((_, answer, _)) = mute.hear(SHORTLY).await {
+        echo = Some(Echo { nonce: a.session.nonce, counter: answer.counter });
+    }
+    assert!(echo.is_some());
+    mute.syn(&a, echo, &syn_in("test", &[(id.clone(), 20, 0)])).await;
+    a.until_event("it is taken in", beats_of(&other)).await;
+}
+
 #[tokio::test]
 async fn a_flood_is_dropped_unopened_and_peers_do_not_notice() {
     let faults = Faulty::default();

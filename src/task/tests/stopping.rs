@@ -363,24 +363,24 @@ async fn steps_that_end_early_while_they_wait_for_a_slot_do_not_spin() {
 /// Rule 15: whoever hears of an end may start the task again elsewhere.
 #[tokio::test]
 async fn an_end_is_told_only_when_the_last_closure_has_returned() {
-    let (release, gate) = std::sync::mpsc::channel::<()>();
-    let gate = Arc::new(Mutex::new(gate));
-    let script = Script::new(move |cx, _, _| {
-        let gate = gate.clone();
-        Box::pin(async move {
-            let stuck = move || gate.lock().unwrap().recv().unwrap();
-            // The step does not wait for it.
-            let closure = cx.blocking(stuck);
-            assert!(tokio::time::timeout(ms(20), closure).await.is_err());
-            Ok(Step::Done(1))
-        })
-    });
-    let mut world = World::with(script, |config| config.closure_grace = Duration::from_secs(60));
-    world.start("a");
-    world.quiet(ms(300)).await;
-    release.send(()).unwrap();
-    assert_eq!(
-        world.outcome().await,
-        Outcome::Done(codec::encode(&1u64, Value::Output, &Limits::default()).unwrap())
-    );
+    for fails in [false, true] {
+        let (release, gate) = std::sync::mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        let script = Script::new(move |cx, _, _| {
+            let gate = gate.clone();
+            Box::pin(async move {
+                let stuck = move || gate.lock().unwrap().recv().unwrap();
+                // The step does not wait for it.
+                let closure = cx.blocking(stuck);
+                assert!(tokio::time::timeout(ms(20), closure).await.is_err());
+                if fails { Err(Error::fatal("no")) } else { Ok(Step::Done(1)) }
+            })
+        });
+        let mut world =
+            World::with(script, |config| config.closure_grace = Duration::from_secs(60));
+        world.start("a");
+        world.quiet(ms(300)).await;
+        release.send(()).unwrap();
+        assert_eq!(matches!(world.outcome().await, Outcome::Failed(_)), fails);
+    }
 }
