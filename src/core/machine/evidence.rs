@@ -154,6 +154,10 @@ impl Machine {
             }
             return;
         }
+        // Who says that it leaves has stopped all that it ran: its goodbye was lost.
+        if self.members.get(with).is_some_and(|peer| peer.state == NodeState::Leaving) {
+            return self.gone(with, Gone::Left);
+        }
         dead |= self.members.observed_dead(self.now.at, with, &self.config.me.clone());
         // Redialling goes on, and is refused each time.
         if self.members.get(with).is_some() && self.refused.insert(with.clone()) {

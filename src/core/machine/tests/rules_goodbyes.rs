@@ -180,3 +180,22 @@ fn a_goodbye_reaches_who_could_not_hear_it() {
     world.run_for(MS * 500);
     assert_eq!(gone(&world, c, a), Some(Gone::Left));
 }
+
+/// Its last word is in every datagram, too: nobody waits until alone_after for who has left.
+#[test]
+fn who_was_leaving_and_then_refuses_has_left_although_its_goodbye_was_lost() {
+    for nodes in [2, 3] {
+        let (mut world, nodes) = World::cluster(5, nodes);
+        world.blocked = Some(|_, _, message| matches!(message, Message::Leave));
+        world.drain(&nodes[0], S);
+        world.run_until(S * 3, "drained", |w| w.nodes[&nodes[0]].drained.is_some());
+        world.give(&nodes[0], Event::Leave);
+        world.run_for(S * 2);
+        assert!(nodes[1..].iter().all(|node| gone(&world, node, &nodes[0]).is_none()));
+        world.crash(&nodes[0]);
+        world.run_for(S);
+        for node in &nodes[1..] {
+            assert_eq!(gone(&world, node, &nodes[0]), Some(Gone::Left), "{node}");
+        }
+    }
+}
