@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::rules_claims::short;
 use super::world::{Disk, Setup, World, name};
+use crate::core::claim::Phase;
 use crate::core::ids::SessionId;
 use crate::core::io::Notice;
 use crate::core::message::Message;
@@ -227,4 +228,72 @@ fn an_output_that_is_gone_is_fetched_again_from_a_peer_after_a_restart() {
     let again = world.boot(first.node.as_str(), setup, disk);
     world.run_for(S * 5);
     assert_eq!(holders(&world, "t0").len(), 2, "{again} has it again, {second} still");
+}
+
+/// Rules 12 and 14: a booting node buries no end before `boot_wait` has passed, however old: whoever
+/// comes with it may bring a copy of the run from before it ended.
+#[test]
+fn an_old_end_is_kept_until_those_who_missed_it_are_back() {
+    for apart in [Duration::ZERO, Duration::from_millis(700)] {
+        let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+        let (mut world, nodes) = World::cluster_of(11, 2, &setup);
+        world.goal = 100;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 3);
+        let owner = world.runner("a");
+        let replica = nodes.iter().find(|n| **n != owner).unwrap().clone();
+        let behind = world.disk_of(&replica);
+        assert!(behind.runs.values().any(|run| !run.checkpoints.is_empty()));
+        world.crash(&replica);
+        world.run_for(S * 6);
+        assert_eq!(world.finished[&name("a")].len(), 1);
+        let ahead = world.disk_of(&owner);
+        world.crash(&owner);
+        // Longer than anything of an end is kept.
+        world.run_for(S * 40);
+        let away = world.now;
+        world.boot(owner.node.as_str(), setup.clone(), ahead);
+        world.run_for(apart);
+        world.boot(replica.node.as_str(), setup, behind);
+        world.run_for(S * 20);
+        assert!(world.since("a", away).is_empty(), "born again, {apart:?} apart");
+    }
+}
+
+/// Rules 9 and 14: a failure that a live claim has risen above is no end, on no disk either: a restart
+/// of all nodes goes on with what ran.
+#[test]
+fn a_revoked_failure_is_no_end_after_a_restart_of_all_nodes() {
+    for seed in 0..3 {
+        let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+        let (mut world, nodes) = World::cluster_of(seed, 3, &setup);
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 2);
+        let minority = world.runner("a");
+        world.isolate(&minority);
+        world.run_for(S * 4);
+        world.failing.insert((name("a"), minority.clone()));
+        world.run_for(S * 5);
+        assert_eq!(world.claim_of(&minority, "a").unwrap().phase, Phase::Failed);
+        world.heal();
+        world.run_for(S * 5);
+        world.failing.clear();
+        let (_, done) = world.acknowledged[&name("a")];
+        let disks: Vec<Disk> = nodes.iter().map(|node| world.disk_of(node)).collect();
+        nodes.iter().for_each(|node| world.crash(node));
+        let before = world.now;
+        let again: Vec<SessionId> = nodes
+            .iter()
+            .zip(disks)
+            .map(|(node, disk)| world.boot(node.node.as_str(), setup.clone(), disk))
+            .collect();
+        world.run_for(S * 15);
+        let went_on = world.since("a", before);
+        assert!(went_on.iter().all(|s| s.from_seq >= done), "seed {seed}: {went_on:?}, {done}");
+        let at = world.runner("a");
+        for node in &again {
+            assert_eq!(world.owner(node, "a").unwrap().session, at, "seed {seed}");
+        }
+    }
 }
