@@ -310,7 +310,7 @@ impl Machine {
         if claim.session == *from {
             self.learn_claim(claim.clone());
         }
-        self.revoke_failure(&claim);
+        self.revoke_failure(&name);
         let reply = |result| Message::CheckpointReply { name: name.clone(), run, position, result };
         if !self.admits(&name) {
             let why = "as many names as allowed are known here".to_owned();

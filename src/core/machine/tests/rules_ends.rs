@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::rules_claims::short;
 use super::world::{Disk, Setup, World, name};
-use crate::core::claim::Phase;
+use crate::core::claim::{Claim, Phase};
 use crate::core::ids::SessionId;
-use crate::core::io::Notice;
+use crate::core::io::{Event, Notice};
+use crate::core::lease::Epoch;
 use crate::core::message::Message;
 use crate::core::timing::Timing;
 
@@ -260,40 +261,86 @@ fn an_old_end_is_kept_until_those_who_missed_it_are_back() {
     }
 }
 
-/// Rules 9 and 14: a failure that a live claim has risen above is no end, on no disk either: a restart
-/// of all nodes goes on with what ran.
+/// Rules 9 and 14: a failure that a live claim has risen above is no end, on no disk: a restart of all
+/// nodes goes on with what ran. Whether the node that failed it gets its checkpoints next or not, and
+/// whether others may still be given copies of the failure.
 #[test]
 fn a_revoked_failure_is_no_end_after_a_restart_of_all_nodes() {
     for seed in 0..3 {
-        let setup = Setup { durable: true, timing: short(), ..Setup::default() };
-        let (mut world, nodes) = World::cluster_of(seed, 3, &setup);
+        for (cordoned, ago) in [(false, 5), (false, 2), (true, 5), (true, 2)] {
+            let case = format!("seed {seed}, cordoned {cordoned}, failed {ago} s before the heal");
+            let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+            let (mut world, nodes) = World::cluster_of(seed, 3, &setup);
+            world.goal = 100_000;
+            world.start(&nodes[0], "a");
+            world.run_for(S * 2);
+            let minority = world.runner("a");
+            world.isolate(&minority);
+            world.run_for(S * 4);
+            world.failing.insert((name("a"), minority.clone()));
+            world.run_for(S * ago);
+            assert_eq!(world.claim_of(&minority, "a").unwrap().phase, Phase::Failed, "{case}");
+            world.give(&minority, Event::Cordon(cordoned));
+            world.heal();
+            world.run_for(S * 3);
+            world.failing.clear();
+            let (_, done) = world.acknowledged[&name("a")];
+            let disks: Vec<Disk> = nodes.iter().map(|node| world.disk_of(node)).collect();
+            nodes.iter().for_each(|node| world.crash(node));
+            let before = world.now;
+            let again: Vec<SessionId> = nodes
+                .iter()
+                .zip(disks)
+                .map(|(node, disk)| world.boot(node.node.as_str(), setup.clone(), disk))
+                .collect();
+            world.run_for(S * 15);
+            let went_on = world.since("a", before);
+            assert!(went_on.iter().all(|s| s.from_seq >= done), "{case}: {went_on:?}, {done}");
+            let running = world.running("a");
+            assert_eq!(running.len(), 1, "{case}: {:?}", world.owner(&again[0], "a"));
+            for node in &again {
+                assert_eq!(world.owner(node, "a").unwrap().session, running[0], "{case}");
+            }
+        }
+    }
+}
+
+/// Rules 9 and 12: who is told of a failure below a live claim keeps the checkpoints of the run that goes
+/// on, and gives up none for it.
+#[test]
+fn a_failure_below_a_live_claim_costs_no_checkpoint() {
+    for seed in 0..3 {
+        let (mut world, nodes) = World::cluster_of(seed, 3, &Setup::default());
         world.goal = 100_000;
         world.start(&nodes[0], "a");
-        world.run_for(S * 2);
-        let minority = world.runner("a");
-        world.isolate(&minority);
-        world.run_for(S * 4);
-        world.failing.insert((name("a"), minority.clone()));
-        world.run_for(S * 5);
-        assert_eq!(world.claim_of(&minority, "a").unwrap().phase, Phase::Failed);
-        world.heal();
-        world.run_for(S * 5);
-        world.failing.clear();
+        world.run_for(S * 3);
+        // The next commit is far away.
+        world.commit_every = 10_000;
+        world.run_for(Duration::from_millis(200));
+        let owner = world.runner("a");
+        let mine = world.claim_of(&owner, "a").unwrap().clone();
+        let spec = world.nodes[&owner].machine.spec(&name("a")).unwrap().clone();
         let (_, done) = world.acknowledged[&name("a")];
-        let disks: Vec<Disk> = nodes.iter().map(|node| world.disk_of(node)).collect();
-        nodes.iter().for_each(|node| world.crash(node));
-        let before = world.now;
-        let again: Vec<SessionId> = nodes
-            .iter()
-            .zip(disks)
-            .map(|(node, disk)| world.boot(node.node.as_str(), setup.clone(), disk))
-            .collect();
-        world.run_for(S * 15);
-        let went_on = world.since("a", before);
-        assert!(went_on.iter().all(|s| s.from_seq >= done), "seed {seed}: {went_on:?}, {done}");
-        let at = world.runner("a");
-        for node in &again {
-            assert_eq!(world.owner(node, "a").unwrap().session, at, "seed {seed}");
+        let third =
+            nodes.iter().find(|n| **n != owner && !mine.replicas.contains(&n.node)).unwrap();
+        let claim = Claim {
+            session: third.clone(),
+            number: 77,
+            epoch: Epoch(mine.epoch.0 - 1),
+            phase: Phase::Failed,
+            ..mine.clone()
+        };
+        for node in nodes.iter().filter(|node| *node != third) {
+            let (claim, spec) = (claim.clone(), spec.clone());
+            let message = Message::Ended { claim, spec, output: None, age: Duration::ZERO };
+            world.give(node, Event::Message { from: third.clone(), message });
         }
+        world.run_for(Duration::from_millis(100));
+        let died = world.now;
+        world.crash(&owner);
+        world.run_for(S * 20);
+        let taken = world.since("a", died);
+        assert!(taken.iter().all(|s| s.from_seq >= done), "seed {seed}: {taken:?}, {done}");
+        assert_eq!(world.running("a").len(), 1, "seed {seed}");
     }
 }
