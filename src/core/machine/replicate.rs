@@ -455,6 +455,7 @@ impl Machine {
 
     /// The newest checkpoint of a branch cannot be read: the one before it stands for the branch.
     pub(super) fn on_fell_back(&mut self, damaged: &Header, to: Header) {
+        self.view.raise(&to.name, to.position.epoch);
         let runs = self.held.entry(to.name.clone()).or_default();
         let branches = runs.entry(to.run).or_default();
         branches.drop_exact(damaged);

@@ -9,6 +9,7 @@ use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
 use crate::core::lease::Epoch;
 use crate::core::message::Message;
+use crate::core::stored::StoredEnd;
 use crate::core::timing::Timing;
 
 const S: Duration = Duration::from_secs(1);
@@ -343,4 +344,33 @@ fn a_failure_below_a_live_claim_costs_no_checkpoint() {
         assert!(taken.iter().all(|s| s.from_seq >= done), "seed {seed}: {taken:?}, {done}");
         assert_eq!(world.running("a").len(), 1, "seed {seed}");
     }
+}
+
+/// Rule 9: nor is a failure an end where it is found on disk beside checkpoints of a later epoch.
+#[test]
+fn a_failure_on_disk_below_a_checkpoint_is_no_end() {
+    let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(13, 2, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 3);
+    let owner = world.runner("a");
+    let mine = world.claim_of(&owner, "a").unwrap().clone();
+    let (_, done) = world.acknowledged[&name("a")];
+    let mut disks: Vec<Disk> = nodes.iter().map(|node| world.disk_of(node)).collect();
+    for run in disks.iter_mut().flat_map(|disk| disk.runs.values_mut()) {
+        assert!(run.checkpoints.iter().all(|(header, _)| header.position.epoch == mine.epoch));
+        let epoch = Epoch(mine.epoch.0 - 1);
+        let claim = Claim { epoch, phase: Phase::Failed, ..mine.clone() };
+        run.end = Some((StoredEnd { claim, at: world.clock().unix }, None));
+    }
+    nodes.iter().for_each(|node| world.crash(node));
+    let before = world.now;
+    for (node, disk) in nodes.iter().zip(disks) {
+        world.boot(node.node.as_str(), setup.clone(), disk);
+    }
+    world.run_for(S * 15);
+    assert_eq!(world.running("a").len(), 1);
+    let went_on = world.since("a", before);
+    assert!(went_on.iter().all(|s| s.from_seq >= done), "{went_on:?}, {done}");
 }
