@@ -165,8 +165,7 @@ fn a_zombie_is_told_that_it_is_superseded() {
         hash: 900,
         ..stored
     };
-    let lower =
-        crate::core::claim::Claim { session: third.clone(), number: 77, epoch, ..claim.clone() };
+    let lower = Claim { session: third.clone(), number: 77, epoch, ..claim.clone() };
     let state = Bytes::copy_from_slice(&900u64.to_le_bytes());
     world.record_messages = true;
     let message = Message::Checkpoint { claim: lower, spec: spec.clone(), header, state };

@@ -65,7 +65,7 @@ fn an_output_outlives_a_rolling_restart() {
         world.run_for(S * 2);
         world.drain(old, S * 5);
         world.run_for(S);
-        world.give(old, crate::core::io::Event::Leave);
+        world.give(old, Event::Leave);
         world.run_for(S);
         assert!(world.nodes[old].left.is_some());
         world.crash(old);

@@ -7,8 +7,9 @@ use uuid::Uuid;
 use super::world::{MS, Setup, World, name};
 use crate::core::claim::Phase;
 use crate::core::ids::{NodeId, SessionId};
-use crate::core::io::{Event, Gone, Notice};
+use crate::core::io::{Gone, Notice};
 use crate::core::members::Members;
+use crate::core::message::Message;
 use crate::core::record::NodeState;
 use crate::core::time::Time;
 use crate::core::timing::Timing;
@@ -94,7 +95,7 @@ fn the_brake_does_not_hold_what_was_released() {
     let moved = tasks_of(&world, &nodes[0]);
     assert!(!moved.is_empty());
     // Offers are lost: it can only release them.
-    world.blocked = Some(|_, _, m| matches!(m, crate::core::message::Message::Offer { .. }));
+    world.blocked = Some(|_, _, m| matches!(m, Message::Offer { .. }));
     world.drain(&nodes[0], S);
     world.run_for(S * 8);
     for task in &moved {

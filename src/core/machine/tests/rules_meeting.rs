@@ -181,7 +181,7 @@ fn a_released_run_asks_no_questions_while_another_run_lives() {
         world.drain(node, S);
     }
     world.run_for(S * 3);
-    assert_eq!(world.running("a"), [lives.clone()]);
+    assert_eq!(world.runner("a"), lives);
     let released = left.iter().filter_map(|node| world.claim_of(node, "a"));
     assert!(released.into_iter().any(|c| c.run == older && c.phase == Phase::Released));
     world.record_messages = true;
