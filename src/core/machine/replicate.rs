@@ -470,14 +470,19 @@ impl Machine {
         let Some(branches) = runs.get_mut(&header.run) else {
             return;
         };
-        let headers = branches.drop_replaced(header);
+        let mut headers = branches.drop_replaced(header);
+        let replaced = !headers.is_empty();
         if branches.is_empty() {
             runs.remove(&header.run);
+            // With the last one goes the run, and with it a revoked failure that lies beside them.
+            if self.ends.get(&header.name).is_none_or(|(end, _)| end.run != header.run) {
+                headers.clear();
+            }
         }
         if runs.is_empty() {
             self.held.remove(&header.name);
         }
-        if !headers.is_empty() {
+        if replaced {
             let (name, run) = (header.name.clone(), header.run);
             self.push(Action::Discard { name, run, headers });
         }

@@ -374,3 +374,63 @@ fn a_failure_on_disk_below_a_checkpoint_is_no_end() {
     let went_on = world.since("a", before);
     assert!(went_on.iter().all(|s| s.from_seq >= done), "{went_on:?}, {done}");
 }
+
+/// A durable cluster whose first owner of "a", cut off, fails it at the moment of the heal, and is made a
+/// replica of the copy that goes on while it still ends its own; that one, and the owner.
+fn failing_at_the_heal(seed: u64) -> (World, Vec<SessionId>, SessionId, SessionId) {
+    let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(seed, 3, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let minority = world.runner("a");
+    world.isolate(&minority);
+    world.run_for(S * 4);
+    world.failing.insert((name("a"), minority.clone()));
+    world.heal();
+    world.run_for(Duration::from_millis(500));
+    let owner = world.runner("a");
+    let claim = world.claim_of(&owner, "a").unwrap();
+    assert_eq!(claim.replicas, vec![minority.node.clone()]);
+    world.failing.clear();
+    (world, nodes, minority, owner)
+}
+
+/// Rules 9 and 20: such a node keeps what it has acknowledged when it forgets the failure.
+#[test]
+fn a_revoked_failure_takes_nothing_with_it_that_was_acknowledged() {
+    let (mut world, _, minority, owner) = failing_at_the_heal(14);
+    // The next commit is far away.
+    world.commit_every = 10_000;
+    world.run_for(S * 2);
+    let (_, done) = world.acknowledged[&name("a")];
+    let died = world.now;
+    world.crash(&owner);
+    world.run_for(S * 15);
+    assert_eq!(world.running("a").len(), 1, "{:?}", world.owner(&minority, "a"));
+    let taken = world.since("a", died);
+    assert!(taken.iter().all(|s| s.from_seq >= done), "{taken:?}, {done}");
+}
+
+/// Rules 9 and 14: nor does the failure come to light again on its disk when its checkpoints go elsewhere.
+#[test]
+fn a_revoked_failure_goes_with_the_last_checkpoint_beside_it() {
+    let (mut world, nodes, minority, _) = failing_at_the_heal(14);
+    world.run_for(S * 2);
+    world.give(&minority, Event::Cordon(true));
+    world.run_for(S * 3);
+    let mut held = world.nodes[&minority].disk.runs.values();
+    assert!(held.all(|run| run.checkpoints.is_empty()), "others are its replicas now");
+    let (_, done) = world.acknowledged[&name("a")];
+    let disks: Vec<Disk> = nodes.iter().map(|node| world.disk_of(node)).collect();
+    nodes.iter().for_each(|node| world.crash(node));
+    let before = world.now;
+    for (node, disk) in nodes.iter().zip(disks) {
+        let setup = world.nodes[node].setup.clone();
+        world.boot(node.node.as_str(), setup, disk);
+    }
+    world.run_for(S * 15);
+    assert_eq!(world.running("a").len(), 1);
+    let went_on = world.since("a", before);
+    assert!(went_on.iter().all(|s| s.from_seq >= done), "{went_on:?}, {done}");
+}
