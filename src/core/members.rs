@@ -292,7 +292,6 @@ impl Members {
         echoed: Option<Time>,
     ) -> bool {
         let connected = self.is_connected(now);
-        let window = self.timing.evidence_window();
         let Some(peer) = self.meet(from, now) else {
             return false;
         };
@@ -314,12 +313,11 @@ impl Members {
             if self.gap.is_some_and(|gap| sent > gap) {
                 self.gap = None;
             }
-            if now.since(sent) < window {
-                if !connected {
-                    self.spell = now;
-                }
-                self.evidence = self.evidence.max(Some(sent));
+            // Whether that is recent enough is for who asks; until somebody may, no spell counts.
+            if !connected {
+                self.spell = now;
             }
+            self.evidence = self.evidence.max(Some(sent));
         }
         back
     }

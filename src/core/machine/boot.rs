@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Machine;
 use super::task::Purpose;
 use crate::core::branch::{Branches, Header, Position};
-use crate::core::claim::{Phase, Spec};
+use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Name, NodeId, RunId, SessionId};
 use crate::core::io::{Action, Cause, Gone};
 use crate::core::limits;
@@ -79,6 +79,12 @@ impl Machine {
         }
         for stored in std::mem::take(&mut self.config.boot) {
             let name = stored.spec.name.clone();
+            // A failure is compared like a live claim (Rule 9): there was one above it.
+            let is_revoked = |claim: &Claim| {
+                let above = |header: &Header| header.position.epoch > claim.epoch;
+                claim.phase == Phase::Failed && stored.checkpoints.iter().any(above)
+            };
+            let end = stored.end.filter(|(end, _)| !is_revoked(&end.claim));
             for header in stored.checkpoints {
                 self.view.raise(&name, header.position.epoch);
                 let runs = self.held.entry(name.clone()).or_default();
@@ -90,11 +96,11 @@ impl Machine {
             {
                 self.desires.insert(name.clone(), desired);
             }
-            if stored.end.is_none() {
+            if end.is_none() {
                 let runs = self.held.entry(name.clone()).or_default();
                 runs.entry(stored.spec.run).or_default();
             }
-            if let Some((StoredEnd { claim, at }, output)) = stored.end {
+            if let Some((StoredEnd { claim, at }, output)) = end {
                 self.view.raise(&name, claim.epoch);
                 let newer = self.ends.get(&name).is_none_or(|(known, _)| claim.beats(known));
                 if newer {

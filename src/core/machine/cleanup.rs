@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Machine;
 use super::task::{Doing, Task};
+use crate::core::branch::Branches;
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Name, RunId};
 use crate::core::io::{Action, Notice};
@@ -15,24 +16,21 @@ impl Machine {
 
     /// An end whose writer is gone: who holds it publishes it on, else the name's home does.
     pub(super) fn look_end(&mut self, name: &Name) {
-        if self.state == NodeState::Joining || self.tasks.contains_key(name) {
+        if self.state == NodeState::Joining {
+            return;
+        }
+        self.revoke_failure(name);
+        if self.tasks.contains_key(name) {
             return;
         }
         let Some((end, _)) = self.ends.get(name) else {
             return self.look_orphaned_end(name);
         };
         let end = end.clone();
-        for claim in self.view.claims(name).cloned().collect::<Vec<_>>() {
-            self.revoke_failure(&claim);
-        }
         let writer = self.members.get(&end.session);
         let spoken_for = end.session != self.config.me && writer.is_some_and(|p| p.gone.is_none());
         let newer = self.view.last_run(name).is_some_and(|run| run > end.run);
-        if spoken_for
-            || newer
-            || !self.ends.contains_key(name)
-            || self.is_ended_alive(name, end.run)
-        {
+        if spoken_for || newer || self.is_ended_alive(name, end.run) {
             return;
         }
         if let Some(spec) = self.specs.get(name).cloned() {
@@ -91,25 +89,33 @@ impl Machine {
     }
 
     /// A failure that a live claim of its run has risen above is no end (Rule 9).
-    pub(super) fn revoke_failure(&mut self, claim: &Claim) {
-        let Some((end, _)) = self.ends.get(&claim.name) else {
+    pub(super) fn is_revoked(&self, end: &Claim) -> bool {
+        let lives = |claim: &Claim| claim.phase.is_held() && !self.is_void(claim);
+        end.phase == Phase::Failed
+            && self
+                .view
+                .claims(&end.name)
+                .any(|claim| claim.run == end.run && claim.beats(end) && lives(claim))
+    }
+
+    /// Forgets a failure that is no end, whatever this node's own record of the name says.
+    pub(super) fn revoke_failure(&mut self, name: &Name) {
+        let Some((end, _)) = self.ends.get(name).filter(|(end, _)| self.is_revoked(end)) else {
             return;
         };
-        let revoked = end.phase == Phase::Failed
-            && end.run == claim.run
-            && claim.phase.is_held()
-            && claim.beats(end)
-            && !self.is_void(claim);
-        let ending = self
-            .tasks
-            .get(&claim.name)
-            .is_some_and(|task| matches!(task.doing, Doing::Ending { .. }));
-        if revoked && !ending {
-            let (name, run) = (claim.name.clone(), claim.run);
-            self.ends.remove(&name);
-            self.bare.remove(&name);
-            self.drop_copies(&name);
-            self.push(Action::Discard { name, run, headers: Vec::new() });
+        let run = end.run;
+        let ending =
+            self.tasks.get(name).is_some_and(|task| matches!(task.doing, Doing::Ending { .. }));
+        if ending {
+            return;
+        }
+        self.ends.remove(name);
+        self.bare.remove(name);
+        self.drop_copies(name);
+        // What is held of the run is of those above the failure, and must not go with it.
+        let held = self.held.get(name).and_then(|runs| runs.get(&run));
+        if held.is_none_or(Branches::is_empty) {
+            self.push(Action::Discard { name: name.clone(), run, headers: Vec::new() });
         }
     }
 

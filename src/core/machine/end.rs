@@ -370,7 +370,8 @@ impl Machine {
             return;
         }
         let name = claim.name.clone();
-        if !self.admits(&name) {
+        // Who fails below a live claim hears of that by gossip.
+        if !self.admits(&name) || self.is_revoked(&claim) {
             return;
         }
         self.view.raise(&name, claim.epoch);

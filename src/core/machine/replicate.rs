@@ -310,7 +310,7 @@ impl Machine {
         if claim.session == *from {
             self.learn_claim(claim.clone());
         }
-        self.revoke_failure(&claim);
+        self.revoke_failure(&name);
         let reply = |result| Message::CheckpointReply { name: name.clone(), run, position, result };
         if !self.admits(&name) {
             let why = "as many names as allowed are known here".to_owned();
@@ -455,6 +455,7 @@ impl Machine {
 
     /// The newest checkpoint of a branch cannot be read: the one before it stands for the branch.
     pub(super) fn on_fell_back(&mut self, damaged: &Header, to: Header) {
+        self.view.raise(&to.name, to.position.epoch);
         let runs = self.held.entry(to.name.clone()).or_default();
         let branches = runs.entry(to.run).or_default();
         branches.drop_exact(damaged);
@@ -469,14 +470,19 @@ impl Machine {
         let Some(branches) = runs.get_mut(&header.run) else {
             return;
         };
-        let headers = branches.drop_replaced(header);
+        let mut headers = branches.drop_replaced(header);
+        let replaced = !headers.is_empty();
         if branches.is_empty() {
             runs.remove(&header.run);
+            // With the last one goes the run, and with it a revoked failure that lies beside them.
+            if self.ends.get(&header.name).is_none_or(|(end, _)| end.run != header.run) {
+                headers.clear();
+            }
         }
         if runs.is_empty() {
             self.held.remove(&header.name);
         }
-        if !headers.is_empty() {
+        if replaced {
             let (name, run) = (header.name.clone(), header.run);
             self.push(Action::Discard { name, run, headers });
         }

@@ -107,9 +107,8 @@ impl Machine {
     /// past can have reached (Rule 10): a checkpoint does not tell how often the name changed hands
     /// after it.
     pub(super) fn next_epoch(&self, name: &Name) -> Epoch {
-        let held = self.held.get(name).into_iter().flat_map(|runs| runs.values());
-        let written = held.flat_map(|branches| branches.iter().map(|h| h.position.epoch)).max();
-        let above = self.view.epoch(name).max(written).map_or(Epoch(1), Epoch::next);
+        // Of what is held here too: no checkpoint is kept but its epoch is seen.
+        let above = self.view.epoch(name).map_or(Epoch(1), Epoch::next);
         match self.view.top(name) {
             Some(_) => above,
             None => above.max(Epoch(self.now.unix)),

@@ -15,6 +15,7 @@ mod rules_claims;
 mod rules_custody;
 mod rules_desired;
 mod rules_ends;
+mod rules_evidence;
 mod rules_goodbyes;
 mod rules_hearsay;
 mod rules_joining;

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use uuid::Uuid;
 
-use super::rules_claims::short;
+use super::rules_claims::{publish, short};
 use super::world::{Fate, Fault, MS, Setup, World, name};
 use crate::core::branch::{Header, Position};
-use crate::core::claim::{Phase, Want};
-use crate::core::ids::SessionId;
+use crate::core::claim::{Claim, Phase, Want};
+use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::{Event, Notice};
 use crate::core::lease::Epoch;
 use crate::core::machine::OnLostState;
@@ -164,8 +165,7 @@ fn a_zombie_is_told_that_it_is_superseded() {
         hash: 900,
         ..stored
     };
-    let lower =
-        crate::core::claim::Claim { session: third.clone(), number: 77, epoch, ..claim.clone() };
+    let lower = Claim { session: third.clone(), number: 77, epoch, ..claim.clone() };
     let state = Bytes::copy_from_slice(&900u64.to_le_bytes());
     world.record_messages = true;
     let message = Message::Checkpoint { claim: lower, spec: spec.clone(), header, state };
@@ -310,4 +310,81 @@ fn a_checkpoint_is_acknowledged_once_it_is_written_and_not_before() {
         })
         .collect();
     assert_eq!(replies, [false]);
+}
+
+/// A claim of the run above the owner's, by a session that never ran it and has died: the last word of
+/// one that was cut off when it claimed. Told to `nodes`, who are to find it dead.
+fn corpse_above(world: &mut World, nodes: &[SessionId], below: &Claim, replicas: Vec<NodeId>) {
+    let corpse = Claim {
+        number: 1,
+        version: 1,
+        phase: Phase::Claimed,
+        session: SessionId::new(NodeId::new("corpse").unwrap(), Uuid::from_u128(1)),
+        epoch: below.epoch.next(),
+        replicas,
+        floor: None,
+        ..below.clone()
+    };
+    publish(world, nodes, &corpse);
+    for node in nodes {
+        let suspected = Event::Suspicion { of: corpse.session.clone(), suspected: true };
+        world.give(node, suspected);
+    }
+}
+
+/// A node is given an old checkpoint of the task, as a replica of former times has it.
+fn give_old(world: &mut World, to: &SessionId, owner: &SessionId, replica: &SessionId, seq: u64) {
+    let disk = &world.nodes[replica].disk.runs;
+    let stored = disk.values().next().unwrap();
+    let (spec, newest) = (stored.spec.clone(), stored.checkpoints[0].0.clone());
+    let state = Bytes::copy_from_slice(&seq.to_le_bytes());
+    let position = Position { epoch: newest.position.epoch, seq };
+    let header = Header { position, len: 8, hash: Header::hash_of(&state), ..newest };
+    let claim = world.claim_of(owner, "a").unwrap().clone();
+    let message = Message::Checkpoint { claim, spec, header, state };
+    world.give(to, Event::Message { from: owner.clone(), message });
+    world.run_for(MS * 20);
+}
+
+/// Rule 20: the floor of a run is the highest that any claim of it carries. A claim above that knows of
+/// none makes nothing acceptable that somebody was told is kept.
+#[test]
+fn a_floor_holds_whichever_claim_carries_it() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, owner, replica, third) = acknowledged(7, &setup);
+    give_old(&mut world, &third, &owner, &replica, 3);
+    let below = world.claim_of(&owner, "a").unwrap().clone();
+    assert!(below.floor.as_ref().unwrap().seq > 3);
+    let died = world.now;
+    world.crash(&owner);
+    world.crash(&replica);
+    corpse_above(&mut world, std::slice::from_ref(&third), &below, vec![third.node.clone()]);
+    world.run_for(S * 15);
+    assert!(world.since("a", died).is_empty(), "it went back behind the floor");
+    assert_eq!(world.told(&third, |n| matches!(n, Notice::StateLost { .. })), 1);
+}
+
+/// Rules 19 and 20: a taker asks the replicas that any claim of the run names, not those of the highest
+/// alone: what it holds itself need not be the newest.
+#[test]
+fn a_taker_asks_the_replicas_of_every_claim_of_the_run() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(8, 4, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 3);
+    let owner = world.runner("a");
+    let below = world.claim_of(&owner, "a").unwrap().clone();
+    let replica = nodes.iter().find(|n| below.replicas.contains(&n.node)).unwrap().clone();
+    let former = nodes.iter().find(|n| **n != owner && **n != replica).unwrap().clone();
+    give_old(&mut world, &former, &owner, &replica, 3);
+    let (_, done) = world.acknowledged[&name("a")];
+    let died = world.now;
+    world.crash(&owner);
+    let left: Vec<SessionId> = nodes.into_iter().filter(|n| *n != owner).collect();
+    corpse_above(&mut world, &left, &below, vec![former.node.clone()]);
+    world.run_for(S * 10);
+    assert_eq!(world.runner("a"), former, "the claim named it first");
+    let taken = world.since("a", died);
+    assert!(taken.iter().all(|s| s.from_seq >= done), "{taken:?}: {done} were acknowledged");
 }

@@ -241,3 +241,55 @@ fn a_task_that_rests_is_not_quarantined_for_the_deaths_of_its_nodes() {
         assert_eq!(world.owner(at, "a").unwrap().phase, phase, "resting: {resting}");
     }
 }
+
+/// Rules 23 and 26: an order that was given before a task was quarantined says nothing of that.
+#[test]
+fn a_resume_from_before_ends_no_quarantine() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(9, 7, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S);
+    world.want(&nodes[0], "a", Want::Pause);
+    world.run_for(S);
+    world.want(&nodes[0], "a", Want::Run);
+    world.run_for(S);
+    assert_eq!(world.running("a").len(), 1);
+    world.poison.insert(name("a"));
+    world.run_for(S * 20);
+    let alive: Vec<_> = nodes.iter().filter(|n| world.nodes[*n].alive).cloned().collect();
+    assert_eq!(alive.len(), 3, "it goes on killing nodes");
+    world.poison.clear();
+    let quarantined = world.now;
+    world.run_for(S * 15);
+    assert!(world.since("a", quarantined).is_empty());
+    assert_eq!(world.owner(&alive[0], "a").unwrap().phase, Phase::Quarantined);
+    world.want(&alive[0], "a", Want::Run);
+    world.run_for(S * 3);
+    assert_eq!(world.running("a").len(), 1, "and one from since then does");
+}
+
+/// Rules 20 and 23: nor does it make lost state acceptable.
+#[test]
+fn a_resume_from_before_does_not_make_up_for_lost_state() {
+    let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(10, 3, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S);
+    for want in [Want::Pause, Want::Run] {
+        world.want(&nodes[0], "a", want);
+        world.run_for(S);
+    }
+    let owner = world.runner("a");
+    let replicas = world.claim_of(&owner, "a").unwrap().replicas.clone();
+    let third = nodes.iter().find(|n| **n != owner && !replicas.contains(&n.node)).unwrap().clone();
+    let died = world.now;
+    nodes.iter().filter(|node| **node != third).for_each(|node| world.crash(node));
+    world.run_for(S * 20);
+    assert!(world.since("a", died).is_empty());
+    let parked = Phase::Parked { until_resumed: true };
+    assert_eq!(world.claim_of(&third, "a").unwrap().phase, parked);
+    let lost = |notice: &Notice| matches!(notice, Notice::StateLost { .. });
+    assert_eq!(world.told(&third, lost), 1, "it looks again and again");
+}

@@ -4,9 +4,12 @@ use std::time::Duration;
 
 use super::rules_claims::short;
 use super::world::{Disk, Setup, World, name};
+use crate::core::claim::{Claim, Phase};
 use crate::core::ids::SessionId;
-use crate::core::io::Notice;
+use crate::core::io::{Event, Notice};
+use crate::core::lease::Epoch;
 use crate::core::message::Message;
+use crate::core::stored::StoredEnd;
 use crate::core::timing::Timing;
 
 const S: Duration = Duration::from_secs(1);
@@ -62,7 +65,7 @@ fn an_output_outlives_a_rolling_restart() {
         world.run_for(S * 2);
         world.drain(old, S * 5);
         world.run_for(S);
-        world.give(old, crate::core::io::Event::Leave);
+        world.give(old, Event::Leave);
         world.run_for(S);
         assert!(world.nodes[old].left.is_some());
         world.crash(old);
@@ -227,4 +230,207 @@ fn an_output_that_is_gone_is_fetched_again_from_a_peer_after_a_restart() {
     let again = world.boot(first.node.as_str(), setup, disk);
     world.run_for(S * 5);
     assert_eq!(holders(&world, "t0").len(), 2, "{again} has it again, {second} still");
+}
+
+/// Rules 12 and 14: a booting node buries no end before `boot_wait` has passed, however old: whoever
+/// comes with it may bring a copy of the run from before it ended.
+#[test]
+fn an_old_end_is_kept_until_those_who_missed_it_are_back() {
+    for apart in [Duration::ZERO, Duration::from_millis(700)] {
+        let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+        let (mut world, nodes) = World::cluster_of(11, 2, &setup);
+        world.goal = 100;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 3);
+        let owner = world.runner("a");
+        let replica = nodes.iter().find(|n| **n != owner).unwrap().clone();
+        let behind = world.disk_of(&replica);
+        assert!(behind.runs.values().any(|run| !run.checkpoints.is_empty()));
+        world.crash(&replica);
+        world.run_for(S * 6);
+        assert_eq!(world.finished[&name("a")].len(), 1);
+        let ahead = world.disk_of(&owner);
+        world.crash(&owner);
+        // Longer than anything of an end is kept.
+        world.run_for(S * 40);
+        let away = world.now;
+        world.boot(owner.node.as_str(), setup.clone(), ahead);
+        world.run_for(apart);
+        world.boot(replica.node.as_str(), setup, behind);
+        world.run_for(S * 20);
+        assert!(world.since("a", away).is_empty(), "born again, {apart:?} apart");
+    }
+}
+
+/// Rules 9 and 14: a failure that a live claim has risen above is no end, on no disk: a restart of all
+/// nodes goes on with what ran. Whether the node that failed it gets its checkpoints next or not, and
+/// whether others may still be given copies of the failure.
+#[test]
+fn a_revoked_failure_is_no_end_after_a_restart_of_all_nodes() {
+    for seed in 0..3 {
+        for (cordoned, ago) in [(false, 5), (false, 2), (true, 5), (true, 2)] {
+            let case = format!("seed {seed}, cordoned {cordoned}, failed {ago} s before the heal");
+            let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+            let (mut world, nodes) = World::cluster_of(seed, 3, &setup);
+            world.goal = 100_000;
+            world.start(&nodes[0], "a");
+            world.run_for(S * 2);
+            let minority = world.runner("a");
+            world.isolate(&minority);
+            world.run_for(S * 4);
+            world.failing.insert((name("a"), minority.clone()));
+            world.run_for(S * ago);
+            assert_eq!(world.claim_of(&minority, "a").unwrap().phase, Phase::Failed, "{case}");
+            world.give(&minority, Event::Cordon(cordoned));
+            world.heal();
+            world.run_for(S * 3);
+            world.failing.clear();
+            let (_, done) = world.acknowledged[&name("a")];
+            let disks: Vec<Disk> = nodes.iter().map(|node| world.disk_of(node)).collect();
+            nodes.iter().for_each(|node| world.crash(node));
+            let before = world.now;
+            let again: Vec<SessionId> = nodes
+                .iter()
+                .zip(disks)
+                .map(|(node, disk)| world.boot(node.node.as_str(), setup.clone(), disk))
+                .collect();
+            world.run_for(S * 15);
+            let went_on = world.since("a", before);
+            assert!(went_on.iter().all(|s| s.from_seq >= done), "{case}: {went_on:?}, {done}");
+            let running = world.running("a");
+            assert_eq!(running.len(), 1, "{case}: {:?}", world.owner(&again[0], "a"));
+            for node in &again {
+                assert_eq!(world.owner(node, "a").unwrap().session, running[0], "{case}");
+            }
+        }
+    }
+}
+
+/// Rules 9 and 12: who is told of a failure below a live claim keeps the checkpoints of the run that goes
+/// on, and gives up none for it.
+#[test]
+fn a_failure_below_a_live_claim_costs_no_checkpoint() {
+    for seed in 0..3 {
+        let (mut world, nodes) = World::cluster_of(seed, 3, &Setup::default());
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 3);
+        // The next commit is far away.
+        world.commit_every = 10_000;
+        world.run_for(Duration::from_millis(200));
+        let owner = world.runner("a");
+        let mine = world.claim_of(&owner, "a").unwrap().clone();
+        let spec = world.nodes[&owner].machine.spec(&name("a")).unwrap().clone();
+        let (_, done) = world.acknowledged[&name("a")];
+        let third =
+            nodes.iter().find(|n| **n != owner && !mine.replicas.contains(&n.node)).unwrap();
+        let claim = Claim {
+            session: third.clone(),
+            number: 77,
+            epoch: Epoch(mine.epoch.0 - 1),
+            phase: Phase::Failed,
+            ..mine.clone()
+        };
+        for node in nodes.iter().filter(|node| *node != third) {
+            let (claim, spec) = (claim.clone(), spec.clone());
+            let message = Message::Ended { claim, spec, output: None, age: Duration::ZERO };
+            world.give(node, Event::Message { from: third.clone(), message });
+        }
+        world.run_for(Duration::from_millis(100));
+        let died = world.now;
+        world.crash(&owner);
+        world.run_for(S * 20);
+        let taken = world.since("a", died);
+        assert!(taken.iter().all(|s| s.from_seq >= done), "seed {seed}: {taken:?}, {done}");
+        assert_eq!(world.running("a").len(), 1, "seed {seed}");
+    }
+}
+
+/// Rule 9: nor is a failure an end where it is found on disk beside checkpoints of a later epoch.
+#[test]
+fn a_failure_on_disk_below_a_checkpoint_is_no_end() {
+    let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(13, 2, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 3);
+    let owner = world.runner("a");
+    let mine = world.claim_of(&owner, "a").unwrap().clone();
+    let (_, done) = world.acknowledged[&name("a")];
+    let mut disks: Vec<Disk> = nodes.iter().map(|node| world.disk_of(node)).collect();
+    for run in disks.iter_mut().flat_map(|disk| disk.runs.values_mut()) {
+        assert!(run.checkpoints.iter().all(|(header, _)| header.position.epoch == mine.epoch));
+        let epoch = Epoch(mine.epoch.0 - 1);
+        let claim = Claim { epoch, phase: Phase::Failed, ..mine.clone() };
+        run.end = Some((StoredEnd { claim, at: world.clock().unix }, None));
+    }
+    nodes.iter().for_each(|node| world.crash(node));
+    let before = world.now;
+    for (node, disk) in nodes.iter().zip(disks) {
+        world.boot(node.node.as_str(), setup.clone(), disk);
+    }
+    world.run_for(S * 15);
+    assert_eq!(world.running("a").len(), 1);
+    let went_on = world.since("a", before);
+    assert!(went_on.iter().all(|s| s.from_seq >= done), "{went_on:?}, {done}");
+}
+
+/// A durable cluster whose first owner of "a", cut off, fails it at the moment of the heal, and is made a
+/// replica of the copy that goes on while it still ends its own; that one, and the owner.
+fn failing_at_the_heal(seed: u64) -> (World, Vec<SessionId>, SessionId, SessionId) {
+    let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(seed, 3, &setup);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let minority = world.runner("a");
+    world.isolate(&minority);
+    world.run_for(S * 4);
+    world.failing.insert((name("a"), minority.clone()));
+    world.heal();
+    world.run_for(Duration::from_millis(500));
+    let owner = world.runner("a");
+    let claim = world.claim_of(&owner, "a").unwrap();
+    assert_eq!(claim.replicas, vec![minority.node.clone()]);
+    world.failing.clear();
+    (world, nodes, minority, owner)
+}
+
+/// Rules 9 and 20: such a node keeps what it has acknowledged when it forgets the failure.
+#[test]
+fn a_revoked_failure_takes_nothing_with_it_that_was_acknowledged() {
+    let (mut world, _, minority, owner) = failing_at_the_heal(14);
+    // The next commit is far away.
+    world.commit_every = 10_000;
+    world.run_for(S * 2);
+    let (_, done) = world.acknowledged[&name("a")];
+    let died = world.now;
+    world.crash(&owner);
+    world.run_for(S * 15);
+    assert_eq!(world.running("a").len(), 1, "{:?}", world.owner(&minority, "a"));
+    let taken = world.since("a", died);
+    assert!(taken.iter().all(|s| s.from_seq >= done), "{taken:?}, {done}");
+}
+
+/// Rules 9 and 14: nor does the failure come to light again on its disk when its checkpoints go elsewhere.
+#[test]
+fn a_revoked_failure_goes_with_the_last_checkpoint_beside_it() {
+    let (mut world, nodes, minority, _) = failing_at_the_heal(14);
+    world.run_for(S * 2);
+    world.give(&minority, Event::Cordon(true));
+    world.run_for(S * 3);
+    let mut held = world.nodes[&minority].disk.runs.values();
+    assert!(held.all(|run| run.checkpoints.is_empty()), "others are its replicas now");
+    let (_, done) = world.acknowledged[&name("a")];
+    let disks: Vec<Disk> = nodes.iter().map(|node| world.disk_of(node)).collect();
+    nodes.iter().for_each(|node| world.crash(node));
+    let before = world.now;
+    for (node, disk) in nodes.iter().zip(disks) {
+        let setup = world.nodes[node].setup.clone();
+        world.boot(node.node.as_str(), setup, disk);
+    }
+    world.run_for(S * 15);
+    assert_eq!(world.running("a").len(), 1);
+    let went_on = world.since("a", before);
+    assert!(went_on.iter().all(|s| s.from_seq >= done), "{went_on:?}, {done}");
 }

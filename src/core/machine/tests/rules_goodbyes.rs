@@ -199,3 +199,27 @@ fn who_was_leaving_and_then_refuses_has_left_although_its_goodbye_was_lost() {
         }
     }
 }
+
+/// Rule 5: silence and death are for every node to see for itself, also of those whose life it knows of
+/// by gossip alone: what one peer says of them frees nothing that they run.
+#[test]
+fn one_that_is_heard_by_gossip_alone_is_not_dead_because_a_peer_says_so() {
+    let (mut world, nodes) = World::cluster(7, 3);
+    world.goal = 100_000;
+    for i in 0..9 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.run_for(S * 2);
+    let (at, by, of) = (&nodes[0], &nodes[1], &nodes[2]);
+    assert!((0..9).any(|i| world.running(&format!("t{i}")) == [of.clone()]));
+    world.cut_both(at, of);
+    world.run_for(S * 7);
+    let told = world.now;
+    for why in [Gone::Silent, Gone::Dead] {
+        let message = Message::Gone { sessions: vec![(of.clone(), why)] };
+        world.give(at, Event::Message { from: by.clone(), message });
+        assert_eq!(gone(&world, at, of), None, "{why:?}");
+    }
+    world.run_for(S * 15);
+    assert!(world.stretches.iter().all(|s| s.start < told), "what it runs was taken");
+}

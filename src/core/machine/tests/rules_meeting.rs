@@ -7,6 +7,7 @@ use super::world::{MS, Setup, World, name};
 use crate::core::claim::{Phase, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::Notice;
+use crate::core::message::Message;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -159,4 +160,36 @@ fn two_keepers_of_a_name_end_as_one() {
     world.want(&nodes[0], "a", Want::Run);
     world.run_for(S * 2);
     assert_eq!(world.running("a").len(), 1);
+}
+
+/// Rules 8 and 13: a run that its node has let go of is not asked for while another run of the name lives:
+/// whoever holds that would say so each time, without end (V6).
+#[test]
+fn a_released_run_asks_no_questions_while_another_run_lives() {
+    let (mut world, nodes) = World::cluster_of(9, 4, &setup());
+    world.goal = 100_000;
+    let (left, right) = nodes.split_at(2);
+    world.split(left, right);
+    world.run_for(S * 8);
+    let older = world.start(&nodes[0], "a");
+    world.run_for(S);
+    world.start(&nodes[2], "a");
+    world.run_for(S);
+    let older = world.nodes[&nodes[0]].replies[&older].clone().unwrap();
+    let lives = world.running("a").into_iter().find(|s| right.contains(s)).unwrap();
+    for node in left {
+        world.drain(node, S);
+    }
+    world.run_for(S * 3);
+    assert_eq!(world.runner("a"), lives);
+    let released = left.iter().filter_map(|node| world.claim_of(node, "a"));
+    assert!(released.into_iter().any(|c| c.run == older && c.phase == Phase::Released));
+    world.record_messages = true;
+    let healed = world.now;
+    world.heal();
+    world.run_for(S * 10);
+    assert_eq!(world.runner("a"), lives);
+    assert!(world.since("a", healed).is_empty(), "nothing has stopped");
+    let asks = world.sent.iter().filter(|(.., m)| matches!(m, Message::Ask { .. })).count();
+    assert!(asks <= 4, "{asks} questions");
 }

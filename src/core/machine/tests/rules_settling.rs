@@ -5,13 +5,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use uuid::Uuid;
 
-use super::rules_claims::claim;
+use super::rules_claims::{claim, publish};
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Kind, NodeId, RunId, SessionId};
-use crate::core::io::{Cause, Event};
+use crate::core::io::{Action, Cause, Event};
 use crate::core::lease::Epoch;
-use crate::core::message::{Message, Question, Refusal, Verdict};
+use crate::core::message::{Answer, Message, Question, Refusal, Verdict};
 use crate::core::record::NodeState;
 
 const S: Duration = Duration::from_secs(1);
@@ -316,4 +316,114 @@ fn a_run_that_stepped_back_never_starts() {
             assert_eq!(world.owner(node, "a").unwrap().phase, Phase::Finished, "{apart}");
         }
     }
+}
+
+/// Rule 13: it starts when all have answered what it asks now. What was answered to a claim that it has
+/// stepped over was said before others may have claimed above that.
+#[test]
+fn an_answer_to_an_earlier_claim_does_not_settle_a_later_one() {
+    let (mut world, nodes) = World::cluster(8, 2);
+    world.goal = 100_000;
+    world.blocked = Some(|_, _, m| matches!(m, Message::Answers { .. }));
+    world.start(&nodes[0], "a");
+    world.run_for(MS);
+    let claimant = nodes.iter().find(|n| world.claim_of(n, "a").is_some()).unwrap().clone();
+    let peer = nodes.iter().find(|n| **n != claimant).unwrap().clone();
+    let first = world.claim_of(&claimant, "a").unwrap().clone();
+    let above = claim("a", first.run, first.epoch.0 + 10, "ghost", Phase::Released);
+    publish(&mut world, std::slice::from_ref(&claimant), &above);
+    let begun = world.now;
+    assert!(world.claim_of(&claimant, "a").unwrap().epoch > above.epoch, "it asks anew");
+    let late = Answer {
+        name: name("a"),
+        epoch: first.epoch,
+        verdict: Verdict::Ok,
+        askers: Vec::new(),
+        known: Vec::new(),
+    };
+    let message = Message::Answers { answers: vec![late] };
+    world.give(&claimant, Event::Message { from: peer, message });
+    world.run_until(S * 5, "it runs unanswered", |w| !w.running("a").is_empty());
+    let waited = world.now.since(begun);
+    assert!(waited >= S * 2, "it started on an answer to another question, after {waited:?}");
+}
+
+/// Rule 13: whoever has asked is asked, listed as live or not. Gossip that is older than the question
+/// makes nobody forget it.
+#[test]
+fn a_claimant_asks_whoever_has_asked_it() {
+    let (world, nodes) = World::cluster(7, 2);
+    let (me, peer, now) = (&nodes[0], &nodes[1], world.clock());
+    let mut machine = world.nodes[me].machine.clone();
+    let stranger = SessionId::new(NodeId::new("stranger").unwrap(), Uuid::from_u128(9));
+    let spec = |uuid| Spec {
+        name: name("a"),
+        run: RunId { number: 1, uuid: Uuid::from_u128(uuid) },
+        kind: Kind::new("count").unwrap(),
+        args: Bytes::new(),
+    };
+    let relayed = |message| Message::Relay {
+        from: stranger.clone(),
+        to: me.clone(),
+        message: Box::new(message),
+    };
+    let theirs = Claim {
+        session: stranger.clone(),
+        number: 2,
+        ..claim("a", spec(7).run, 5, "stranger", Phase::Claimed)
+    };
+    let question = Question { claim: theirs.clone(), spec: spec(7), from: None };
+    let message = relayed(Message::Ask { asks: vec![question] });
+    machine.handle(now, Event::Message { from: peer.clone(), message });
+    // It had retracted an earlier record of the name.
+    let changes = vec![(name("a"), None)];
+    machine.handle(now, Event::Claims { of: stranger.clone(), changes });
+    assert!(machine.members().asked().all(|session| *session != stranger), "it is not listed");
+    let start = Message::Start { call: 1, spec: spec(8) };
+    machine.handle(now, Event::Message { from: peer.clone(), message: start });
+    let mine = machine.view().get(&name("a"), me).unwrap().clone();
+    assert_eq!(mine.phase, Phase::Claimed);
+    let answer = |verdict| Message::Answers {
+        answers: vec![Answer {
+            name: name("a"),
+            epoch: mine.epoch,
+            verdict,
+            askers: Vec::new(),
+            known: Vec::new(),
+        }],
+    };
+    let message = answer(Verdict::Ok);
+    machine.handle(now, Event::Message { from: peer.clone(), message });
+    assert_eq!(machine.view().get(&name("a"), me).unwrap().phase, Phase::Claimed, "not settled");
+    let message = relayed(answer(Verdict::Held(Box::new(theirs))));
+    machine.handle(now, Event::Message { from: peer.clone(), message });
+    let asks = |m: &Message| matches!(m, Message::Ask { .. });
+    let (mut asked, mut started) = (false, false);
+    while let Some(action) = machine.poll() {
+        match action {
+            Action::Send { message: Message::Relay { to, message, .. }, .. } => {
+                asked |= to == stranger && asks(&message);
+            }
+            Action::Start { .. } => started = true,
+            _ => {}
+        }
+    }
+    assert!(asked && !started);
+}
+
+/// Rule 13: `run` returns when a peer knows what is to run, where one lives: else it would be told of a
+/// run that is gone with the node that has begun it.
+#[test]
+fn run_does_not_return_before_a_peer_knows_the_spec() {
+    let (mut world, nodes) = World::cluster(9, 3);
+    world.goal = 100_000;
+    world.blocked = Some(|_, _, m| matches!(m, Message::Answers { .. }));
+    let call = world.start(&nodes[0], "a");
+    world.run_until(S * 4, "it runs unanswered", |w| !w.running("a").is_empty());
+    world.run_for(S);
+    assert_eq!(world.nodes[&nodes[0]].replies.get(&call), None);
+    world.blocked = None;
+    world.run_for(S * 3);
+    assert!(world.nodes[&nodes[0]].replies[&call].is_ok());
+    world.assert_no_overlap();
 }

@@ -201,6 +201,46 @@ fn a_target_that_lets_go_before_it_hears_of_the_decision_has_not_taken_it() {
     assert!(late > 0);
 }
 
+/// Rule 18: a source that dies once it has decided is not waited for, nor is a target that lives and has
+/// let go of the task: whoever is left has it.
+#[test]
+fn a_task_whose_source_died_and_whose_target_let_go_is_taken_by_a_third() {
+    let mut late = 0;
+    for seed in 0..4 {
+        let (mut world, nodes) = World::cluster(seed, 3);
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 2);
+        let owner = world.runner("a");
+        world.faults.push(Fault {
+            hits: |m| matches!(m, Message::Transferred { .. }),
+            fate: Fate::Lost,
+            times: 1,
+        });
+        world.drain(&owner, S * 10);
+        world.run_until(S * 5, "it has been decided", |w| {
+            w.claim_of(&owner, "a")
+                .is_some_and(|claim| matches!(claim.phase, Phase::Transferred { .. }))
+        });
+        let Phase::Transferred { to } = world.claim_of(&owner, "a").unwrap().phase.clone() else {
+            unreachable!()
+        };
+        late += usize::from(world.faults.is_empty());
+        let third = nodes.iter().find(|n| **n != owner && **n != to).unwrap().clone();
+        world.run_for(MS * 5);
+        let decided = world.now;
+        world.drain(&to, S * 60);
+        world.crash(&owner);
+        // Who drains is not dead before the silence floor has passed.
+        world.run_for(S * 15);
+        assert_eq!(world.runner("a"), third, "seed {seed}");
+        assert!(world.nodes[&to].alive);
+        assert!(world.since("a", decided).iter().all(|s| s.session == third), "seed {seed}");
+        world.assert_no_overlap();
+    }
+    assert!(late > 0);
+}
+
 /// Rule 23: who has a paused task says so to whoever comes, when the caller and the home are gone.
 #[test]
 fn a_paused_task_stays_paused_when_only_its_keeper_is_left_of_those_who_knew() {

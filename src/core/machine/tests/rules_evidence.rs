@@ -1,0 +1,180 @@
+//! Who may be taken for silent, by whom, and who may act on it: Rules 4, 7 and 17.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::world::{MS, Setup, World, name};
+use crate::core::claim::Phase;
+use crate::core::ids::{NodeId, SessionId};
+use crate::core::io::{Gone, Notice};
+use crate::core::members::Members;
+use crate::core::message::Message;
+use crate::core::record::NodeState;
+use crate::core::time::Time;
+use crate::core::timing::Timing;
+
+const S: Duration = Duration::from_secs(1);
+const T: Duration = Duration::from_secs(10);
+const START: Time = Time::from_micros(1_000_000_000);
+
+fn session(node: &str) -> SessionId {
+    SessionId::new(NodeId::new(node).unwrap(), Uuid::from_u128(1))
+}
+
+/// A cluster that has nine tasks of long steps.
+fn busy(seed: u64, nodes: usize, setup: &Setup) -> (World, Vec<SessionId>) {
+    let (mut world, nodes) = World::cluster_of(seed, nodes, setup);
+    world.goal = 100_000;
+    world.step = MS * 200;
+    for i in 0..9 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.run_for(S * 3);
+    (world, nodes)
+}
+
+/// The tasks that run on a node.
+fn tasks_of(world: &World, node: &SessionId) -> Vec<String> {
+    let all = (0..9).map(|i| format!("t{i}"));
+    all.filter(|task| world.running(task) == [node.clone()]).collect()
+}
+
+/// Rule 4: whoever is not heard yet after an isolation is given the whole floor from its end.
+#[test]
+fn a_node_back_from_isolation_gives_those_it_does_not_hear_yet_the_floor() {
+    let (mut world, nodes) = busy(1, 3, &Setup::default());
+    assert!(!tasks_of(&world, &nodes[2]).is_empty());
+    let cut = world.now;
+    world.isolate(&nodes[0]);
+    world.run_for(S * 40);
+    // The first that it hears again does not hear the other at that moment, and so relays nothing of it.
+    world.cut_both(&nodes[1], &nodes[2]);
+    world.mend(&nodes[0], &nodes[1]);
+    world.run_for(S * 5);
+    world.heal();
+    world.run_for(S * 5);
+    let taken = world.stretches.iter().filter(|s| s.start > cut);
+    assert_eq!(taken.filter(|s| s.session == nodes[0]).count(), 0, "it seized what others run");
+    let silent = |n: &Notice| matches!(n, Notice::PeerGone(_, Gone::Silent));
+    assert_eq!(world.told(&nodes[0], silent), 0);
+}
+
+/// S2: a node that nobody echoes may be the one that is cut off. What it hears to be free it leaves to
+/// the others, whose claims it would not hear.
+#[test]
+fn a_node_that_nobody_hears_takes_nothing_that_is_released() {
+    let (mut world, nodes) = busy(2, 3, &Setup::default());
+    let moved = tasks_of(&world, &nodes[1]);
+    assert!(!moved.is_empty());
+    let cut = world.now;
+    world.cut(&nodes[0], &nodes[1]);
+    world.cut(&nodes[0], &nodes[2]);
+    // Its last echo is out of date, and it is not silent for the others yet.
+    world.run_for(S * 6);
+    world.drain(&nodes[1], S);
+    world.run_for(S * 20);
+    for task in &moved {
+        let heard = world.nodes[&nodes[0]].machine.view().get(&name(task), &nodes[1]);
+        assert_eq!(heard.map(|claim| &claim.phase), Some(&Phase::Released), "its header told");
+        assert_eq!(world.runner(task), nodes[2]);
+    }
+    assert!(world.stretches.iter().all(|s| s.start < cut || s.session != nodes[0]));
+}
+
+/// Rule 7: the brake is for what looks like a crash. What its owner has let go of is free for certain.
+#[test]
+fn the_brake_does_not_hold_what_was_released() {
+    let setup = Setup { known_dead: false, ..Setup::default() };
+    let (mut world, nodes) = busy(3, 5, &setup);
+    for node in &nodes[2..] {
+        world.crash(node);
+    }
+    let braked = |w: &World| w.told(&nodes[1], |n| matches!(n, Notice::Brake { .. })) > 0;
+    world.run_until(S * 15, "the brake is pulled", braked);
+    let moved = tasks_of(&world, &nodes[0]);
+    assert!(!moved.is_empty());
+    // Offers are lost: it can only release them.
+    world.blocked = Some(|_, _, m| matches!(m, Message::Offer { .. }));
+    world.drain(&nodes[0], S);
+    world.run_for(S * 8);
+    for task in &moved {
+        assert_eq!(world.running(task), [nodes[1].clone()], "{task}");
+    }
+}
+
+/// Rule 17: after a visible gap no step starts before an echo of something that was sent after it:
+/// what was sent before shows nothing of what has happened meanwhile.
+#[test]
+fn an_echo_of_what_was_sent_before_a_gap_does_not_end_it() {
+    let (mut world, nodes) = busy(4, 3, &Setup::default());
+    let mine = tasks_of(&world, &nodes[0]);
+    assert!(!mine.is_empty());
+    let seqs = |world: &World| -> Vec<u64> {
+        mine.iter().map(|task| world.steps_done[&name(task)]).collect()
+    };
+    // It hears the others when it wakes, and they do not hear it.
+    world.cut(&nodes[0], &nodes[1]);
+    world.cut(&nodes[0], &nodes[2]);
+    world.pause(&nodes[0], S * 6);
+    world.run_for(S * 6 + MS * 300);
+    let woken = seqs(&world);
+    world.run_for(S * 3);
+    assert_eq!(seqs(&world), woken, "steps started");
+    assert!(mine.iter().all(|task| world.running(task) == [nodes[0].clone()]), "all still there");
+}
+
+/// Rule 17: and one of what was sent after it does.
+#[test]
+fn steps_go_on_after_a_gap_with_the_first_echo_sent_after_it() {
+    let (mut world, nodes) = busy(5, 3, &Setup::default());
+    let mine = tasks_of(&world, &nodes[0]);
+    let before: Vec<u64> = mine.iter().map(|task| world.steps_done[&name(task)]).collect();
+    world.pause(&nodes[0], S * 6);
+    world.run_for(S * 8);
+    for (task, before) in mine.iter().zip(before) {
+        assert!(world.steps_done[&name(task)] > before + 2, "{task}");
+    }
+}
+
+/// Rule 4: an echo of what was sent long ago is no evidence, however fresh the datagram that carries it.
+#[test]
+fn an_old_echo_is_no_evidence() {
+    let mut members = Members::new(START, session("me"), Timing::default(), true, &[]);
+    let b = session("b");
+    members.heard(START, &b, (NodeState::Up, 1), Some(START));
+    assert!(members.may_take_over(START + S * 4));
+    let mut now = START;
+    for second in 1..30 {
+        now = START + S * second;
+        members.heard(now, &b, (NodeState::Up, 1), Some(START));
+        members.tick(now);
+        assert_eq!(members.may_take_over(now), second < 5, "after {second} s");
+    }
+    members.heard(now, &b, (NodeState::Up, 1), Some(now));
+    assert!(members.may_take_over(now));
+}
+
+/// Rule 4: what a process says that has lost its right to run is no news of it, by datagram or by link:
+/// what it has not released must not stay without an owner for as long as it lives.
+#[test]
+fn a_fenced_session_falls_silent_however_much_it_sends() {
+    for state in [NodeState::Fencing, NodeState::Fenced] {
+        let (fenced, other) = (session("fenced"), session("other"));
+        let mut members = Members::new(START, session("me"), Timing::default(), true, &[]);
+        members.heard(START, &fenced, (NodeState::Up, 1), Some(START));
+        members.link_up(START, &fenced);
+        members.suspicion(START, &fenced, true);
+        let mut now = START;
+        for _ in 0..20 {
+            now = now + S / 2;
+            members.heard(now, &other, (NodeState::Up, 1), Some(now));
+            members.heard(now, &fenced, (state, 2), Some(now));
+            assert!(!members.frame(now, &fenced));
+            members.tick(now);
+        }
+        assert_eq!(now, START + T);
+        assert!(members.is_gone(&fenced), "{state:?}");
+        assert!(!members.frame(now, &fenced) && members.is_gone(&fenced), "nor is it back");
+    }
+}
