@@ -96,15 +96,11 @@ impl Machine {
                     self.stop_for(name, Why::Release, grace);
                 }
             }
-            Doing::Settling(_)
-            | Doing::Finding(_)
-            | Doing::Fetching { .. }
-            | Doing::Incoming { transferred: None, .. } => {
-                let source = task.from.clone();
-                let (incoming, epoch) =
-                    (matches!(task.doing, Doing::Incoming { .. }), task.claim.epoch);
+            Doing::Settling(_) | Doing::Finding(_) | Doing::Fetching { .. } => self.part(name),
+            Doing::Incoming { transferred: None, .. } => {
+                let (source, epoch) = (task.from.clone(), task.claim.epoch);
                 self.release(name);
-                if let (true, Some(source)) = (incoming, source) {
+                if let Some(source) = source {
                     let result = Err(crate::core::message::Refusal::NotUp);
                     self.send(&source, Message::OfferReply { name: name.clone(), epoch, result });
                 }

@@ -5,7 +5,7 @@
 use std::ops::Bound;
 
 use super::Machine;
-use crate::core::claim::Claim;
+use crate::core::claim::{Claim, Phase};
 use crate::core::ids::{Name, SessionId};
 
 impl Machine {
@@ -48,12 +48,15 @@ impl Machine {
             && ends().all(|end| self.staying_copies(end) < 1.min(up))
     }
 
-    /// How many nodes that stay hold what this claim speaks of.
+    /// How many nodes that stay hold what this claim speaks of: an owner once it has begun, and not
+    /// while it looks for it.
     fn staying_copies(&self, owner: &Claim) -> usize {
         let stays = |session: &SessionId| self.members.get(session).is_some_and(|p| p.is_up());
         let others = owner.replicas.iter().filter(|node| **node != owner.session.node);
         let replicas = others.filter(|node| self.members.session_of(node).is_some_and(stays));
-        replicas.count() + usize::from(stays(&owner.session))
+        let looks =
+            owner.phase.is_held() && (!owner.phase.has_begun() || owner.phase == Phase::Recovering);
+        replicas.count() + usize::from(!looks && stays(&owner.session))
     }
 
     fn up_peers(&self) -> usize {
