@@ -210,8 +210,11 @@ impl Machine {
         if let Some(drain) = &mut self.drain {
             (drain.told, drain.left, drain.relied_on) = (told, left, relied_on);
         }
-        if told {
-            self.push(Action::Drained);
+        let open = self.drain.as_ref().and_then(|drain| drain.relied_on.clone());
+        match open {
+            _ if told => self.push(Action::Drained),
+            Some(name) => self.take_up(&name),
+            None => {}
         }
     }
 

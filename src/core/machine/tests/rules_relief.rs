@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::rules_ends::holders;
 use super::world::{Disk, Fate, Fault, MS, Setup, World, name};
+use crate::core::claim::Phase;
 use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
 use crate::core::message::Message;
@@ -198,5 +199,43 @@ fn the_last_holder_of_a_state_stays_until_a_taker_has_it() {
         world.run_for(S * 15);
         assert!(world.faults.is_empty());
         assert_nothing_lost(&world, &before, &format!("seed {seed}"));
+    }
+}
+
+/// What was released has no owner who sees to its copies: the node that it was sealed to takes it up before
+/// it leaves in its turn.
+#[test]
+fn the_last_holder_of_what_was_released_gives_it_away_before_it_leaves() {
+    for seed in 80..83 {
+        for replicas in [1, 2] {
+            let able = Setup { replicas, ..Setup::default() };
+            let unable = Setup { kinds: vec![("other", 1)], ..able.clone() };
+            let (mut world, nodes) = World::cluster_of(seed, 1, &able);
+            let keepers: Vec<_> = (1..4)
+                .map(|i| world.boot(&format!("m{i}"), unable.clone(), Disk::default()))
+                .collect();
+            world.run_for(S * 3);
+            world.goal = 1_000_000;
+            world.start(&nodes[0], "a");
+            world.run_for(S * 2);
+            let claim = world.claim_of(&nodes[0], "a").unwrap().clone();
+            assert_eq!(claim.replicas.len(), replicas);
+            let before = world.clone();
+            drain_and_exit(&mut world, &nodes[0]);
+            world.run_for(MS * 200);
+            assert_eq!(world.owner(&keepers[0], "a").unwrap().phase, Phase::Released);
+            let begun = world.now;
+            for keeper in keepers.iter().filter(|keeper| claim.replicas.contains(&keeper.node)) {
+                drain_and_exit(&mut world, keeper);
+                world.run_for(MS * 300);
+            }
+            let took = world.now.since(begun);
+            // The goodbye of the first one was lost, and it is asked.
+            assert!(took < S * 5, "seed {seed}, {replicas}: no budget is used up: {took:?}");
+            world.run_for(S * 15);
+            world.boot("n9", able, Disk::default());
+            world.run_for(S * 25);
+            assert_nothing_lost(&world, &before, &format!("seed {seed}, {replicas}"));
+        }
     }
 }
