@@ -96,15 +96,11 @@ impl Machine {
                     self.stop_for(name, Why::Release, grace);
                 }
             }
-            Doing::Settling(_)
-            | Doing::Finding(_)
-            | Doing::Fetching { .. }
-            | Doing::Incoming { transferred: None, .. } => {
-                let source = task.from.clone();
-                let (incoming, epoch) =
-                    (matches!(task.doing, Doing::Incoming { .. }), task.claim.epoch);
+            Doing::Settling(_) | Doing::Finding(_) | Doing::Fetching { .. } => self.part(name),
+            Doing::Incoming { transferred: None, .. } => {
+                let (source, epoch) = (task.from.clone(), task.claim.epoch);
                 self.release(name);
-                if let (true, Some(source)) = (incoming, source) {
+                if let Some(source) = source {
                     let result = Err(crate::core::message::Refusal::NotUp);
                     self.send(&source, Message::OfferReply { name: name.clone(), epoch, result });
                 }
@@ -214,8 +210,11 @@ impl Machine {
         if let Some(drain) = &mut self.drain {
             (drain.told, drain.left, drain.relied_on) = (told, left, relied_on);
         }
-        if told {
-            self.push(Action::Drained);
+        let open = self.drain.as_ref().and_then(|drain| drain.relied_on.clone());
+        match open {
+            _ if told => self.push(Action::Drained),
+            Some(name) => self.take_up(&name),
+            None => {}
         }
     }
 

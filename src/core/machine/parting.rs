@@ -3,18 +3,19 @@
 use super::Machine;
 use super::recover::transfer_time;
 use super::task::{Doing, Task};
+use crate::core::branch::Header;
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::Action;
 
 impl Machine {
-    /// Stopped, to be released: its last commit goes to a replica first, where there is one. It is in
-    /// no hurry otherwise than the drain is.
+    /// Stopped, or not started yet, to be released: its last commit goes to a replica first, where
+    /// there is one. It is in no hurry otherwise than the drain is.
     pub(super) fn part(&mut self, name: &Name) {
         let targets = self.replica_targets(name);
         let Some(task) = self.tasks.get(name) else {
             return;
         };
-        let Some(latest) = task.latest.clone() else {
+        let Some(latest) = task.latest.clone().or_else(|| self.looked_for(task)) else {
             return self.release(name);
         };
         if targets.is_empty() || self.holders(task) > 0 {
@@ -24,6 +25,7 @@ impl Machine {
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
+        task.latest = Some(latest.clone());
         task.replicas = targets;
         task.doing = Doing::Parting { until };
         self.alarm(name, until);
@@ -31,6 +33,15 @@ impl Machine {
             Some(state) => self.replicate_loaded(&latest, &state),
             None => self.push(Action::Load { header: latest }),
         }
+    }
+
+    /// The state of a task that was to start here, where this node holds it: perhaps nobody else does.
+    fn looked_for(&self, task: &Task) -> Option<Header> {
+        if !matches!(task.doing, Doing::Settling(_) | Doing::Finding(_) | Doing::Fetching { .. }) {
+            return None;
+        }
+        let held = self.held.get(&task.claim.name)?.get(&task.claim.run)?;
+        held.best_from(task.prior.floor.as_ref()).cloned()
     }
 
     /// A replica has answered: is the last commit in other hands, or will nobody have it?

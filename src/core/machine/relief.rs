@@ -5,8 +5,11 @@
 use std::ops::Bound;
 
 use super::Machine;
-use crate::core::claim::Claim;
+use super::task::{Doing, Purpose};
+use crate::core::claim::{Claim, Phase};
 use crate::core::ids::{Name, SessionId};
+use crate::core::io::Cause;
+use crate::core::record::NodeState;
 
 impl Machine {
     /// A name of which too few others keep a copy without this node: looked for from `from` on, and
@@ -38,6 +41,9 @@ impl Machine {
             return held.is_some_and(|held| held.best_from(owner.floor.as_ref()).is_some())
                 && self.staying_copies(owner) < (replicas + 1).min(up);
         }
+        if owner.phase == Phase::Released {
+            return self.is_left_here(owner) && self.staying_copies(owner) < 1.min(up);
+        }
         // Nothing runs twice for want of an output, and there may be very many: one copy will do.
         let ends = || {
             let claims = self.view.claims(name).filter(|claim| claim.run == owner.run);
@@ -48,12 +54,36 @@ impl Machine {
             && ends().all(|end| self.staying_copies(end) < 1.min(up))
     }
 
-    /// How many nodes that stay hold what this claim speaks of.
+    /// Whether what another node has released is kept here: nobody owns it, so nobody sees to its copies.
+    fn is_left_here(&self, released: &Claim) -> bool {
+        let held = self.held.get(&released.name).and_then(|runs| runs.get(&released.run));
+        released.session != self.config.me
+            && held.is_some_and(|held| held.best_from(released.floor.as_ref()).is_some())
+    }
+
+    /// Keeps a released name that is left here until another node has its state, by the way of all that a
+    /// drain finds here: then it is this node that has released it.
+    pub(super) fn take_up(&mut self, name: &Name) {
+        let released = self.view.owner(name).filter(|owner| owner.phase == Phase::Released);
+        let Some(spec) = released.and_then(|owner| self.spec_of(name, owner.run)).cloned() else {
+            return;
+        };
+        let task = self.tasks.get(name);
+        let idle = task.is_none_or(|task| matches!(task.doing, Doing::Over { .. }));
+        if idle && self.state == NodeState::Draining {
+            self.claim(spec, Cause::Drain, Purpose::Custody, Vec::new());
+        }
+    }
+
+    /// How many nodes that stay hold what this claim speaks of: an owner once it has begun, and not
+    /// while it looks for it.
     fn staying_copies(&self, owner: &Claim) -> usize {
         let stays = |session: &SessionId| self.members.get(session).is_some_and(|p| p.is_up());
         let others = owner.replicas.iter().filter(|node| **node != owner.session.node);
         let replicas = others.filter(|node| self.members.session_of(node).is_some_and(stays));
-        replicas.count() + usize::from(stays(&owner.session))
+        let looks =
+            owner.phase.is_held() && (!owner.phase.has_begun() || owner.phase == Phase::Recovering);
+        replicas.count() + usize::from(!looks && stays(&owner.session))
     }
 
     fn up_peers(&self) -> usize {

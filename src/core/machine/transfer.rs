@@ -568,9 +568,6 @@ impl Machine {
                 return self.send(from, message);
             }
         }
-        if self.state != NodeState::Up && self.state != NodeState::Cordoned {
-            return self.pass_on(name, sealed);
-        }
         // Settling is waived only for the first offer of a session that was itself running it.
         if !self.tasks.get(name).is_some_and(|task| task.first_offer) {
             let known = self.tasks.get(name).map(|task| (task.spec.clone(), task.cause));
@@ -605,27 +602,6 @@ impl Machine {
 
     fn start_taken(&mut self, name: &Name) {
         self.start(name, crate::core::io::From::Initial, None);
-    }
-
-    /// A node that has begun to drain does not start what it accepted before: the next one gets it,
-    /// under an epoch of its own (Rule 18).
-    fn pass_on(&mut self, name: &Name, sealed: Option<Header>) {
-        let Some(task) = self.tasks.get_mut(name) else {
-            return;
-        };
-        task.latest.clone_from(&sealed);
-        task.claim.checkpointed |= sealed.is_some();
-        task.claim.phase = Phase::Recovering;
-        task.doing = Doing::Kept;
-        let source = task.from.clone();
-        let epoch = task.claim.epoch;
-        self.publish(name);
-        if let Some(source) = source {
-            self.send(&source, Message::Taken { name: name.clone(), epoch });
-        }
-        if !self.offer(name) {
-            self.unplaced(name);
-        }
     }
 
     /// A name that was accepted: the source has gone, or its decision is visible by gossip.

@@ -16,7 +16,7 @@ use crate::core::time::Time;
 const S: Duration = Duration::from_secs(1);
 
 /// A cluster in which `a` runs on the first session returned; the others follow.
-fn owned(seed: u64, n: usize, setup: &Setup) -> (World, SessionId, Vec<SessionId>) {
+pub(super) fn owned(seed: u64, n: usize, setup: &Setup) -> (World, SessionId, Vec<SessionId>) {
     let (mut world, nodes) = World::cluster_of(seed, n, setup);
     world.goal = 100_000;
     world.start(&nodes[0], "a");
@@ -27,7 +27,7 @@ fn owned(seed: u64, n: usize, setup: &Setup) -> (World, SessionId, Vec<SessionId
 }
 
 /// The target of the offer that a drain of `owner` makes, told by a rehearsal.
-fn target_of(world: &World, owner: &SessionId) -> SessionId {
+pub(super) fn target_of(world: &World, owner: &SessionId) -> SessionId {
     let mut rehearsal = world.clone();
     rehearsal.drain(owner, S * 25);
     rehearsal.run_for(S);
@@ -35,7 +35,7 @@ fn target_of(world: &World, owner: &SessionId) -> SessionId {
 }
 
 /// One copy, nowhere two, no step lost that a replica had acknowledged (H1, H3, H4).
-fn assert_moved(world: &World) {
+pub(super) fn assert_moved(world: &World) {
     world.assert_no_overlap();
     assert_eq!(world.running("a").len(), 1, "exactly one copy");
     let mut of: Vec<_> = world.stretches.iter().filter(|s| s.name == name("a")).collect();
@@ -593,6 +593,8 @@ fn a_decision_that_reaches_a_draining_target_is_passed_on() {
         // Decided, and not yet there.
         let decided = world.faults.is_empty() && world.running("a").is_empty();
         passed_on += usize::from(decided);
+        let ran = |world: &World| world.stretches.iter().filter(|s| s.session == target).count();
+        let before = ran(&world);
         world.drain(&target, S * 25);
         world.run_until(S * 10, "both drained", |w| {
             [&owner, &target].iter().all(|n| w.nodes[n].drained.is_some())
@@ -602,6 +604,7 @@ fn a_decision_that_reaches_a_draining_target_is_passed_on() {
         let now = world.running("a")[0].clone();
         assert!(others.contains(&now) && now != target, "{when}");
         assert!(world.faults.is_empty(), "{when}: no decision was late");
+        assert_eq!(ran(&world), before, "{when}: who drains runs nothing that it is given");
     }
     assert!(passed_on >= 5, "the target began to drain {passed_on} times between the two");
 }
@@ -763,7 +766,8 @@ fn after_a_visible_gap_no_step_starts_before_an_echo_sent_after_it() {
     }
 }
 
-fn incoming(world: &World) -> Vec<SessionId> {
+/// Who has accepted "a" and does not have it yet.
+pub(super) fn incoming(world: &World) -> Vec<SessionId> {
     let accepted = |node: &&SessionId| {
         let claim = world.claim_of(node, "a");
         claim.is_some_and(|claim| matches!(claim.phase, Phase::Incoming { .. }))

@@ -5,6 +5,7 @@
 mod churn;
 mod explorer;
 mod handover_faults;
+mod handover_words;
 mod hearsay_of_nobody;
 mod hostile;
 mod interleavings;

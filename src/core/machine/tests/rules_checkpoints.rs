@@ -388,3 +388,84 @@ fn a_taker_asks_the_replicas_of_every_claim_of_the_run() {
     let taken = world.since("a", died);
     assert!(taken.iter().all(|s| s.from_seq >= done), "{taken:?}: {done} were acknowledged");
 }
+
+/// Rule 20: a forced checkpoint counts once one of those that are its replicas now has it, and the floor
+/// says so then, although another node has said before that it has it.
+#[test]
+fn a_floor_is_that_of_the_last_forced_checkpoint_though_its_replica_has_changed() {
+    let (mut world, nodes) = World::cluster(21, 3);
+    world.goal = 100_000;
+    world.forced = true;
+    world.steps.insert(name("a"), S * 4);
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let owner = world.runner("a");
+    let reply = |message: &Message| matches!(message, Message::CheckpointReply { .. });
+    for late in [MS * 1200, S * 2] {
+        world.faults.push(Fault { hits: reply, fate: Fate::Late(late), times: 1 });
+    }
+    let has = |world: &World, at: &SessionId| !world.nodes[at].disk.runs.is_empty();
+    let others: Vec<_> = nodes.iter().filter(|node| **node != owner).collect();
+    world.run_until(S * 3, "its replica has it", |w| others.iter().any(|node| has(w, node)));
+    let replica = others.iter().find(|node| has(&world, node)).unwrap();
+    world.give(replica, Event::Cordon(true));
+    world.run_until(S, "so has the next one", |w| others.iter().all(|node| has(w, node)));
+    assert_eq!(world.acknowledged.get(&name("a")), None, "neither has said so");
+    world.run_until(S * 3, "that has said so", |w| w.acknowledged.contains_key(&name("a")));
+    assert!(world.faults.is_empty());
+    let (_, seq) = world.acknowledged[&name("a")];
+    let floor = world.claim_of(&owner, "a").unwrap().floor.clone();
+    assert_eq!(floor.map(|point| point.seq), Some(seq));
+}
+
+/// C5: what a replica could not store it does not have, however often it is given it.
+#[test]
+fn a_replica_with_a_full_disk_acknowledges_nothing() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(22, 2, &setup);
+    world.goal = 100_000;
+    world.steps.insert(name("a"), S * 20);
+    world.start(&nodes[0], "a");
+    world.run_for(S);
+    let owner = world.runner("a");
+    let replica = nodes.iter().find(|node| **node != owner).unwrap();
+    world.nodes.get_mut(replica).unwrap().disk_full = true;
+    world.record_messages = true;
+    world.run_for(S * 32);
+    let given = |(.., m): &&(_, _, _, Message)| matches!(m, Message::Checkpoint { .. });
+    assert!(world.sent.iter().filter(given).count() > 2, "it is given it again and again");
+    assert_eq!(world.acknowledged.get(&name("a")), None);
+    assert!(!world.claim_of(&owner, "a").unwrap().checkpointed);
+    world.nodes.get_mut(replica).unwrap().disk_full = false;
+    world.run_for(S * 5);
+    assert_eq!(world.acknowledged[&name("a")].1, 1);
+    assert!(world.disk_of(replica).runs.values().any(|run| !run.checkpoints.is_empty()));
+}
+
+/// Rule 20: whoever takes a task over asks for its state although the claim says that nothing was ever
+/// acknowledged, and although it holds nothing itself.
+#[test]
+fn a_taker_that_holds_nothing_asks_before_it_starts_afresh() {
+    for seed in 23..26 {
+        let (mut world, nodes) = World::cluster(seed, 3);
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        while !world.acknowledged.contains_key(&name("a")) {
+            world.run_for(MS / 10);
+        }
+        let owner = world.runner("a");
+        let has = |node: &SessionId| !world.nodes[node].disk.runs.is_empty();
+        let (holders, rest): (Vec<_>, Vec<_>) =
+            nodes.iter().filter(|node| **node != owner).partition(|node| has(node));
+        let ([replica], [third]) = (&holders[..], &rest[..]) else { panic!("{holders:?}") };
+        // Gossip is slower than links, and who holds it takes nothing.
+        let died = world.now;
+        world.crash(&owner);
+        world.give(replica, Event::Cordon(true));
+        let seen = world.nodes[*third].machine.view().get(&name("a"), &owner).unwrap();
+        assert!(!seen.checkpointed && seen.replicas.is_empty(), "{seen:?}");
+        world.run_for(S * 5);
+        let taken = world.since("a", died);
+        assert!(taken[0].session == **third && taken[0].from_seq >= 1, "seed {seed}: {taken:?}");
+    }
+}

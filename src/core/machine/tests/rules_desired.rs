@@ -293,3 +293,27 @@ fn a_resume_from_before_does_not_make_up_for_lost_state() {
     let lost = |notice: &Notice| matches!(notice, Notice::StateLost { .. });
     assert_eq!(world.told(&third, lost), 1, "it looks again and again");
 }
+
+/// Rule 23: no step begins after the order, also where it comes while the state is still looked for.
+#[test]
+fn a_task_that_is_paused_while_its_state_is_read_does_not_start() {
+    let (mut world, nodes) = World::cluster(31, 3);
+    world.goal = 100_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let owner = world.runner("a");
+    world.reads_take = S * 4;
+    let died = world.now;
+    world.crash(&owner);
+    world.run_for(S * 2);
+    let other = nodes.iter().find(|node| **node != owner).unwrap();
+    assert_ne!(world.owner(other, "a").unwrap().session, owner, "it is taken over");
+    world.want(other, "a", Want::Pause);
+    world.run_for(S * 8);
+    assert!(world.since("a", died).is_empty(), "{:?}", world.since("a", died));
+    assert_eq!(world.owner(other, "a").unwrap().phase, Phase::Paused);
+    world.want(other, "a", Want::Run);
+    world.run_for(S * 8);
+    let again = world.since("a", died);
+    assert!(again.len() == 1 && again[0].from_seq > 10, "and goes on from its state: {again:?}");
+}

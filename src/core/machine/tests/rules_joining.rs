@@ -1,5 +1,6 @@
 //! Joining and booting: Rule 14.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::rules_claims::short;
@@ -390,4 +391,39 @@ fn what_a_booting_node_finds_is_known_and_obeys_before_it_is_settled() {
     world.want(&node, "a", Want::Run);
     world.run_for(S);
     assert_eq!(world.running("a").len(), 1);
+}
+
+/// Rule 14: best branch first. Who has a worse one waits, also for a node that is still joining: nobody
+/// asks that one for its state.
+#[test]
+fn a_stale_directory_waits_for_a_better_one_that_joins() {
+    for seed in 50..53 {
+        let (mut world, nodes) = World::cluster_of(seed, 3, &durable());
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S);
+        let owner = world.runner("a");
+        let has = |node: &&SessionId| !world.nodes[*node].disk.runs.is_empty();
+        let replica = nodes.iter().filter(|n| **n != owner).find(has).unwrap().clone();
+        // Its list of members is as old.
+        let stale = Disk { members: BTreeSet::new(), ..world.disk_of(&replica) };
+        let third = nodes.iter().find(|n| **n != owner && **n != replica).unwrap();
+        world.run_for(S * 4);
+        let better = world.disk_of(&owner);
+        let kept = better.runs.values().flat_map(|run| &run.checkpoints);
+        let newest = kept.map(|(header, _)| header.position.seq).max().unwrap();
+        nodes.iter().for_each(|node| world.crash(node));
+        let stopped = world.now;
+        let behind = world.boot(replica.node.as_str(), durable(), stale);
+        world.boot(third.node.as_str(), durable(), Disk::default());
+        let up = |w: &World| w.nodes[&behind].machine.state() == NodeState::Up;
+        world.run_until(S * 3, "it is up", up);
+        world.run_for(MS * 800);
+        assert!(world.since("a", stopped).is_empty());
+        world.boot(owner.node.as_str(), durable(), better);
+        world.run_for(S * 25);
+        let again = world.since("a", stopped);
+        assert_eq!(again.len(), 1, "seed {seed}: {again:?}");
+        assert!(again[0].from_seq >= newest, "seed {seed}: {again:?}, and {newest} was there");
+    }
 }

@@ -6,7 +6,7 @@ use super::rules_claims::short;
 use super::world::{MS, Setup, World, name};
 use crate::core::claim::{Phase, Want};
 use crate::core::ids::SessionId;
-use crate::core::io::Notice;
+use crate::core::io::{Event, Notice};
 use crate::core::message::Message;
 
 const S: Duration = Duration::from_secs(1);
@@ -192,4 +192,93 @@ fn a_released_run_asks_no_questions_while_another_run_lives() {
     assert!(world.since("a", healed).is_empty(), "nothing has stopped");
     let asks = world.sent.iter().filter(|(.., m)| matches!(m, Message::Ask { .. })).count();
     assert!(asks <= 4, "{asks} questions");
+}
+
+/// Rule 21: what a rival echoes has to be younger than its claim. The last echo from before a cut says
+/// nothing about a process that has died since.
+#[test]
+fn an_echo_from_before_its_claim_proves_no_rivals_life() {
+    for seed in 40..43 {
+        let (mut world, nodes) =
+            World::cluster_of(seed, 3, &Setup { known_dead: false, ..setup() });
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 2);
+        let old = world.runner("a");
+        // It hears everybody, and is heard by nobody.
+        for other in nodes.iter().filter(|node| **node != old) {
+            world.cut(&old, other);
+        }
+        world.run_until(S * 5, "it is taken over", |w| w.running("a").len() == 2);
+        let new = world.running("a").into_iter().find(|s| *s != old).unwrap();
+        world.run_for(MS * 200);
+        world.crash(&new);
+        world.heal();
+        let above = world.claim_of(&new, "a").unwrap().epoch;
+        world.run_until(S, "the claim is seen", |w| {
+            let claim = w.nodes[&old].machine.view().get(&name("a"), &new);
+            claim.is_some_and(|claim| claim.epoch == above)
+        });
+        assert!(world.nodes[&old].machine.members().get(&new).unwrap().gone.is_none());
+        world.run_for(S);
+        assert_eq!(world.running("a"), std::slice::from_ref(&old), "seed {seed}");
+        assert_eq!(world.told(&old, |n| matches!(n, Notice::Conflict { .. })), 0);
+        world.run_for(S * 8);
+        assert_eq!(world.running("a").len(), 1, "seed {seed}");
+    }
+}
+
+/// Rule 21: a winner that has nothing of the loser's branch gets it too.
+#[test]
+fn the_losers_branch_reaches_a_next_winner_that_has_nothing_of_it() {
+    let (mut world, nodes, old, new) = split(9, 5);
+    world.heal();
+    world.run_for(S * 2);
+    assert_eq!(world.runner("a"), new);
+    let lost = world.stretches.iter().rfind(|s| s.session == old).unwrap().to_seq;
+    let has = |world: &World, at: &SessionId| {
+        let mut held = world.nodes[at].disk.runs.values().flat_map(|run| &run.checkpoints);
+        held.any(|(header, _)| header.writer == old && header.position.seq == lost)
+    };
+    assert!(has(&world, &old) && has(&world, &new));
+    let holders: Vec<_> = nodes.iter().filter(|node| has(&world, node)).collect();
+    for holder in holders.into_iter().filter(|holder| **holder != new) {
+        world.give(holder, Event::Cordon(true));
+    }
+    world.run_for(MS * 100);
+    world.drain(&new, S * 5);
+    world.run_until(S * 5, "drained", |w| w.nodes[&new].drained.is_some());
+    world.run_for(S);
+    let next = world.runner("a");
+    assert_ne!(next, new);
+    assert!(has(&world, &next), "{next} has nothing of what {old} did up to {lost}");
+}
+
+/// Rule 9: two sides can have taken one name under one epoch, and a store has admitted one of them: who
+/// goes on does so above both.
+#[test]
+fn of_copies_under_one_epoch_the_survivor_goes_on_above_it() {
+    let mut ties = 0;
+    for seed in 3..7 {
+        let (mut world, nodes) = World::cluster_of(seed, 3, &Setup { replicas: 2, ..setup() });
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 2);
+        for node in &nodes {
+            world.isolate(node);
+        }
+        world.run_for(S * 12);
+        let newest = |world: &World, of: &SessionId| {
+            world.stretches.iter().rfind(|s| s.session == *of).unwrap().epoch
+        };
+        let highest = nodes.iter().map(|node| newest(&world, node)).max().unwrap();
+        ties += usize::from(nodes.iter().filter(|n| newest(&world, n) == highest).count() > 1);
+        world.heal();
+        world.run_for(S * 4);
+        let survivor = world.runner("a");
+        let of_others = world.stretches.iter().filter(|s| s.session != survivor);
+        let of_others = of_others.map(|s| s.epoch).max().unwrap();
+        assert!(newest(&world, &survivor) > of_others, "seed {seed}: {survivor}, {of_others}");
+    }
+    assert!(ties > 0, "no two copies had one epoch");
 }

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::rules_ends::holders;
-use super::world::{Disk, MS, Setup, World, name};
+use super::world::{Disk, Fate, Fault, MS, Setup, World, name};
+use crate::core::claim::Phase;
 use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
 use crate::core::message::Message;
@@ -146,4 +147,95 @@ fn a_copy_that_nobody_takes_over_holds_a_drain_up_to_its_budget() {
     assert!(world.nodes[&keeper].drained.is_none(), "it holds the only copy");
     world.run_for(MS * 1_400);
     assert!(world.nodes[&keeper].drained.is_some());
+}
+
+/// Whoever takes a task over may hold the last copy of its state: if it drains before it has started, that
+/// goes to another node first.
+#[test]
+fn a_taker_that_drains_before_it_starts_leaves_its_state_to_another() {
+    for seed in 60..63 {
+        let (mut world, nodes) = World::cluster(seed, 3);
+        world.goal = 1_000_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 2);
+        let owner = world.runner("a");
+        let replicas = world.claim_of(&owner, "a").unwrap().replicas.clone();
+        let (taker, third): (Vec<_>, Vec<_>) =
+            nodes.iter().filter(|n| **n != owner).partition(|n| replicas.contains(&n.node));
+        let ([taker], [third]) = (&taker[..], &third[..]) else { panic!("{replicas:?}") };
+        world.reads_take = S;
+        let before = world.clone();
+        world.crash(&owner);
+        world.run_until(S, "it is taken over", |w| {
+            w.owner(third, "a").is_some_and(|claim| claim.session == **taker)
+        });
+        assert!(world.running("a").is_empty(), "and still looked for");
+        drain_and_exit(&mut world, taker);
+        world.run_for(S * 15);
+        assert_nothing_lost(&world, &before, &format!("seed {seed}"));
+    }
+}
+
+/// A taker has a state once it runs, and not while it asks for it: who gives it stays until then.
+#[test]
+fn the_last_holder_of_a_state_stays_until_a_taker_has_it() {
+    for seed in 63..66 {
+        let (mut world, nodes) = World::cluster(seed, 3);
+        world.goal = 1_000_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 2);
+        let owner = world.runner("a");
+        let replicas = world.claim_of(&owner, "a").unwrap().replicas.clone();
+        let holder = nodes.iter().find(|n| replicas.contains(&n.node)).unwrap();
+        let before = world.clone();
+        // It is on its way for a while.
+        world.faults.push(Fault {
+            hits: |m| matches!(m, Message::StateData { .. }),
+            fate: Fate::Late(S),
+            times: 1,
+        });
+        world.crash(&owner);
+        drain_and_exit(&mut world, holder);
+        world.run_for(S * 15);
+        assert!(world.faults.is_empty());
+        assert_nothing_lost(&world, &before, &format!("seed {seed}"));
+    }
+}
+
+/// What was released has no owner who sees to its copies: the node that it was sealed to takes it up before
+/// it leaves in its turn.
+#[test]
+fn the_last_holder_of_what_was_released_gives_it_away_before_it_leaves() {
+    for seed in 80..83 {
+        for replicas in [1, 2] {
+            let able = Setup { replicas, ..Setup::default() };
+            let unable = Setup { kinds: vec![("other", 1)], ..able.clone() };
+            let (mut world, nodes) = World::cluster_of(seed, 1, &able);
+            let keepers: Vec<_> = (1..4)
+                .map(|i| world.boot(&format!("m{i}"), unable.clone(), Disk::default()))
+                .collect();
+            world.run_for(S * 3);
+            world.goal = 1_000_000;
+            world.start(&nodes[0], "a");
+            world.run_for(S * 2);
+            let claim = world.claim_of(&nodes[0], "a").unwrap().clone();
+            assert_eq!(claim.replicas.len(), replicas);
+            let before = world.clone();
+            drain_and_exit(&mut world, &nodes[0]);
+            world.run_for(MS * 200);
+            assert_eq!(world.owner(&keepers[0], "a").unwrap().phase, Phase::Released);
+            let begun = world.now;
+            for keeper in keepers.iter().filter(|keeper| claim.replicas.contains(&keeper.node)) {
+                drain_and_exit(&mut world, keeper);
+                world.run_for(MS * 300);
+            }
+            let took = world.now.since(begun);
+            // The goodbye of the first one was lost, and it is asked.
+            assert!(took < S * 5, "seed {seed}, {replicas}: no budget is used up: {took:?}");
+            world.run_for(S * 15);
+            world.boot("n9", able, Disk::default());
+            world.run_for(S * 25);
+            assert_nothing_lost(&world, &before, &format!("seed {seed}, {replicas}"));
+        }
+    }
 }

@@ -894,10 +894,21 @@ impl World {
                     node.beaten.insert(of.clone(), now);
                     events.push(Event::Heartbeat { of: of.clone() });
                 }
+                if new.version < old.version {
+                    // What is known here is newer; a question alone may have brought a heartbeat there.
+                    if new.heartbeat > old.heartbeat {
+                        Rc::make_mut(old).heartbeat = new.heartbeat;
+                    }
+                    continue;
+                }
                 if new.version > old.version || old.record.is_none() {
                     events.extend(diff(&of, old, &new));
                 }
+                let heartbeat = old.heartbeat;
                 *old = new;
+                if heartbeat > old.heartbeat {
+                    Rc::make_mut(old).heartbeat = heartbeat;
+                }
             }
             events.push(Event::CaughtUp { of: from.clone() });
         }
