@@ -92,7 +92,7 @@ impl Machine {
             };
         }
         let claimed = self.claimed_elsewhere(&name).map(|claim| claim.run);
-        let standing = self.view.standing(&name);
+        let standing = self.view.standing(&name).filter(|claim| claim.phase != Phase::Superseded);
         if let (None, Some(run)) = (standing, claimed) {
             return self.follow(spec, run, vec![caller]);
         }
@@ -133,13 +133,17 @@ impl Machine {
     }
 
     /// A new run that another node claims and has not settled, as far as is known here: it may step
-    /// back for one that is not known here. One that has stopped has done so, or has ended, and a
-    /// header said so first.
+    /// back for one that is not known here, or has done so. One that has stopped has done so, or has
+    /// ended, and a header said so first.
     fn claimed_elsewhere(&self, name: &Name) -> Option<&Claim> {
         let owner = self.view.owner(name)?;
-        let unsettled = matches!(owner.phase, Phase::Claimed | Phase::Released);
+        let unsettled = match &owner.phase {
+            Phase::Claimed | Phase::Released => !owner.checkpointed,
+            Phase::Superseded => true,
+            _ => false,
+        };
         let elsewhere = owner.session != self.config.me && !self.is_void(owner);
-        (unsettled && elsewhere && !owner.checkpointed).then_some(owner)
+        (unsettled && elsewhere).then_some(owner)
     }
 
     /// Waits for what comes of a claim.
@@ -164,11 +168,11 @@ impl Machine {
         let found = self.view.standing(name).or_else(|| self.view.owner(name));
         let found = found.filter(|c| c.run.number >= number && c.phase != Phase::Superseded);
         let run = found.map(|claim| claim.run);
-        if found.is_some_and(|claim| !claim.has_won())
+        if found.is_none_or(|claim| !claim.has_won())
             && let Some(claimed) = self.claimed_elsewhere(name)
         {
             // It tells what has become of it when gossip comes round.
-            let stopped = (claimed.phase == Phase::Released).then(|| since.unwrap_or(self.now.at));
+            let stopped = (claimed.phase != Phase::Claimed).then(|| since.unwrap_or(self.now.at));
             let due = stopped.map(|at| at + self.config.timing.convergence());
             if let Some(following) = self.starts.following.get_mut(name) {
                 following.stopped = stopped;

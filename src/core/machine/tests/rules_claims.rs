@@ -109,6 +109,51 @@ fn a_rerun_is_numbered_above_what_has_ended() {
     assert_eq!(world.finished[&name("a")].len(), 2);
 }
 
+/// Rule 8: a run that has stepped back says that another one goes on, which gossip may bring later. A call
+/// that comes between the two joins that one, and starts none above it.
+#[test]
+fn a_call_that_knows_only_the_run_that_stepped_back_waits_for_the_one_that_goes_on() {
+    let (mut world, nodes) = World::cluster(41, 3);
+    world.goal = 100_000;
+    let (at, loser, winner) = (&nodes[0], &nodes[1], &nodes[2]);
+    let of = |uuid, who: &SessionId, phase| Claim {
+        session: who.clone(),
+        ..claim("a", run(1, uuid), 1_700_000_000, "any", phase)
+    };
+    let told = |who: &SessionId, claim: Claim| Event::Claims {
+        of: who.clone(),
+        changes: vec![(name("a"), Some(claim))],
+    };
+    world.give(at, told(loser, of(9, loser, Phase::Superseded)));
+    let call = world.start(at, "a");
+    world.run_for(MS * 300);
+    assert_eq!(world.nodes[at].replies.get(&call), None, "there is a run, which is not known yet");
+    world.give(at, told(winner, of(5, winner, Phase::Running)));
+    world.run_for(MS * 300);
+    assert_eq!(world.nodes[at].replies.get(&call), Some(&Ok(run(1, 5))));
+    assert!(world.stretches.is_empty(), "nothing was started");
+}
+
+/// If it never comes, it is gone by now: the call starts another.
+#[test]
+fn a_call_waits_no_longer_than_gossip_takes_for_the_run_that_goes_on() {
+    let (mut world, nodes) = World::cluster(42, 3);
+    world.goal = 100_000;
+    let ghost = Claim {
+        session: nodes[1].clone(),
+        ..claim("a", run(1, 9), 1_700_000_000, "any", Phase::Superseded)
+    };
+    let changes = vec![(name("a"), Some(ghost))];
+    world.give(&nodes[0], Event::Claims { of: nodes[1].clone(), changes });
+    let call = world.start(&nodes[0], "a");
+    world.run_for(S * 5);
+    let Some(Ok(started)) = world.nodes[&nodes[0]].replies.get(&call) else {
+        panic!("{:?}", world.nodes[&nodes[0]].replies.get(&call));
+    };
+    assert_eq!(started.number, 2);
+    assert_eq!(world.running("a").len(), 1);
+}
+
 /// Rule 8: of two jobs of one name, the older run goes on; the other ends `Superseded`, with an
 /// event, and its checkpoint is kept for the retention.
 #[test]
