@@ -49,6 +49,9 @@ struct Options {
     /// How long a step may take to end when it is to stop.
     #[arg(long, default_value_t = 10_000)]
     stop_grace_ms: u64,
+    /// For how long a node must be silent before its tasks are taken over.
+    #[arg(long, default_value_t = 10_000)]
+    silence_floor_ms: u64,
 }
 
 #[tokio::main]
@@ -82,15 +85,15 @@ async fn main() -> anyhow::Result<ExitCode> {
     Ok(report.exit_code())
 }
 
-/// Everything quicker than by default, so that a test sees a takeover within seconds. Not quicker
-/// still: on a machine that is busy with other tests, answers take their time.
+/// Quicker than by default, so that a test sees within seconds what comes of it. The silence floor is
+/// not, unless asked for: on a machine that is busy with other tests, a process may stand still.
 fn timing(options: &Options) -> Timing {
     let mut timing = Timing::default();
     timing.gossip_interval = Duration::from_millis(250);
     timing.takeover_delay = Duration::from_millis(250);
-    timing.silence_floor = Duration::from_millis(2500);
+    timing.silence_floor = Duration::from_millis(options.silence_floor_ms);
     timing.stop_grace = Duration::from_millis(options.stop_grace_ms);
-    timing.alone_after = Duration::from_secs(6);
+    timing.alone_after = timing.silence_floor.max(Duration::from_secs(6));
     timing.solo_after = Duration::from_millis(500);
     timing.boot_wait = Duration::from_secs(5);
     timing.state_wait = Duration::from_millis(2500);

@@ -42,6 +42,8 @@ pub struct Setup {
     pub budget: Option<Duration>,
     /// How long it lets a step go on that is to stop.
     pub stop_grace: Option<Duration>,
+    /// Its silence floor.
+    pub silence_floor: Option<Duration>,
 }
 
 /// A place where a ledger is, as some node sees it.
@@ -145,6 +147,9 @@ impl Cluster {
         if let Some(grace) = self.setup.stop_grace {
             command.args(["--stop-grace-ms", &grace.as_millis().to_string()]);
         }
+        if let Some(floor) = self.setup.silence_floor {
+            command.args(["--silence-floor-ms", &floor.as_millis().to_string()]);
+        }
         let mut process = Process::spawn(id, command).expect("a process");
         let address = process
             .expect(SOON, "where it listens", |event| match event {
@@ -241,13 +246,30 @@ impl Cluster {
 
     /// How many ledgers run on `id`, as `via` sees it.
     pub async fn runs_on(&mut self, via: &str, id: &str) -> usize {
-        let mut count = 0;
-        for name in self.ledgers.clone().keys() {
-            let place = self.place(via, name).await;
-            let here = place.node.as_deref() == Some(id);
-            count += usize::from(here && place.state.as_deref() == Some("running"));
+        let places = self.places(via).await;
+        let here = |place: &&Place| place.node.as_deref() == Some(id);
+        let running = |place: &&Place| place.state.as_deref() == Some("running");
+        places.values().filter(here).filter(running).count()
+    }
+
+    /// The same of a node that should run some.
+    pub async fn must_run_on(&mut self, via: &str, id: &str) -> usize {
+        let count = self.runs_on(via, id).await;
+        if count == 0 {
+            let places = self.places(via).await;
+            panic!("{id} should run some, but {via} sees {places:#?}");
         }
         count
+    }
+
+    /// Where every ledger is, as one node sees it.
+    async fn places(&mut self, via: &str) -> BTreeMap<String, Place> {
+        let mut places = BTreeMap::new();
+        for name in self.ledgers.clone().into_keys() {
+            let place = self.place(via, &name).await;
+            places.insert(name, place);
+        }
+        places
     }
 
     /// Waits until every ledger has at least so many lines, so that there is something to lose.
