@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod churn;
+mod concurrent_starts;
 mod explorer;
 mod handover_faults;
 mod handover_words;
