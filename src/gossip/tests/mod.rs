@@ -32,7 +32,7 @@ mod records;
 mod strangers;
 
 /// Unoptimised ciphers on a busy machine take a millisecond per datagram.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The system's network, with faults.
 #[derive(Clone, Debug, Default)]

@@ -7,8 +7,10 @@ use futures_util::StreamExt;
 
 use super::*;
 
-/// Blocks until it is told to go on.
+/// Blocks until it is told to go on, and reports when it has begun to.
 struct Blocks(Arc<Mutex<mpsc::Receiver<()>>>);
+
+const BLOCKED: u64 = 1;
 
 impl Task for Blocks {
     const KIND: &'static str = "blocks";
@@ -20,7 +22,9 @@ impl Task for Blocks {
         *at += 1;
         let gate = Arc::clone(&self.0);
         let wait = move || gate.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let _ = cx.blocking(wait).await?;
+        let waiting = cx.blocking(wait);
+        cx.progress(BLOCKED, BLOCKED);
+        let _ = waiting.await?;
         Ok(Step::More)
     }
 }
@@ -51,10 +55,22 @@ async fn start_with(
 async fn pair() -> ((Node, mpsc::Sender<()>), (Node, mpsc::Sender<()>)) {
     let a = start_blocking("a", None).await;
     a.0.run::<Blocks>("deaf", ()).await.unwrap();
+    blocks(&a.0).await;
     let b = start_blocking("b", Some(&a.0)).await;
     until("b knows", || b.0.whereis("deaf").is_some_and(|entry| entry.state == TaskState::Running))
         .await;
     (a, b)
+}
+
+/// Waits until the task blocks: before that, it could be stopped.
+async fn blocks(node: &Node) {
+    let handle = node.get::<Blocks>("deaf");
+    let blocked = async {
+        while handle.progress().await.is_none_or(|progress| progress.done < BLOCKED) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, blocked).await.unwrap();
 }
 
 fn runs_on(node: &Node, other: &Node) -> bool {
@@ -106,10 +122,7 @@ async fn a_node_whose_last_handle_is_dropped_is_there_until_its_closures_return(
 async fn what_has_not_returned_when_the_drain_ends_is_unstoppable_however_long_its_grace() {
     let (node, gate) = start_with("a", None, Duration::from_millis(3900)).await;
     node.run::<Blocks>("deaf", ()).await.unwrap();
-    until("it runs", || {
-        node.whereis("deaf").is_some_and(|entry| entry.state == TaskState::Running)
-    })
-    .await;
+    blocks(&node).await;
     let mut events = node.events();
     let report = timeout(SOON, node.drain()).await.unwrap();
     assert_eq!(report.unstoppable, [Name::new("deaf").unwrap()], "{report:?}");

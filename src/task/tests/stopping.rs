@@ -101,12 +101,16 @@ async fn a_task_that_waits_or_backs_off_stops_at_once() {
 async fn a_closure_that_does_not_return_is_unstoppable_until_it_does() {
     let (release, gate) = std::sync::mpsc::channel::<()>();
     let gate = Arc::new(Mutex::new(gate));
+    let (begun, mut has_begun) = tokio::sync::mpsc::unbounded_channel();
     let script = Script::new(move |cx, _, at| {
-        let gate = gate.clone();
+        let (gate, begun) = (gate.clone(), begun.clone());
         Box::pin(async move {
             at.n += 1;
             if at.n == 2 {
-                let stuck = move || gate.lock().unwrap().recv().unwrap();
+                let stuck = move || {
+                    begun.send(()).unwrap();
+                    gate.lock().unwrap().recv().unwrap();
+                };
                 cx.blocking(stuck).await?;
             }
             Ok(Step::More)
@@ -115,7 +119,7 @@ async fn a_closure_that_does_not_return_is_unstoppable_until_it_does() {
     let mut world = World::with(script, |config| config.closure_grace = ms(50));
     world.start("a");
     world.commit().await;
-    tokio::time::sleep(ms(20)).await;
+    has_begun.recv().await.unwrap();
     world.stop("a", ms(50));
     assert!(matches!(world.next().await, Event::Unstoppable { .. }));
     assert_eq!(world.runner.running(), 1);
