@@ -216,7 +216,7 @@ impl Control {
             self.finish_drain(None);
         }
         if let Some(peers) = self.peers.changed() {
-            metrics::peers(peers.len());
+            metrics::peers(peers.iter().filter(|peer| peer.gone.is_none()).count());
             self.board.update(|view| {
                 view.peers = peers;
                 true

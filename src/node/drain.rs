@@ -38,8 +38,11 @@ impl Trigger for Signals {
 pub struct DrainReport {
     /// Tasks that run on another node now, with their state.
     pub moved: usize,
-    /// Tasks that another node keeps until some node can run them.
+    /// Tasks that are kept until some node can run them: by another node, or on this node's disk.
     pub parked: usize,
+    /// Of those parked, the ones whose last commit is on this node's disk alone, as when no peer is
+    /// left: they go on from there once a node is started on its data directory, and not before.
+    pub only_on_disk: usize,
     /// Tasks that were stopped and released, with their last commit on at least one replica.
     pub released: usize,
     /// Tasks that ended while the node drained.
@@ -47,9 +50,9 @@ pub struct DrainReport {
     /// Tasks whose code had not returned when the drain ended. Other nodes take them over once this
     /// process is gone.
     pub unstoppable: Vec<Name>,
-    /// Tasks that nobody was given: this node held them to the end, or no other node holds their
-    /// last commit. What a replica or this node's data directory has of them is taken up once this
-    /// process is gone.
+    /// Tasks that nobody was given: this node held them to the end, or neither another node nor this
+    /// node's disk holds their last commit. What a replica or a data directory has of them is taken up
+    /// once this process is gone.
     pub abandoned: Vec<Name>,
     /// How long it took.
     pub elapsed: Duration,
@@ -60,12 +63,13 @@ pub struct DrainReport {
 }
 
 impl DrainReport {
-    /// Whether every task is in other hands.
+    /// Whether every task is in other hands, or at least on this node's disk
+    /// ([`DrainReport::only_on_disk`]).
     pub const fn is_clean(&self) -> bool {
         self.unstoppable.is_empty() && self.abandoned.is_empty() && !self.unknown
     }
 
-    /// The code to exit with: 0 when every task is in other hands, 75 (EX_TEMPFAIL of sysexits.h)
+    /// The code to exit with: 0 when the drain [is clean](DrainReport::is_clean), 75 (EX_TEMPFAIL of sysexits.h)
     /// when not, 130 or 143 when a second SIGINT or SIGTERM cut the drain short.
     ///
     /// Returned from `main`, it is reached only when the runtime has shut down, which waits for

@@ -166,7 +166,10 @@ impl Draining {
                 {
                     report.released += 1;
                 }
-                Fate::Released { .. } if durable => report.parked += 1,
+                Fate::Released { .. } if durable => {
+                    report.parked += 1;
+                    report.only_on_disk += 1;
+                }
                 Fate::Released { .. } => drop(abandoned.insert(name.clone())),
                 Fate::Ended => report.ended += 1,
                 Fate::Unstoppable => report.unstoppable.push(name.clone()),
@@ -178,10 +181,13 @@ impl Draining {
                 continue;
             }
             // Not handed over, yet somebody or something else keeps its state.
-            let kept = durable || (linked && !claim.replicas.is_empty());
+            let replicated = linked && !claim.replicas.is_empty();
             match claim.phase {
-                Phase::Parked { .. } | Phase::Quarantined | Phase::Paused if kept => {
+                Phase::Parked { .. } | Phase::Quarantined | Phase::Paused
+                    if durable || replicated =>
+                {
                     report.parked += 1;
+                    report.only_on_disk += usize::from(!replicated);
                 }
                 _ => drop(abandoned.insert(name.clone())),
             }
@@ -232,10 +238,14 @@ mod tests {
     fn what_waits_is_kept_where_a_replica_can_be_reached_or_a_disk_has_it() {
         let parked = own(Phase::Parked { until_resumed: true }, &["b"]);
         let alone = Others { linked: false, ..LINKED };
-        assert_eq!(report(&mut draining(), &parked, LINKED).parked, 1);
-        assert_eq!(report(&mut draining(), &parked, alone).abandoned, [name("t")]);
-        let durable = Others { durable: true, ..alone };
-        assert_eq!(report(&mut draining(), &parked, durable).parked, 1);
+        let kept = |others| {
+            let report = report(&mut draining(), &parked, others);
+            (report.parked, report.only_on_disk, report.abandoned.len())
+        };
+        assert_eq!(kept(LINKED), (1, 0, 0));
+        assert_eq!(kept(alone), (0, 0, 1));
+        assert_eq!(kept(Others { durable: true, ..LINKED }), (1, 0, 0));
+        assert_eq!(kept(Others { durable: true, ..alone }), (1, 1, 0));
         let bare = own(Phase::Parked { until_resumed: true }, &[]);
         assert_eq!(report(&mut draining(), &bare, LINKED).abandoned, [name("t")]);
     }
@@ -251,6 +261,7 @@ mod tests {
             draining.released(&name("t"), replicas);
             let report = report(&mut draining, &own(Phase::Released, &[]), others);
             assert_eq!((report.released, report.parked), (released, parked), "{others:?}");
+            assert_eq!(report.only_on_disk, parked, "{others:?}");
             assert_eq!(report.abandoned.len(), 1 - released - parked);
         }
     }

@@ -15,7 +15,7 @@ use crate::core::machine::Needs;
 /// Describes every metric to the recorder. Doing it again changes nothing.
 pub(crate) fn describe() {
     describe_gauge!("handover_tasks", Unit::Count, "Tasks this node holds, by kind and state");
-    describe_gauge!("handover_peers", Unit::Count, "Peers this node knows");
+    describe_gauge!("handover_peers", Unit::Count, "Peers that are there, for all this node knows");
     describe_gauge!("handover_names", Unit::Count, "Names this node knows, of `max_names`");
     describe_gauge!(
         "handover_gossip_one_way",

@@ -237,7 +237,8 @@ impl Node {
         }
     }
 
-    /// The other nodes, as last heard.
+    /// The other nodes, as last heard: those that are there, and those that were, which say so
+    /// ([`PeerStatus::gone`]).
     pub fn peers(&self) -> Vec<PeerStatus> {
         self.0.board.view().peers.to_vec()
     }

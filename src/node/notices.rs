@@ -108,13 +108,11 @@ impl Control {
                 self.peers.left(&peer);
             }
             // If it is heard again after all, it is dialled again.
-            Gone::Dead => {
-                self.peers.died(&peer);
-                self.unwant(&peer);
-            }
+            Gone::Dead => self.unwant(&peer),
             // Perhaps only cut off: its address goes on being tried until gossip forgets it.
-            _ => {}
+            Gone::Silent => {}
         }
+        self.peers.gone(&peer, why);
         listed.then_some(NodeEvent::PeerGone { peer, why })
     }
 

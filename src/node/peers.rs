@@ -1,11 +1,12 @@
 //! The other sessions, as the edge needs them: where they are, and what to show of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::status::PeerStatus;
 use crate::core::ids::{NodeId, SessionId};
+use crate::core::io::Gone;
 use crate::core::record::{Load, NodeRecord, NodeState};
 use crate::core::time::Time;
 
@@ -29,6 +30,8 @@ pub(super) struct Peer {
     /// It has been told of as being there, and not as having left: gossip goes on telling of sessions
     /// that ended before this node began.
     listed: bool,
+    /// Why it is not there.
+    gone: Option<Gone>,
     /// The last that came from itself.
     alive: Option<Time>,
     /// When its link broke last.
@@ -138,10 +141,15 @@ impl Peers {
         }
     }
 
-    /// It is known to be dead: its kernel closed its links, so it lived until then.
-    pub(super) fn died(&mut self, session: &SessionId) {
+    /// It is not there, for all that is known. One that is dead had its links closed by its kernel, so
+    /// it lived until then.
+    pub(super) fn gone(&mut self, session: &SessionId, why: Gone) {
         if let Some(peer) = self.all.get_mut(session) {
-            peer.alive = peer.alive.max(peer.broke);
+            self.dirty |= peer.gone != Some(why);
+            peer.gone = Some(why);
+            if why == Gone::Dead {
+                peer.alive = peer.alive.max(peer.broke);
+            }
         }
     }
 
@@ -162,6 +170,7 @@ impl Peers {
     pub(super) fn is_there(&mut self, session: &SessionId) {
         if let Some(peer) = self.entry(session) {
             peer.left = false;
+            peer.gone = None;
             peer.listed = true;
             self.dirty = true;
         }
@@ -226,13 +235,20 @@ impl Peers {
             session: session.clone(),
             address: peer.address(),
             state: peer.state,
+            gone: peer.gone,
             revision: peer.record.as_ref().map(|record| record.revision.clone()),
             running: peer.load.running,
             full: peer.load.full,
             linked: peer.linked,
             kinds: peer.record.iter().flat_map(|record| record.kinds.keys().cloned()).collect(),
         };
-        self.all.iter().filter(|(_, peer)| peer.listed).map(show).collect()
+        let present = self.all.iter().filter(|(_, peer)| peer.listed && peer.gone.is_none());
+        let present: BTreeSet<&NodeId> = present.map(|(session, _)| &session.node).collect();
+        // A node that has come back is shown once.
+        let listed = |(session, peer): &(&SessionId, &Peer)| {
+            peer.listed && (peer.gone.is_none() || !present.contains(&session.node))
+        };
+        self.all.iter().filter(listed).map(show).collect()
     }
 
     /// Forgets who is neither linked nor dialled, the longest unheard first: gossip does not say of a
@@ -283,5 +299,21 @@ mod tests {
         assert_eq!(peers.last_sign_of(&session(20_000)), Some(at(20_000)));
         assert!(peers.all.len() <= Peers::MAX);
         assert_eq!(peers.all.values().filter(|peer| peer.linked).count(), 100);
+    }
+
+    #[test]
+    fn who_is_gone_is_shown_as_gone_until_its_node_is_back() {
+        let mut peers = Peers::default();
+        peers.is_there(&session(1));
+        peers.gone(&session(1), Gone::Dead);
+        let shown = peers.shown();
+        assert_eq!((shown.len(), shown[0].gone), (1, Some(Gone::Dead)));
+        peers.is_there(&session(2));
+        let shown = peers.shown();
+        assert_eq!((shown.len(), &shown[0].session, shown[0].gone), (1, &session(2), None));
+        peers.gone(&session(2), Gone::Silent);
+        assert_eq!(peers.shown().len(), 2);
+        peers.is_there(&session(2));
+        assert_eq!(peers.shown()[0].gone, None);
     }
 }

@@ -201,6 +201,7 @@ impl Control {
             session = %self.me,
             moved = report.moved,
             parked = report.parked,
+            only_on_disk = report.only_on_disk,
             released = report.released,
             ended = report.ended,
             unstoppable = report.unstoppable.len(),

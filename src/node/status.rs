@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::core::branch::Progress;
 use crate::core::ids::{Kind, SessionId};
+use crate::core::io::Gone;
 use crate::core::record::NodeState;
 use crate::registry::Entry;
 
@@ -62,6 +63,9 @@ pub struct PeerStatus {
     pub address: Option<SocketAddr>,
     /// Its state, as last heard.
     pub state: NodeState,
+    /// Why others may take over what it ran; none while it is there. One that left is listed no more;
+    /// one that died or fell silent is until its node is back or it is forgotten.
+    pub gone: Option<Gone>,
     /// Its revision; none while its record has not arrived.
     pub revision: Option<String>,
     /// How many tasks it runs.

@@ -101,7 +101,7 @@ async fn a_task_that_waits_or_backs_off_stops_at_once() {
 async fn a_closure_that_does_not_return_is_unstoppable_until_it_does() {
     let (release, gate) = std::sync::mpsc::channel::<()>();
     let gate = Arc::new(Mutex::new(gate));
-    let (begun, mut has_begun) = tokio::sync::mpsc::unbounded_channel();
+    let (begun, mut has_begun) = mpsc::unbounded_channel();
     let script = Script::new(move |cx, _, at| {
         let (gate, begun) = (gate.clone(), begun.clone());
         Box::pin(async move {
