@@ -15,23 +15,24 @@ use crate::core::time::Time;
 
 const S: Duration = Duration::from_secs(1);
 
-/// A cluster in which `a` runs on the first session returned; the others follow.
-pub(super) fn owned(seed: u64, n: usize, setup: &Setup) -> (World, SessionId, Vec<SessionId>) {
-    let (mut world, nodes) = World::cluster_of(seed, n, setup);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
-    let owner = world.running("a")[0].clone();
-    let others = nodes.into_iter().filter(|node| *node != owner).collect();
-    (world, owner, others)
-}
-
 /// The target of the offer that a drain of `owner` makes, told by a rehearsal.
 pub(super) fn target_of(world: &World, owner: &SessionId) -> SessionId {
     let mut rehearsal = world.clone();
     rehearsal.drain(owner, S * 25);
     rehearsal.run_for(S);
     rehearsal.running("a")[0].clone()
+}
+
+/// A cluster in which the second step of "a" takes another four seconds: its owner, and the others.
+pub(super) fn in_a_long_step(seed: u64) -> (World, SessionId, Vec<SessionId>) {
+    let (mut world, nodes) = World::cluster(seed, 3);
+    world.goal = 100_000;
+    world.steps.insert(name("a"), S * 6);
+    world.start(&nodes[0], "a");
+    world.run_for(S * 8);
+    let owner = world.runner("a");
+    let others = nodes.into_iter().filter(|node| *node != owner).collect();
+    (world, owner, others)
 }
 
 /// One copy, nowhere two, no step lost that a replica had acknowledged (H1, H3, H4).
@@ -72,7 +73,7 @@ fn any_message_of_a_handover_may_be_lost_doubled_or_late() {
         ("Transferred", is_transferred),
         ("Taken", is_taken),
     ];
-    let (world, owner, _) = owned(1, 3, &Setup::default());
+    let (world, owner, _) = World::owned(1, 3, &Setup::default());
     for (what, hits) in messages {
         for fate in [Fate::Lost, Fate::Twice, Fate::Late(MS * 700), Fate::Late(S * 3)] {
             for times in [1, 3] {
@@ -124,7 +125,7 @@ fn killed_at_any_point_of_a_handover_at_either_end_one_copy_goes_on() {
     for seed in 0..3 {
         for known_dead in [true, false] {
             let setup = Setup { known_dead, ..Setup::default() };
-            let (mut world, owner, others) = owned(seed, 4, &setup);
+            let (mut world, owner, others) = World::owned(seed, 4, &setup);
             // Other load makes the target another node than the replica.
             for i in 0..seed * 2 {
                 world.start(&others[0], &format!("other{i}"));
@@ -176,7 +177,7 @@ fn killed_at_any_point_of_a_handover_at_either_end_one_copy_goes_on() {
 #[test]
 fn an_offer_that_is_refused_goes_to_the_next_node() {
     let small = Setup { max_running: 1, ..Setup::default() };
-    let (mut world, owner, others) = owned(3, 4, &Setup::default());
+    let (mut world, owner, others) = World::owned(3, 4, &Setup::default());
     let target = target_of(&world, &owner);
     // The first choice is cordoned so late that the source does not know yet.
     world.give(&target, Event::Cordon(true));
@@ -217,7 +218,7 @@ fn a_target_that_cannot_run_the_kind_is_never_offered_and_the_task_is_released_p
 
 #[test]
 fn with_no_peer_a_drain_ends_at_once_and_loses_no_name() {
-    let (mut world, owner, _) = owned(5, 1, &Setup { durable: true, ..Setup::default() });
+    let (mut world, owner, _) = World::owned(5, 1, &Setup { durable: true, ..Setup::default() });
     world.drain(&owner, S * 25);
     world.run_until(S * 2, "drained", |w| w.nodes[&owner].drained.is_some());
     assert!(world.running("a").is_empty());
@@ -306,13 +307,7 @@ fn a_second_signal_waits_for_no_step_boundary() {
 /// Whoever accepted a name must not hold it for a source that has let go of it.
 #[test]
 fn an_offer_that_was_withdrawn_unheard_lapses_with_the_release() {
-    let (mut world, nodes) = World::cluster(43, 3);
-    world.goal = 100_000;
-    world.steps.insert(name("a"), S * 6);
-    world.start(&nodes[0], "a");
-    world.run_for(S * 8);
-    let owner = world.runner("a");
-    let others: Vec<_> = nodes.into_iter().filter(|node| *node != owner).collect();
+    let (mut world, owner, others) = in_a_long_step(43);
     world.blocked = Some(|_, _, message| matches!(message, Message::Withdraw { .. }));
     world.drain(&owner, S * 60);
     world.run_for(MS * 20);
@@ -329,7 +324,7 @@ fn an_offer_that_was_withdrawn_unheard_lapses_with_the_release() {
 /// A loop that has ended with its runtime leaves its last commit: an offer that stands goes through.
 #[test]
 fn a_task_that_stops_unbidden_goes_to_whom_it_is_offered() {
-    let (mut world, owner, _) = owned(44, 3, &Setup::default());
+    let (mut world, owner, _) = World::owned(44, 3, &Setup::default());
     world.drain(&owner, S * 60);
     let claim = world.claim_of(&owner, "a").unwrap().clone();
     world.end_loop(&owner, "a");
@@ -385,7 +380,7 @@ fn a_receiver_that_is_full_after_all_refuses_and_the_next_one_takes_it() {
 
 #[test]
 fn a_receiver_that_cannot_run_it_after_all_refuses_before_the_task_stops() {
-    let (mut world, owner, others) = owned(46, 3, &Setup::default());
+    let (mut world, owner, others) = World::owned(46, 3, &Setup::default());
     // Gossip says of both that they read whatever there may be.
     let versions = |kind: &str, newest| (Kind::new(kind).unwrap(), Versions { oldest: 1, newest });
     let record = |kinds: Vec<_>| NodeRecord {
@@ -447,12 +442,8 @@ fn shown(world: &World, at: &SessionId, from: Time) -> Vec<(SessionId, Phase)> {
 /// An offer stands as long as a step may take, and may come to nothing.
 #[test]
 fn as_long_as_a_name_is_only_offered_everybody_sees_it_where_it_runs() {
-    let (mut world, nodes) = World::cluster(41, 3);
-    world.goal = 100_000;
-    world.steps.insert(name("a"), S * 6);
-    world.start(&nodes[0], "a");
-    world.run_for(S * 8);
-    let owner = world.runner("a");
+    let (mut world, owner, _) = in_a_long_step(41);
+    let nodes = world.living();
     let drained = world.now;
     world.drain(&owner, S * 30);
     world.run_for(S * 3);
@@ -492,7 +483,7 @@ fn as_long_as_a_name_is_only_offered_everybody_sees_it_where_it_runs() {
 /// A decision that is not acknowledged is safe: its target has the state.
 #[test]
 fn a_second_signal_waits_for_no_acknowledgement_either() {
-    let (mut world, owner, _) = owned(8, 3, &Setup::default());
+    let (mut world, owner, _) = World::owned(8, 3, &Setup::default());
     world.blocked = Some(|_, _, message| is_transferred(message));
     world.drain(&owner, S * 60);
     world.run_for(S * 3);
@@ -565,7 +556,7 @@ fn an_unstoppable_task_is_never_released_and_goes_on_elsewhere_when_its_process_
 
 #[test]
 fn a_target_that_drains_before_the_decision_lapses_and_the_next_one_gets_it() {
-    let (mut world, owner, others) = owned(11, 4, &Setup::default());
+    let (mut world, owner, others) = World::owned(11, 4, &Setup::default());
     world.steps.insert(name("a"), S);
     let target = target_of(&world, &owner);
     world.record_messages = true;
@@ -585,7 +576,7 @@ fn a_target_that_drains_before_the_decision_lapses_and_the_next_one_gets_it() {
 fn a_decision_that_reaches_a_draining_target_is_passed_on() {
     let mut passed_on = 0;
     for when in 0..20 {
-        let (mut world, owner, others) = owned(12, 4, &Setup::default());
+        let (mut world, owner, others) = World::owned(12, 4, &Setup::default());
         let target = target_of(&world, &owner);
         world.faults.push(Fault { hits: is_transferred, fate: Fate::Late(MS * 100), times: 1 });
         world.drain(&owner, S * 25);
@@ -613,7 +604,7 @@ fn a_decision_that_reaches_a_draining_target_is_passed_on() {
 fn the_target_of_a_dead_source_takes_over_first_and_keeps_the_state() {
     let decide = POINTS.iter().find(|(point, _)| *point == "decide").unwrap().1;
     for decided in [true, false] {
-        let (mut world, owner, _) = owned(13, 4, &Setup::default());
+        let (mut world, owner, _) = World::owned(13, 4, &Setup::default());
         let target = target_of(&world, &owner);
         if decided {
             // The decision was gossiped, its message lost with the source.
@@ -636,7 +627,7 @@ fn the_target_of_a_dead_source_takes_over_first_and_keeps_the_state() {
 
 #[test]
 fn a_second_offer_settles_like_any_claim() {
-    let (mut world, owner, _) = owned(14, 4, &Setup::default());
+    let (mut world, owner, _) = World::owned(14, 4, &Setup::default());
     let target = target_of(&world, &owner);
     world.record_messages = true;
     world.trip = Some(Trip {
@@ -660,7 +651,7 @@ fn a_second_offer_settles_like_any_claim() {
 
 #[test]
 fn a_cut_target_aborts_before_the_task_stops() {
-    let (mut world, owner, others) = owned(15, 4, &Setup::default());
+    let (mut world, owner, others) = World::owned(15, 4, &Setup::default());
     let target = target_of(&world, &owner);
     world.cut_both(&owner, &target);
     for other in others.iter().filter(|other| **other != target) {
@@ -703,7 +694,7 @@ fn long_steps_hold_no_transfer_slot() {
 
 #[test]
 fn a_draining_node_answers_asks_and_is_heard_until_its_last_task_is_gone() {
-    let (mut world, owner, others) = owned(17, 3, &Setup::default());
+    let (mut world, owner, others) = World::owned(17, 3, &Setup::default());
     world.steps.insert(name("long"), S * 10);
     let mut long = String::new();
     for i in 0..20 {
@@ -746,7 +737,7 @@ fn a_draining_node_answers_asks_and_is_heard_until_its_last_task_is_gone() {
 
 #[test]
 fn after_a_visible_gap_no_step_starts_before_an_echo_sent_after_it() {
-    let (paused, owner, others) = owned(18, 3, &Setup::default());
+    let (paused, owner, others) = World::owned(18, 3, &Setup::default());
     // A short pause is no gap: the control.
     for (pause, goes_on) in [(S * 2, true), (S * 8, false)] {
         let mut world = paused.clone();
@@ -780,7 +771,7 @@ pub(super) fn incoming(world: &World) -> Vec<SessionId> {
 fn an_accepted_offer_whose_withdrawal_is_lost_is_let_go() {
     let mut lost = 0;
     for seed in 0..4 {
-        let (mut world, owner, others) = owned(seed, 4, &Setup::default());
+        let (mut world, owner, others) = World::owned(seed, 4, &Setup::default());
         // Other load makes the target another node than the replica.
         for i in 0..seed * 2 {
             world.start(&others[0], &format!("other{i}"));
@@ -810,7 +801,7 @@ fn an_accepted_offer_whose_withdrawal_is_lost_is_let_go() {
 fn a_target_that_cannot_keep_the_sealed_state_lets_the_name_go() {
     let mut refused = 0;
     for seed in 0..4 {
-        let (mut world, owner, others) = owned(seed, 4, &Setup::default());
+        let (mut world, owner, others) = World::owned(seed, 4, &Setup::default());
         for i in 0..seed * 2 {
             world.start(&others[0], &format!("other{i}"));
             world.run_for(MS * 100);
@@ -833,7 +824,7 @@ fn a_target_that_cannot_keep_the_sealed_state_lets_the_name_go() {
 #[test]
 fn a_fenced_node_drains_at_once_and_stays_fenced() {
     let setup = Setup { durable: true, ..Setup::default() };
-    let (mut world, owner, _) = owned(3, 3, &setup);
+    let (mut world, owner, _) = World::owned(3, 3, &setup);
     let disk = Disk { nonce: Some(owner.nonce), ..Disk::default() };
     world.boot(owner.node.as_str(), setup, disk);
     world.run_until(S * 5, "it is fenced", |w| w.nodes[&owner].machine.state().is_fenced());

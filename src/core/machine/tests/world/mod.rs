@@ -218,4 +218,15 @@ impl World {
         }
         (world, nodes)
     }
+
+    /// A cluster in which "a" has run for two seconds, and will for long: its owner, and the others.
+    pub(super) fn owned(seed: u64, n: usize, setup: &Setup) -> (Self, SessionId, Vec<SessionId>) {
+        let (mut world, nodes) = Self::cluster_of(seed, n, setup);
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        world.run_for(Duration::from_secs(2));
+        let owner = world.runner("a");
+        let others = nodes.into_iter().filter(|node| *node != owner).collect();
+        (world, owner, others)
+    }
 }

@@ -80,6 +80,28 @@ impl World {
         running[0].clone()
     }
 
+    /// The one session that runs a name, the first that its claim names as a replica, and the first
+    /// that is neither.
+    pub(in super::super) fn roles(&self, task: &str) -> (SessionId, SessionId, SessionId) {
+        let owner = self.runner(task);
+        let replicas = &self.claim_of(&owner, task).unwrap().replicas;
+        let (holders, rest): (Vec<SessionId>, Vec<SessionId>) = self
+            .living()
+            .into_iter()
+            .filter(|node| *node != owner)
+            .partition(|node| replicas.contains(&node.node));
+        let (Some(replica), Some(third)) = (holders.first(), rest.first()) else {
+            panic!("{owner} has {task}, {holders:?} hold it, {rest:?} do not");
+        };
+        (owner, replica.clone(), third.clone())
+    }
+
+    /// Sessions whose processes live.
+    pub(in super::super) fn living(&self) -> Vec<SessionId> {
+        let living = self.nodes.values().filter(|node| node.alive);
+        living.map(|node| node.session.clone()).collect()
+    }
+
     pub(in super::super) fn told(&self, at: &SessionId, test: impl Fn(&Notice) -> bool) -> usize {
         self.nodes[at].notices.iter().filter(|(_, notice)| test(notice)).count()
     }
