@@ -4,8 +4,7 @@
 
 mod churn;
 mod explorer;
-mod handover_faults;
-mod handover_words;
+mod handover;
 mod hearsay_of_nobody;
 mod hostile;
 mod interleavings;

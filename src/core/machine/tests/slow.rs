@@ -157,8 +157,8 @@ fn what_is_released_is_sealed_to_a_replica_first() {
     assert_eq!(world.told(&nodes[0], released), 1);
 }
 
-/// A cluster in which a drain has handed "a" over, and the word of that meets a fault: the source, the target,
-/// the third.
+/// A cluster in which a drain has decided who gets "a", and the word of that meets a fault; the source, the
+/// target, the third.
 fn decided(seed: u64, fate: Fate) -> (World, SessionId, SessionId, SessionId) {
     let (mut world, owner, others) = World::owned(seed, 3, &Setup::default());
     let hits: fn(&Message) -> bool = |m| matches!(m, Message::Transferred { .. });

@@ -1,16 +1,12 @@
 //! What is said in a handover counts only of what it speaks of, and only from whom it concerns (Rule 18).
 
-use std::time::Duration;
-
-use super::handover_faults::{assert_moved, in_a_long_step, incoming, target_of};
-use super::world::{Disk, Fate, Fault, MS, Setup, World, name};
+use super::{S, assert_moved, in_a_long_step, incoming, target_of};
 use crate::core::branch::Position;
 use crate::core::claim::{Claim, Phase};
 use crate::core::ids::SessionId;
 use crate::core::io::{Cause, Event, Notice};
+use crate::core::machine::tests::world::{Disk, Fate, Fault, MS, Setup, World, name};
 use crate::core::message::{Message, Refusal};
-
-const S: Duration = Duration::from_secs(1);
 
 /// H4: the decision waits for the sealed state, whatever else of the task its target has.
 #[test]
