@@ -5,8 +5,7 @@
 mod churn;
 mod concurrent_starts;
 mod explorer;
-mod handover_faults;
-mod handover_words;
+mod handover;
 mod hearsay_of_nobody;
 mod hostile;
 mod interleavings;

@@ -24,11 +24,9 @@ fn acknowledged(seed: u64, setup: &Setup) -> (World, SessionId, SessionId, Sessi
     world.forced = true;
     world.start(&nodes[0], "a");
     world.run_for(S * 3);
-    let owner = world.runner("a");
+    let (owner, replica, third) = world.roles("a");
     let claim = world.claim_of(&owner, "a").unwrap();
     assert!(claim.checkpointed && claim.floor.is_some(), "{claim:?}");
-    let replica = nodes.iter().find(|n| claim.replicas.contains(&n.node)).unwrap().clone();
-    let third = nodes.iter().find(|n| **n != owner && **n != replica).unwrap().clone();
     (world, owner, replica, third)
 }
 
@@ -77,9 +75,7 @@ fn a_recovering_taker_does_not_flood_its_peers() {
     world.forced = true;
     world.start(&nodes[0], "a");
     world.run_for(S * 2);
-    let owner = world.runner("a");
-    let claim = world.claim_of(&owner, "a").unwrap().clone();
-    let replica = nodes.iter().find(|n| claim.replicas.contains(&n.node)).unwrap().clone();
+    let (owner, replica, _) = world.roles("a");
     world.record_messages = true;
     world.crash(&owner);
     world.crash(&replica);
@@ -185,13 +181,9 @@ fn a_zombie_is_told_that_it_is_superseded() {
 /// Replicas are moved when membership changes, and old ones are told to forget.
 #[test]
 fn a_dead_replica_is_replaced() {
-    let (mut world, nodes) = World::cluster(8, 4);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
-    let owner = world.runner("a");
+    let (mut world, ..) = World::owned(8, 4, &Setup::default());
+    let (owner, replica, _) = world.roles("a");
     let old = world.claim_of(&owner, "a").unwrap().replicas.clone();
-    let replica = nodes.iter().find(|n| old.contains(&n.node)).unwrap().clone();
     world.crash(&replica);
     world.run_for(S);
     let new = world.claim_of(&owner, "a").unwrap().replicas.clone();
@@ -369,19 +361,14 @@ fn a_floor_holds_whichever_claim_carries_it() {
 #[test]
 fn a_taker_asks_the_replicas_of_every_claim_of_the_run() {
     let setup = Setup { timing: short(), ..Setup::default() };
-    let (mut world, nodes) = World::cluster_of(8, 4, &setup);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 3);
-    let owner = world.runner("a");
+    let (mut world, _, left) = World::owned(8, 4, &setup);
+    world.run_for(S);
+    let (owner, replica, former) = world.roles("a");
     let below = world.claim_of(&owner, "a").unwrap().clone();
-    let replica = nodes.iter().find(|n| below.replicas.contains(&n.node)).unwrap().clone();
-    let former = nodes.iter().find(|n| **n != owner && **n != replica).unwrap().clone();
     give_old(&mut world, &former, &owner, &replica, 3);
     let (_, done) = world.acknowledged[&name("a")];
     let died = world.now;
     world.crash(&owner);
-    let left: Vec<SessionId> = nodes.into_iter().filter(|n| *n != owner).collect();
     corpse_above(&mut world, &left, &below, vec![former.node.clone()]);
     world.run_for(S * 10);
     assert_eq!(world.runner("a"), former, "the claim named it first");

@@ -201,14 +201,8 @@ fn a_task_that_gets_on_is_never_quarantined() {
 #[test]
 fn a_cancel_ends_a_task_that_looks_for_its_state() {
     let setup = Setup { timing: short(), ..Setup::default() };
-    let (mut world, nodes) = World::cluster_of(7, 3, &setup);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
-    let owner = world.runner("a");
-    let claim = world.claim_of(&owner, "a").unwrap().clone();
-    let replica = nodes.iter().find(|n| claim.replicas.contains(&n.node)).unwrap().clone();
-    let third = nodes.iter().find(|n| **n != owner && **n != replica).unwrap().clone();
+    let (mut world, ..) = World::owned(7, 3, &setup);
+    let (owner, replica, third) = world.roles("a");
     world.crash(&owner);
     world.crash(&replica);
     world.run_until(S * 10, "recovering", |w| {
@@ -281,9 +275,7 @@ fn a_resume_from_before_does_not_make_up_for_lost_state() {
         world.want(&nodes[0], "a", want);
         world.run_for(S);
     }
-    let owner = world.runner("a");
-    let replicas = world.claim_of(&owner, "a").unwrap().replicas.clone();
-    let third = nodes.iter().find(|n| **n != owner && !replicas.contains(&n.node)).unwrap().clone();
+    let (_, _, third) = world.roles("a");
     let died = world.now;
     nodes.iter().filter(|node| **node != third).for_each(|node| world.crash(node));
     world.run_for(S * 20);
@@ -297,16 +289,12 @@ fn a_resume_from_before_does_not_make_up_for_lost_state() {
 /// Rule 23: no step begins after the order, also where it comes while the state is still looked for.
 #[test]
 fn a_task_that_is_paused_while_its_state_is_read_does_not_start() {
-    let (mut world, nodes) = World::cluster(31, 3);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
-    let owner = world.runner("a");
+    let (mut world, owner, others) = World::owned(31, 3, &Setup::default());
     world.reads_take = S * 4;
     let died = world.now;
     world.crash(&owner);
     world.run_for(S * 2);
-    let other = nodes.iter().find(|node| **node != owner).unwrap();
+    let other = &others[0];
     assert_ne!(world.owner(other, "a").unwrap().session, owner, "it is taken over");
     world.want(other, "a", Want::Pause);
     world.run_for(S * 8);

@@ -27,6 +27,19 @@ pub(super) fn holders(world: &World, task: &str) -> Vec<SessionId> {
     living.filter(|node| has_output(&node.disk)).map(|node| node.session.clone()).collect()
 }
 
+/// A node with a disk, and short durations.
+fn durable() -> Setup {
+    Setup { durable: true, timing: short(), ..Setup::default() }
+}
+
+/// A durable cluster whose first owner of "a" is cut off for long enough that another one has it too; the first.
+fn cut_off(seed: u64) -> (World, SessionId) {
+    let (mut world, owner, _) = World::owned(seed, 3, &durable());
+    world.isolate(&owner);
+    world.run_for(S * 4);
+    (world, owner)
+}
+
 /// A cluster in which `count` tasks have finished.
 fn finished(seed: u64, nodes: usize, setup: &Setup, count: usize) -> (World, Vec<SessionId>) {
     let (mut world, nodes) = World::cluster_of(seed, nodes, setup);
@@ -190,7 +203,7 @@ fn an_end_that_nobody_has_stored_is_not_told() {
 /// every start of it.
 #[test]
 fn an_end_keeps_its_age_through_restarts() {
-    let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+    let setup = durable();
     let (mut world, nodes) = finished(9, 1, &setup, 3);
     let mut node = nodes[0].clone();
     assert_eq!(holders(&world, "t0"), nodes);
@@ -237,7 +250,7 @@ fn an_output_that_is_gone_is_fetched_again_from_a_peer_after_a_restart() {
 #[test]
 fn an_old_end_is_kept_until_those_who_missed_it_are_back() {
     for apart in [Duration::ZERO, Duration::from_millis(700)] {
-        let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+        let setup = durable();
         let (mut world, nodes) = World::cluster_of(11, 2, &setup);
         world.goal = 100;
         world.start(&nodes[0], "a");
@@ -270,14 +283,8 @@ fn a_revoked_failure_is_no_end_after_a_restart_of_all_nodes() {
     for seed in 0..3 {
         for (cordoned, ago) in [(false, 5), (false, 2), (true, 5), (true, 2)] {
             let case = format!("seed {seed}, cordoned {cordoned}, failed {ago} s before the heal");
-            let setup = Setup { durable: true, timing: short(), ..Setup::default() };
-            let (mut world, nodes) = World::cluster_of(seed, 3, &setup);
-            world.goal = 100_000;
-            world.start(&nodes[0], "a");
-            world.run_for(S * 2);
-            let minority = world.runner("a");
-            world.isolate(&minority);
-            world.run_for(S * 4);
+            let (mut world, minority) = cut_off(seed);
+            let nodes = world.living();
             world.failing.insert((name("a"), minority.clone()));
             world.run_for(S * ago);
             assert_eq!(world.claim_of(&minority, "a").unwrap().phase, Phase::Failed, "{case}");
@@ -292,7 +299,7 @@ fn a_revoked_failure_is_no_end_after_a_restart_of_all_nodes() {
             let again: Vec<SessionId> = nodes
                 .iter()
                 .zip(disks)
-                .map(|(node, disk)| world.boot(node.node.as_str(), setup.clone(), disk))
+                .map(|(node, disk)| world.boot(node.node.as_str(), durable(), disk))
                 .collect();
             world.run_for(S * 15);
             let went_on = world.since("a", before);
@@ -311,19 +318,15 @@ fn a_revoked_failure_is_no_end_after_a_restart_of_all_nodes() {
 #[test]
 fn a_failure_below_a_live_claim_costs_no_checkpoint() {
     for seed in 0..3 {
-        let (mut world, nodes) = World::cluster_of(seed, 3, &Setup::default());
-        world.goal = 100_000;
-        world.start(&nodes[0], "a");
-        world.run_for(S * 3);
+        let (mut world, ..) = World::owned(seed, 3, &Setup::default());
+        world.run_for(S);
         // The next commit is far away.
         world.commit_every = 10_000;
         world.run_for(Duration::from_millis(200));
-        let owner = world.runner("a");
+        let (owner, _, third) = world.roles("a");
         let mine = world.claim_of(&owner, "a").unwrap().clone();
         let spec = world.nodes[&owner].machine.spec(&name("a")).unwrap().clone();
         let (_, done) = world.acknowledged[&name("a")];
-        let third =
-            nodes.iter().find(|n| **n != owner && !mine.replicas.contains(&n.node)).unwrap();
         let claim = Claim {
             session: third.clone(),
             number: 77,
@@ -331,7 +334,7 @@ fn a_failure_below_a_live_claim_costs_no_checkpoint() {
             phase: Phase::Failed,
             ..mine.clone()
         };
-        for node in nodes.iter().filter(|node| *node != third) {
+        for node in world.living().iter().filter(|node| **node != third) {
             let (claim, spec) = (claim.clone(), spec.clone());
             let message = Message::Ended { claim, spec, output: None, age: Duration::ZERO };
             world.give(node, Event::Message { from: third.clone(), message });
@@ -349,12 +352,9 @@ fn a_failure_below_a_live_claim_costs_no_checkpoint() {
 /// Rule 9: nor is a failure an end where it is found on disk beside checkpoints of a later epoch.
 #[test]
 fn a_failure_on_disk_below_a_checkpoint_is_no_end() {
-    let setup = Setup { durable: true, timing: short(), ..Setup::default() };
-    let (mut world, nodes) = World::cluster_of(13, 2, &setup);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 3);
-    let owner = world.runner("a");
+    let (mut world, owner, _) = World::owned(13, 2, &durable());
+    let nodes = world.living();
+    world.run_for(S);
     let mine = world.claim_of(&owner, "a").unwrap().clone();
     let (_, done) = world.acknowledged[&name("a")];
     let mut disks: Vec<Disk> = nodes.iter().map(|node| world.disk_of(node)).collect();
@@ -367,7 +367,7 @@ fn a_failure_on_disk_below_a_checkpoint_is_no_end() {
     nodes.iter().for_each(|node| world.crash(node));
     let before = world.now;
     for (node, disk) in nodes.iter().zip(disks) {
-        world.boot(node.node.as_str(), setup.clone(), disk);
+        world.boot(node.node.as_str(), durable(), disk);
     }
     world.run_for(S * 15);
     assert_eq!(world.running("a").len(), 1);
@@ -377,15 +377,8 @@ fn a_failure_on_disk_below_a_checkpoint_is_no_end() {
 
 /// A durable cluster whose first owner of "a", cut off, fails it at the moment of the heal, and is made a
 /// replica of the copy that goes on while it still ends its own; that one, and the owner.
-fn failing_at_the_heal(seed: u64) -> (World, Vec<SessionId>, SessionId, SessionId) {
-    let setup = Setup { durable: true, timing: short(), ..Setup::default() };
-    let (mut world, nodes) = World::cluster_of(seed, 3, &setup);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
-    let minority = world.runner("a");
-    world.isolate(&minority);
-    world.run_for(S * 4);
+fn failing_at_the_heal(seed: u64) -> (World, SessionId, SessionId) {
+    let (mut world, minority) = cut_off(seed);
     world.failing.insert((name("a"), minority.clone()));
     world.heal();
     world.run_for(Duration::from_millis(500));
@@ -393,13 +386,13 @@ fn failing_at_the_heal(seed: u64) -> (World, Vec<SessionId>, SessionId, SessionI
     let claim = world.claim_of(&owner, "a").unwrap();
     assert_eq!(claim.replicas, vec![minority.node.clone()]);
     world.failing.clear();
-    (world, nodes, minority, owner)
+    (world, minority, owner)
 }
 
 /// Rules 9 and 20: such a node keeps what it has acknowledged when it forgets the failure.
 #[test]
 fn a_revoked_failure_takes_nothing_with_it_that_was_acknowledged() {
-    let (mut world, _, minority, owner) = failing_at_the_heal(14);
+    let (mut world, minority, owner) = failing_at_the_heal(14);
     // The next commit is far away.
     world.commit_every = 10_000;
     world.run_for(S * 2);
@@ -415,7 +408,8 @@ fn a_revoked_failure_takes_nothing_with_it_that_was_acknowledged() {
 /// Rules 9 and 14: nor does the failure come to light again on its disk when its checkpoints go elsewhere.
 #[test]
 fn a_revoked_failure_goes_with_the_last_checkpoint_beside_it() {
-    let (mut world, nodes, minority, _) = failing_at_the_heal(14);
+    let (mut world, minority, _) = failing_at_the_heal(14);
+    let nodes = world.living();
     world.run_for(S * 2);
     world.give(&minority, Event::Cordon(true));
     world.run_for(S * 3);

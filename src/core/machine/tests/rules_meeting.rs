@@ -30,15 +30,23 @@ fn branches(world: &World, at: &SessionId) -> usize {
 
 /// A cluster in which "a" runs on both sides of a cut around its first owner.
 fn split(seed: u64, n: usize) -> (World, Vec<SessionId>, SessionId, SessionId) {
-    let (mut world, nodes) = World::cluster_of(seed, n, &setup());
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
-    let old = world.runner("a");
+    let (mut world, old, _) = World::owned(seed, n, &setup());
+    let nodes = world.living();
     world.isolate(&old);
     world.run_for(S * 5);
     let new = world.running("a").into_iter().find(|s| *s != old).unwrap();
     (world, nodes, old, new)
+}
+
+/// Three nodes, each cut off from the others, that all run "a".
+fn split_in_three(seed: u64) -> World {
+    let (mut world, ..) = World::owned(seed, 3, &Setup { replicas: 2, ..setup() });
+    for node in world.living() {
+        world.isolate(&node);
+    }
+    world.run_for(S * 12);
+    assert_eq!(world.running("a").len(), 3, "seed {seed}");
+    world
 }
 
 /// The lower claim stops within moments of the heal, and its branch is kept at both ends.
@@ -100,15 +108,7 @@ fn the_losers_branch_follows_the_winner() {
 #[test]
 fn of_three_copies_one_survives() {
     for seed in 3..6 {
-        let (mut world, nodes) = World::cluster_of(seed, 3, &Setup { replicas: 2, ..setup() });
-        world.goal = 100_000;
-        world.start(&nodes[0], "a");
-        world.run_for(S * 2);
-        for node in &nodes {
-            world.isolate(node);
-        }
-        world.run_for(S * 12);
-        assert_eq!(world.running("a").len(), 3, "seed {seed}");
+        let mut world = split_in_three(seed);
         world.heal();
         world.run_for(S * 4);
         assert_eq!(world.running("a").len(), 1, "seed {seed}");
@@ -199,14 +199,10 @@ fn a_released_run_asks_no_questions_while_another_run_lives() {
 #[test]
 fn an_echo_from_before_its_claim_proves_no_rivals_life() {
     for seed in 40..43 {
-        let (mut world, nodes) =
-            World::cluster_of(seed, 3, &Setup { known_dead: false, ..setup() });
-        world.goal = 100_000;
-        world.start(&nodes[0], "a");
-        world.run_for(S * 2);
-        let old = world.runner("a");
+        let setup = Setup { known_dead: false, ..setup() };
+        let (mut world, old, others) = World::owned(seed, 3, &setup);
         // It hears everybody, and is heard by nobody.
-        for other in nodes.iter().filter(|node| **node != old) {
+        for other in &others {
             world.cut(&old, other);
         }
         world.run_until(S * 5, "it is taken over", |w| w.running("a").len() == 2);
@@ -260,14 +256,8 @@ fn the_losers_branch_reaches_a_next_winner_that_has_nothing_of_it() {
 fn of_copies_under_one_epoch_the_survivor_goes_on_above_it() {
     let mut ties = 0;
     for seed in 3..7 {
-        let (mut world, nodes) = World::cluster_of(seed, 3, &Setup { replicas: 2, ..setup() });
-        world.goal = 100_000;
-        world.start(&nodes[0], "a");
-        world.run_for(S * 2);
-        for node in &nodes {
-            world.isolate(node);
-        }
-        world.run_for(S * 12);
+        let mut world = split_in_three(seed);
+        let nodes = world.living();
         let newest = |world: &World, of: &SessionId| {
             world.stretches.iter().rfind(|s| s.session == *of).unwrap().epoch
         };

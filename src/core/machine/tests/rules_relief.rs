@@ -134,13 +134,9 @@ fn the_keeper_of_the_only_copy_leaves_at_once_where_nobody_else_is() {
 /// An owner that cannot give its copy to anybody costs the budget, not more.
 #[test]
 fn a_copy_that_nobody_takes_over_holds_a_drain_up_to_its_budget() {
-    let (mut world, nodes) = World::cluster(2, 3);
-    world.goal = 1_000_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 3);
-    let owner = world.runner("a");
-    let claim = world.claim_of(&owner, "a").unwrap();
-    let keeper = nodes.iter().find(|n| claim.replicas.contains(&n.node)).unwrap().clone();
+    let (mut world, ..) = World::owned(2, 3, &Setup::default());
+    world.run_for(S);
+    let (_, keeper, _) = world.roles("a");
     world.blocked = Some(|_, _, message| matches!(message, Message::Checkpoint { .. }));
     world.drain(&keeper, S * 5);
     world.run_for(MS * 4_900);
@@ -154,23 +150,16 @@ fn a_copy_that_nobody_takes_over_holds_a_drain_up_to_its_budget() {
 #[test]
 fn a_taker_that_drains_before_it_starts_leaves_its_state_to_another() {
     for seed in 60..63 {
-        let (mut world, nodes) = World::cluster(seed, 3);
-        world.goal = 1_000_000;
-        world.start(&nodes[0], "a");
-        world.run_for(S * 2);
-        let owner = world.runner("a");
-        let replicas = world.claim_of(&owner, "a").unwrap().replicas.clone();
-        let (taker, third): (Vec<_>, Vec<_>) =
-            nodes.iter().filter(|n| **n != owner).partition(|n| replicas.contains(&n.node));
-        let ([taker], [third]) = (&taker[..], &third[..]) else { panic!("{replicas:?}") };
+        let (mut world, ..) = World::owned(seed, 3, &Setup::default());
+        let (owner, taker, third) = world.roles("a");
         world.reads_take = S;
         let before = world.clone();
         world.crash(&owner);
         world.run_until(S, "it is taken over", |w| {
-            w.owner(third, "a").is_some_and(|claim| claim.session == **taker)
+            w.owner(&third, "a").is_some_and(|claim| claim.session == taker)
         });
         assert!(world.running("a").is_empty(), "and still looked for");
-        drain_and_exit(&mut world, taker);
+        drain_and_exit(&mut world, &taker);
         world.run_for(S * 15);
         assert_nothing_lost(&world, &before, &format!("seed {seed}"));
     }
@@ -180,13 +169,8 @@ fn a_taker_that_drains_before_it_starts_leaves_its_state_to_another() {
 #[test]
 fn the_last_holder_of_a_state_stays_until_a_taker_has_it() {
     for seed in 63..66 {
-        let (mut world, nodes) = World::cluster(seed, 3);
-        world.goal = 1_000_000;
-        world.start(&nodes[0], "a");
-        world.run_for(S * 2);
-        let owner = world.runner("a");
-        let replicas = world.claim_of(&owner, "a").unwrap().replicas.clone();
-        let holder = nodes.iter().find(|n| replicas.contains(&n.node)).unwrap();
+        let (mut world, ..) = World::owned(seed, 3, &Setup::default());
+        let (owner, holder, _) = world.roles("a");
         let before = world.clone();
         // It is on its way for a while.
         world.faults.push(Fault {
@@ -195,7 +179,7 @@ fn the_last_holder_of_a_state_stays_until_a_taker_has_it() {
             times: 1,
         });
         world.crash(&owner);
-        drain_and_exit(&mut world, holder);
+        drain_and_exit(&mut world, &holder);
         world.run_for(S * 15);
         assert!(world.faults.is_empty());
         assert_nothing_lost(&world, &before, &format!("seed {seed}"));

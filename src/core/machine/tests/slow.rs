@@ -56,16 +56,11 @@ fn an_end_that_a_remint_overtakes_still_counts() {
 #[test]
 fn a_stop_that_a_remint_overtakes_still_moves_the_task() {
     for seed in 0..3 {
-        let (mut world, nodes) = World::cluster(seed, 3);
-        world.goal = 100_000;
-        world.start(&nodes[0], "a");
-        world.run_for(S * 2);
-        let owner = world.runner("a");
-        let other = nodes.iter().find(|node| **node != owner).unwrap().clone();
+        let (mut world, owner, others) = World::owned(seed, 3, &Setup::default());
         world.ends_late = MS * 20;
         world.drain(&owner, S * 10);
         world.run_until(S * 5, "its loop has ended", |w| w.running("a").is_empty());
-        world.give(&owner, released_above(&world, &owner, &other));
+        world.give(&owner, released_above(&world, &owner, &others[0]));
         world.run_for(S * 3);
         assert_ne!(world.runner("a"), owner, "seed {seed}");
         assert!(world.nodes[&owner].drained.is_some());
@@ -162,30 +157,30 @@ fn what_is_released_is_sealed_to_a_replica_first() {
     assert_eq!(world.told(&nodes[0], released), 1);
 }
 
+/// A cluster in which a drain has decided who gets "a", and the word of that meets a fault; the source, the
+/// target, the third.
+fn decided(seed: u64, fate: Fate) -> (World, SessionId, SessionId, SessionId) {
+    let (mut world, owner, others) = World::owned(seed, 3, &Setup::default());
+    let hits: fn(&Message) -> bool = |m| matches!(m, Message::Transferred { .. });
+    world.faults.push(Fault { hits, fate, times: 1 });
+    world.drain(&owner, S * 10);
+    let target = |w: &World| match &w.claim_of(&owner, "a")?.phase {
+        Phase::Transferred { to } => Some(to.clone()),
+        _ => None,
+    };
+    world.run_until(S * 5, "it has been decided", |w| target(w).is_some());
+    let to = target(&world).unwrap();
+    let third = others.into_iter().find(|node| *node != to).unwrap();
+    (world, owner, to, third)
+}
+
 /// Rule 18: a target that lets go before it hears of the decision has not taken the task; the source
 /// gives it to the next one.
 #[test]
 fn a_target_that_lets_go_before_it_hears_of_the_decision_has_not_taken_it() {
     let mut late = 0;
     for seed in 0..4 {
-        let (mut world, nodes) = World::cluster(seed, 3);
-        world.goal = 100_000;
-        world.start(&nodes[0], "a");
-        world.run_for(S * 2);
-        let owner = world.runner("a");
-        world.faults.push(Fault {
-            hits: |m| matches!(m, Message::Transferred { .. }),
-            fate: Fate::Late(MS * 900),
-            times: 1,
-        });
-        world.drain(&owner, S * 10);
-        world.run_until(S * 5, "it has been decided", |w| {
-            w.claim_of(&owner, "a")
-                .is_some_and(|claim| matches!(claim.phase, Phase::Transferred { .. }))
-        });
-        let Phase::Transferred { to } = world.claim_of(&owner, "a").unwrap().phase.clone() else {
-            unreachable!()
-        };
+        let (mut world, owner, to, _) = decided(seed, Fate::Late(MS * 900));
         late += usize::from(world.faults.is_empty());
         world.drain(&to, S * 10);
         world.run_for(MS * 300);
@@ -205,28 +200,10 @@ fn a_target_that_lets_go_before_it_hears_of_the_decision_has_not_taken_it() {
 /// let go of the task: whoever is left has it.
 #[test]
 fn a_task_whose_source_died_and_whose_target_let_go_is_taken_by_a_third() {
-    let mut late = 0;
+    let mut lost = 0;
     for seed in 0..4 {
-        let (mut world, nodes) = World::cluster(seed, 3);
-        world.goal = 100_000;
-        world.start(&nodes[0], "a");
-        world.run_for(S * 2);
-        let owner = world.runner("a");
-        world.faults.push(Fault {
-            hits: |m| matches!(m, Message::Transferred { .. }),
-            fate: Fate::Lost,
-            times: 1,
-        });
-        world.drain(&owner, S * 10);
-        world.run_until(S * 5, "it has been decided", |w| {
-            w.claim_of(&owner, "a")
-                .is_some_and(|claim| matches!(claim.phase, Phase::Transferred { .. }))
-        });
-        let Phase::Transferred { to } = world.claim_of(&owner, "a").unwrap().phase.clone() else {
-            unreachable!()
-        };
-        late += usize::from(world.faults.is_empty());
-        let third = nodes.iter().find(|n| **n != owner && **n != to).unwrap().clone();
+        let (mut world, owner, to, third) = decided(seed, Fate::Lost);
+        lost += usize::from(world.faults.is_empty());
         world.run_for(MS * 5);
         let decided = world.now;
         world.drain(&to, S * 60);
@@ -238,19 +215,14 @@ fn a_task_whose_source_died_and_whose_target_let_go_is_taken_by_a_third() {
         assert!(world.since("a", decided).iter().all(|s| s.session == third), "seed {seed}");
         world.assert_no_overlap();
     }
-    assert!(late > 0);
+    assert!(lost > 0);
 }
 
 /// Rule 23: who has a paused task says so to whoever comes, when the caller and the home are gone.
 #[test]
 fn a_paused_task_stays_paused_when_only_its_keeper_is_left_of_those_who_knew() {
     let setup = Setup { timing: short(), ..Setup::default() };
-    let (mut world, nodes) = World::cluster_of(7, 3, &setup);
-    world.goal = 1_000_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
-    let owner = world.runner("a");
-    let others: Vec<SessionId> = nodes.iter().filter(|n| **n != owner).cloned().collect();
+    let (mut world, _, others) = World::owned(7, 3, &setup);
     world.want(&others[0], "a", Want::Pause);
     world.run_for(S * 2);
     let paused = world.now;
@@ -284,26 +256,26 @@ fn callers_are_answered_although_the_task_moves_on() {
     assert!(world.nodes[&nodes[0]].replies[&call].is_ok());
 }
 
-/// A task with a state of 8 MiB, which takes five seconds over a link; its owner, its replica, a third.
-fn large(seed: u64) -> (World, SessionId, SessionId, SessionId) {
+/// A cluster in which "a" commits every two seconds a state of some length; its owner, its replica, the third.
+fn long_steps(seed: u64, state_len: usize) -> (World, SessionId, SessionId, SessionId) {
     let (mut world, nodes) = World::cluster(seed, 3);
     world.goal = 100_000;
-    world.state_len = 8 << 20;
+    world.state_len = state_len;
     world.step = S * 2;
     world.start(&nodes[0], "a");
     world.run_for(S * 5);
-    let owner = world.runner("a");
     assert!(world.acknowledged.contains_key(&name("a")));
-    let claim = world.claim_of(&owner, "a").unwrap();
-    let replica = nodes.iter().find(|n| claim.replicas.contains(&n.node)).unwrap().clone();
-    let third = nodes.iter().find(|n| **n != owner && **n != replica).unwrap().clone();
+    let (owner, replica, third) = world.roles("a");
     (world, owner, replica, third)
 }
+
+/// So long that it takes five seconds over a link.
+const LARGE: usize = 8 << 20;
 
 /// DEPLOYS 2: whoever is offered a large state is given the time that it takes.
 #[test]
 fn a_large_state_is_sealed_for_as_long_as_it_takes() {
-    let (mut world, owner, replica, third) = large(11);
+    let (mut world, owner, replica, third) = long_steps(11, LARGE);
     let state = |message: &Message| matches!(message, Message::Checkpoint { .. });
     world.faults.push(Fault { hits: state, fate: Fate::Late(S * 5), times: usize::MAX });
     world.record_messages = true;
@@ -323,7 +295,7 @@ fn a_large_state_is_sealed_for_as_long_as_it_takes() {
 /// Rule 20: nor does a taker give up a state that is on its way.
 #[test]
 fn a_large_state_is_fetched_for_as_long_as_it_takes() {
-    let (mut world, owner, replica, third) = large(12);
+    let (mut world, owner, replica, third) = long_steps(12, LARGE);
     let state = |message: &Message| matches!(message, Message::StateData { .. });
     world.faults.push(Fault { hits: state, fate: Fate::Late(S * 5), times: usize::MAX });
     world.record_messages = true;
@@ -343,15 +315,7 @@ fn a_large_state_is_fetched_for_as_long_as_it_takes() {
 #[test]
 fn a_state_that_does_not_fit_its_header_is_not_started_from() {
     for wrong in [Bytes::from_static(b"anything"), Bytes::new(), Bytes::from(vec![0; 9])] {
-        let (mut world, nodes) = World::cluster(13, 3);
-        world.goal = 100_000;
-        world.step = S * 2;
-        world.start(&nodes[0], "a");
-        world.run_for(S * 5);
-        let owner = world.runner("a");
-        let claim = world.claim_of(&owner, "a").unwrap();
-        let replica = nodes.iter().find(|n| claim.replicas.contains(&n.node)).unwrap().clone();
-        let third = nodes.iter().find(|n| **n != owner && **n != replica).unwrap().clone();
+        let (mut world, owner, replica, third) = long_steps(13, 8);
         world.give(&replica, Event::Cordon(true));
         world.run_for(MS * 20);
         world.record_messages = true;

@@ -1,28 +1,21 @@
 //! What is said in a handover counts only of what it speaks of, and only from whom it concerns (Rule 18).
 
-use std::time::Duration;
-
-use super::handover_faults::{assert_moved, incoming, owned, target_of};
-use super::world::{Disk, Fate, Fault, MS, Setup, World, name};
+use super::{S, assert_moved, in_a_long_step, incoming, target_of};
 use crate::core::branch::Position;
 use crate::core::claim::{Claim, Phase};
 use crate::core::ids::SessionId;
 use crate::core::io::{Cause, Event, Notice};
+use crate::core::machine::tests::world::{Disk, Fate, Fault, MS, Setup, World, name};
 use crate::core::message::{Message, Refusal};
-
-const S: Duration = Duration::from_secs(1);
 
 /// H4: the decision waits for the sealed state, whatever else of the task its target has.
 #[test]
 fn a_late_acknowledgement_of_an_older_checkpoint_decides_nothing() {
-    let (mut world, owner, others) = owned(51, 3, &Setup::default());
+    let (mut world, ..) = World::owned(51, 3, &Setup::default());
     world.commit_every = 7;
     world.run_for(S);
-    let replicas = world.claim_of(&owner, "a").unwrap().replicas.clone();
-    let (target, rest): (Vec<_>, Vec<_>) =
-        others.iter().partition(|node| replicas.contains(&node.node));
-    let ([target], [other]) = (&target[..], &rest[..]) else { panic!("{replicas:?}") };
-    world.give(other, Event::Cordon(true));
+    let (owner, target, other) = world.roles("a");
+    world.give(&other, Event::Cordon(true));
     world.run_for(MS * 20);
     world.blocked = Some(|_, _, message| matches!(message, Message::Checkpoint { .. }));
     world.drain(&owner, S * 25);
@@ -32,28 +25,23 @@ fn a_late_acknowledgement_of_an_older_checkpoint_decides_nothing() {
     assert!(seq < stopped.to_seq);
     let position = Position { epoch: stopped.epoch, seq };
     let message = Message::CheckpointReply { name: name("a"), run, position, result: Ok(()) };
-    world.give(&owner, Event::Message { from: (*target).clone(), message });
+    world.give(&owner, Event::Message { from: target.clone(), message });
     let phase = world.claim_of(&owner, "a").unwrap().phase.clone();
     assert!(!matches!(phase, Phase::Transferred { .. }), "the sealed state is nowhere else yet");
     world.blocked = None;
     world.run_for(S * 10);
     world.assert_no_overlap();
-    assert_eq!(world.runner("a"), **target);
+    assert_eq!(world.runner("a"), target);
     assert_eq!(world.stretches.last().unwrap().from_seq, stopped.to_seq);
 }
 
 /// A cluster whose "a" is in a long step that one more node waits for: its owner, that node, another one.
 fn offered(seed: u64) -> (World, SessionId, SessionId, SessionId) {
-    let (mut world, nodes) = World::cluster(seed, 3);
-    world.goal = 100_000;
-    world.steps.insert(name("a"), S * 6);
-    world.start(&nodes[0], "a");
-    world.run_for(S * 8);
-    let owner = world.runner("a");
+    let (mut world, owner, others) = in_a_long_step(seed);
     world.drain(&owner, S * 30);
     world.run_for(MS * 500);
     let target = incoming(&world).pop().expect("a target");
-    let third = nodes.iter().find(|node| **node != owner && **node != target).unwrap().clone();
+    let third = others.into_iter().find(|node| *node != target).unwrap();
     (world, owner, target, third)
 }
 
@@ -74,7 +62,7 @@ fn nobody_but_the_source_decides_a_handover() {
 /// H3: one epoch is one owner's: an offer of the epoch under which the source has the name is none.
 #[test]
 fn an_offer_of_the_sources_own_epoch_is_refused() {
-    let (mut world, owner, others) = owned(53, 3, &Setup::default());
+    let (mut world, owner, others) = World::owned(53, 3, &Setup::default());
     let target = others[0].clone();
     let claim = world.claim_of(&owner, "a").unwrap().clone();
     let spec = world.nodes[&owner].machine.spec(&name("a")).unwrap().clone();
@@ -107,7 +95,7 @@ fn an_offer_of_the_sources_own_epoch_is_refused() {
 /// lives, and refuses the name to everybody.
 #[test]
 fn who_accepts_too_late_is_told_so() {
-    let (mut world, owner, _) = owned(54, 3, &Setup::default());
+    let (mut world, owner, _) = World::owned(54, 3, &Setup::default());
     let target = target_of(&world, &owner);
     world.steps.insert(name("a"), S * 6);
     let fault = |hits, fate| Fault { hits, fate, times: 1 };

@@ -1,0 +1,274 @@
+//! A node that drains hands over or releases all it has, in time, and is heard until then (Rules 15 to 18).
+
+use std::time::Duration;
+
+use super::{S, assert_moved, is_transferred};
+use crate::core::claim::Phase;
+use crate::core::io::{Event, Notice};
+use crate::core::machine::tests::world::{Disk, MS, Setup, World, name};
+use crate::core::message::Message;
+use crate::core::record::NodeState;
+
+#[test]
+fn with_no_peer_a_drain_ends_at_once_and_loses_no_name() {
+    let (mut world, owner, _) = World::owned(5, 1, &Setup { durable: true, ..Setup::default() });
+    world.drain(&owner, S * 25);
+    world.run_until(S * 2, "drained", |w| w.nodes[&owner].drained.is_some());
+    assert!(world.running("a").is_empty());
+    assert_eq!(world.nodes[&owner].owners[&name("a")].phase, Phase::Released);
+    world.crash(&owner);
+    let (disk, setup) = (world.nodes[&owner].disk.clone(), world.nodes[&owner].setup.clone());
+    let seq = world.stretches[0].to_seq;
+    world.boot("n0", setup, disk);
+    world.run_for(S * 40);
+    assert_eq!(world.running("a").len(), 1);
+    assert!(world.stretches[1].from_seq >= seq, "{:?}", world.stretches);
+}
+
+#[test]
+fn two_nodes_that_drain_at_once_hand_all_to_the_third() {
+    for seed in 0..10 {
+        let (mut world, nodes) = World::cluster(seed, 3);
+        world.goal = 100_000;
+        for i in 0..20 {
+            world.start(&nodes[0], &format!("t{i}"));
+        }
+        world.run_for(S * 3);
+        world.drain(&nodes[0], S * 25);
+        world.run_for(MS * (seed * 7 % 60) as u32);
+        world.drain(&nodes[1], S * 25);
+        world.run_until(S * 25, "both drained", |w| {
+            w.nodes[&nodes[0]].drained.is_some() && w.nodes[&nodes[1]].drained.is_some()
+        });
+        world.run_for(S * 3);
+        world.assert_no_overlap();
+        for i in 0..20 {
+            assert_eq!(world.running(&format!("t{i}")), [nodes[2].clone()], "seed {seed} t{i}");
+        }
+    }
+}
+
+#[test]
+fn all_nodes_that_drain_at_once_release_all_and_a_newcomer_takes_it_with_its_state() {
+    let (mut world, nodes) = World::cluster(7, 3);
+    world.goal = 100_000;
+    for i in 0..10 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.run_for(S * 3);
+    let before = world.steps_done.clone();
+    for node in &nodes {
+        world.drain(node, S * 5);
+    }
+    world.run_until(S * 10, "all drained", |w| nodes.iter().all(|n| w.nodes[n].drained.is_some()));
+    let newcomer = world.boot("n9", Setup::default(), Disk::default());
+    world.run_for(S * 10);
+    for node in &nodes {
+        world.give(node, Event::Leave);
+    }
+    world.run_for(S * 20);
+    world.assert_no_overlap();
+    for i in 0..10 {
+        let task = format!("t{i}");
+        assert_eq!(world.running(&task), std::slice::from_ref(&newcomer), "{task}");
+        let last = world.stretches.iter().rfind(|s| s.name == name(&task)).unwrap();
+        assert!(last.from_seq >= before[&name(&task)], "{last:?}");
+    }
+}
+
+#[test]
+fn a_second_signal_waits_for_no_step_boundary() {
+    let (mut world, nodes) = World::cluster(8, 3);
+    world.goal = 100_000;
+    world.steps.insert(name("a"), S * 20);
+    world.start(&nodes[0], "a");
+    world.run_for(S * 22);
+    let owner = world.running("a")[0].clone();
+    world.drain(&owner, S * 60);
+    world.run_for(S * 2);
+    assert_eq!(world.running("a"), std::slice::from_ref(&owner), "it waits for the step");
+    let signalled = world.now;
+    world.give(&owner, Event::DrainNow);
+    world.run_until(S, "drained", |w| w.nodes[&owner].drained.is_some());
+    assert!(world.now.since(signalled) < MS * 500);
+    world.run_for(S * 2);
+    world.assert_no_overlap();
+    assert_eq!(world.running("a").len(), 1);
+    assert_eq!(world.stretches.last().unwrap().from_seq, 1, "the committed step is not redone");
+}
+
+/// A decision that is not acknowledged is safe: its target has the state.
+#[test]
+fn a_second_signal_waits_for_no_acknowledgement_either() {
+    let (mut world, owner, _) = World::owned(8, 3, &Setup::default());
+    world.blocked = Some(|_, _, message| is_transferred(message));
+    world.drain(&owner, S * 60);
+    world.run_for(S * 3);
+    let moving =
+        |w: &World| matches!(w.claim_of(&owner, "a").unwrap().phase, Phase::Transferred { .. });
+    assert!(moving(&world) && world.nodes[&owner].drained.is_none());
+    world.give(&owner, Event::DrainNow);
+    world.run_until(S * 2, "drained", |w| w.nodes[&owner].drained.is_some());
+    world.blocked = None;
+    world.run_for(S * 3);
+    assert_moved(&world);
+}
+
+/// A loop that has ended with its runtime leaves its last commit: an offer that stands goes through.
+#[test]
+fn a_task_that_stops_unbidden_goes_to_whom_it_is_offered() {
+    let (mut world, owner, _) = World::owned(44, 3, &Setup::default());
+    world.drain(&owner, S * 60);
+    let claim = world.claim_of(&owner, "a").unwrap().clone();
+    world.end_loop(&owner, "a");
+    let (name, epoch) = (claim.name, claim.epoch);
+    world.give(&owner, Event::Stopped { name, epoch, sealed: None, dropped: true });
+    world.run_for(S);
+    assert_eq!(world.told(&owner, |n| matches!(n, Notice::Moved { .. })), 1);
+    assert_eq!(world.told(&owner, |n| matches!(n, Notice::Released { .. })), 0);
+    world.assert_no_overlap();
+    assert!(world.stretches.last().unwrap().from_seq > 10);
+}
+
+#[test]
+fn a_budget_of_zero_costs_a_pause_and_nothing_else() {
+    let (mut world, nodes) = World::cluster(9, 3);
+    world.goal = 100_000;
+    for i in 0..20 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.run_for(S * 3);
+    let tasks: Vec<String> = (0..20).map(|i| format!("t{i}")).collect();
+    let here: Vec<&String> =
+        tasks.iter().filter(|task| world.running(task) == [nodes[0].clone()]).collect();
+    assert!(here.len() >= 4, "placement spreads: {here:?}");
+    let runs: Vec<_> = here.iter().map(|task| world.owner(&nodes[1], task).unwrap().run).collect();
+    world.drain(&nodes[0], Duration::ZERO);
+    world.run_until(S * 2, "drained", |w| w.nodes[&nodes[0]].drained.is_some());
+    world.crash(&nodes[0]);
+    let acknowledged = world.acknowledged.clone();
+    let crashed = world.now;
+    world.run_for(S * 5);
+    world.assert_no_overlap();
+    for task in &tasks {
+        assert_eq!(world.running(task).len(), 1, "{task}");
+    }
+    // Nothing is lost: neither the name and its run, nor a checkpoint that a replica had acknowledged.
+    for (task, run) in here.into_iter().zip(runs) {
+        let (of, seq) = acknowledged[&name(task)];
+        assert!(of == run && seq > 10, "{task}: {seq} steps are acknowledged of {of}");
+        let moved = world.stretches.iter().rfind(|s| s.name == name(task)).unwrap();
+        assert_eq!((moved.run, moved.session == nodes[0]), (run, false), "{moved:?}");
+        assert!(moved.from_seq >= seq, "{task} went on from {moved:?}, {seq} was acknowledged");
+        assert!(moved.start.since(crashed) < S * 3, "{moved:?}");
+    }
+}
+
+#[test]
+fn an_unstoppable_task_is_never_released_and_goes_on_elsewhere_when_its_process_is_gone() {
+    let (mut world, nodes) = World::cluster(10, 3);
+    world.goal = 100_000;
+    world.stuck.insert(name("a"));
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let owner = world.running("a")[0].clone();
+    world.drain(&owner, S * 3);
+    world.run_until(S * 10, "the drain says so", |w| w.nodes[&owner].drained.is_some());
+    assert_eq!(world.told(&owner, |n| matches!(n, Notice::Unstoppable { .. })), 1);
+    world.stuck.clear();
+    world.run_for(S * 30);
+    assert_eq!(world.running("a"), std::slice::from_ref(&owner), "nobody takes it while it runs");
+    world.give(&owner, Event::Leave);
+    world.run_for(S * 5);
+    assert_eq!(world.nodes[&nodes[0]].owners[&name("a")].phase, Phase::Running);
+    world.crash(&owner);
+    world.run_for(S * 13);
+    world.assert_no_overlap();
+    assert_eq!(world.running("a").len(), 1);
+}
+
+#[test]
+fn long_steps_hold_no_transfer_slot() {
+    const TASKS: usize = 1_000;
+    let (mut world, nodes) = World::cluster(16, 1);
+    world.goal = 1_000_000;
+    world.step = S * 5;
+    for i in 0..10 {
+        world.steps.insert(name(&format!("t{i}")), S * 20);
+    }
+    for i in 0..TASKS {
+        world.start(&nodes[0], &format!("t{i}"));
+        world.run_for(MS * 5);
+    }
+    let target = world.boot("n1", Setup::default(), Disk::default());
+    world.run_for(S * 3);
+    world.drain(&nodes[0], S * 25);
+    world.run_until(S * 25, "all are moved", |w| w.nodes[&nodes[0]].drained.is_some());
+    world.run_for(S);
+    world.assert_no_overlap();
+    for i in 0..TASKS {
+        assert_eq!(world.running(&format!("t{i}")), std::slice::from_ref(&target), "t{i}");
+    }
+    assert_eq!(world.told(&nodes[0], |n| matches!(n, Notice::Released { .. })), 0);
+}
+
+#[test]
+fn a_draining_node_answers_asks_and_is_heard_until_its_last_task_is_gone() {
+    let (mut world, owner, others) = World::owned(17, 3, &Setup::default());
+    world.steps.insert(name("long"), S * 10);
+    let mut long = String::new();
+    for i in 0..20 {
+        let task = format!("long{i}");
+        world.steps.insert(name(&task), S * 10);
+        world.start(&others[0], &task);
+        world.run_for(S);
+        if world.running(&task) == std::slice::from_ref(&owner) {
+            long = task;
+            break;
+        }
+    }
+    assert!(!long.is_empty());
+    world.drain(&owner, S * 20);
+    world.run_for(S);
+    assert_eq!(world.running(&long), std::slice::from_ref(&owner));
+    world.record_messages = true;
+    world.start(&others[0], "new");
+    world.run_for(S);
+    assert!(
+        world
+            .sent
+            .iter()
+            .any(|(_, from, _, m)| { *from == owner && matches!(m, Message::Answers { .. }) })
+    );
+    assert_ne!(world.running("new"), std::slice::from_ref(&owner));
+    while world.running(&long) == std::slice::from_ref(&owner) {
+        world.run_for(MS * 200);
+        for other in &others {
+            let peer = world.nodes[other].machine.members().get(&owner).unwrap();
+            assert!(world.now.since(peer.news) < S, "its heartbeat goes on");
+            assert_eq!(peer.state, NodeState::Draining);
+            assert!(peer.gone.is_none());
+        }
+    }
+    world.run_for(S);
+    world.assert_no_overlap();
+    assert_eq!(world.running(&long).len(), 1);
+}
+
+/// A session that was superseded has nothing to move: its drain ends when all has stopped, and it
+/// does not come to life again by leaving.
+#[test]
+fn a_fenced_node_drains_at_once_and_stays_fenced() {
+    let setup = Setup { durable: true, ..Setup::default() };
+    let (mut world, owner, _) = World::owned(3, 3, &setup);
+    let disk = Disk { nonce: Some(owner.nonce), ..Disk::default() };
+    world.boot(owner.node.as_str(), setup, disk);
+    world.run_until(S * 5, "it is fenced", |w| w.nodes[&owner].machine.state().is_fenced());
+    world.drain(&owner, S * 25);
+    world.run_for(S);
+    assert!(world.nodes[&owner].drained.is_some(), "nothing is left to wait for");
+    world.give(&owner, Event::Leave);
+    world.run_for(S);
+    assert!(world.nodes[&owner].left.is_some());
+    assert!(world.nodes[&owner].machine.state().is_fenced());
+}
