@@ -232,6 +232,11 @@ impl Task {
         matches!(self.doing, Doing::Running | Doing::Stopping(_))
     }
 
+    /// Whether its epoch has ended here for good, in favour of a target.
+    pub fn is_decided(&self) -> bool {
+        matches!(self.claim.phase, Phase::Transferred { .. })
+    }
+
     /// Whether an event under this epoch is of the loop that runs, or ran, it now: a re-mint can
     /// overtake it.
     pub fn is_of_loop(&self, epoch: Epoch) -> bool {

@@ -126,6 +126,9 @@ impl Machine {
             return;
         };
         match task.doing {
+            Doing::Sealing { .. } if task.is_decided() => {
+                task.doing = Doing::Moving { sent: self.now.at };
+            }
             Doing::Sealing { .. } => task.doing = Doing::Kept,
             Doing::Moving { .. } => {}
             _ if task.hand.is_none() => return,
@@ -316,9 +319,7 @@ impl Machine {
                     }) {
                         return self.over(name);
                     }
-                    if accepted {
-                        self.offer_failed(name);
-                    }
+                    self.offer_failed(name);
                 } else if !accepted && now.since(since) >= RESEND {
                     self.offer_failed(name);
                 } else if accepted && now.since(sent) >= RESEND {

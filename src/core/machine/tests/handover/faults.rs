@@ -48,6 +48,11 @@ fn any_message_of_a_handover_may_be_lost_doubled_or_late() {
 /// The points of a handover, as (the acting session, whether it runs the task, its action).
 type Point = fn(&SessionId, bool, &Action) -> bool;
 
+/// The target is told of the decision.
+fn tells(_: &SessionId, _: bool, action: &Action) -> bool {
+    matches!(action, Action::Send { message: Message::Transferred { .. }, .. })
+}
+
 const POINTS: [(&str, Point); 8] = [
     ("offer", |_, _, a| matches!(a, Action::Send { message: Message::Offer { .. }, .. })),
     ("accept", |_, _, a| matches!(a, Action::Send { message: Message::OfferReply { .. }, .. })),
@@ -62,7 +67,7 @@ const POINTS: [(&str, Point); 8] = [
         "decide",
         |_, _, a| matches!(a, Action::Publish(claim) if matches!(claim.phase, Phase::Transferred { .. })),
     ),
-    ("tell", |_, _, a| matches!(a, Action::Send { message: Message::Transferred { .. }, .. })),
+    ("tell", tells),
     ("run", |_, _, a| matches!(a, Action::Start { .. })),
 ];
 
@@ -144,6 +149,66 @@ fn the_target_of_a_dead_source_takes_over_first_and_keeps_the_state() {
         assert_moved(&world);
         assert_eq!(world.running("a"), [target]);
     }
+}
+
+/// Decided, and the target is gone: so is the next one, before it has said a word or after. The task goes
+/// to the third, and where there is none it is released, at once.
+#[test]
+fn after_a_decision_any_number_of_targets_may_die() {
+    for (n, answers) in [(3, false), (3, true), (4, false), (4, true)] {
+        let (mut world, owner, _) = World::owned(14, n, &Setup::default());
+        let first = target_of(&world, &owner);
+        world.record_messages = true;
+        world.trip = Some(Trip { task: "a", at: tells, victim: Some(first.clone()) });
+        world.drain(&owner, S * 25);
+        let offered_again = |w: &World| {
+            let offers = w.sent.iter().filter(|(_, from, _, m)| *from == owner && is_offer(m));
+            offers.map(|(_, _, to, _)| to).find(|to| **to != first).cloned()
+        };
+        let answered = |w: &World, second: &SessionId| {
+            let mut sent = w.sent.iter();
+            sent.any(|(_, from, _, m)| from == second && is_offer_reply(m))
+        };
+        // The steps of the world are longer than a message takes.
+        while !offered_again(&world).is_some_and(|second| !answers || answered(&world, &second)) {
+            world.run_for(MS / 10);
+        }
+        let second = offered_again(&world).unwrap();
+        assert_eq!(answered(&world, &second), answers);
+        world.crash(&second);
+        world.run_until(S * 3, "drained", |w| w.nodes[&owner].drained.is_some());
+        world.run_for(S * 5);
+        world.assert_no_overlap();
+        let running = world.running("a");
+        assert_eq!(running.len(), n - 3, "{answers}: {running:?}");
+        assert!(!running.contains(&owner), "H2");
+        if n == 3 {
+            let released = world.claim_of(&owner, "a").unwrap().phase.clone();
+            assert_eq!(released, Phase::Released, "{answers}");
+        }
+    }
+}
+
+/// Decided, the target is gone, and nobody else can keep the state: it is free for whoever can, later.
+#[test]
+fn after_a_decision_a_state_that_nobody_can_keep_is_released() {
+    let (mut world, owner, others) = World::owned(14, 4, &Setup::default());
+    let first = target_of(&world, &owner);
+    world.trip = Some(Trip { task: "a", at: tells, victim: Some(first.clone()) });
+    world.drain(&owner, S * 25);
+    while world.trip.is_some() {
+        world.run_for(MS / 10);
+    }
+    for node in others.iter().filter(|node| **node != first) {
+        world.nodes.get_mut(node).unwrap().disk_full = true;
+    }
+    world.run_until(S * 5, "drained", |w| w.nodes[&owner].drained.is_some());
+    assert_eq!(world.claim_of(&owner, "a").unwrap().phase, Phase::Released);
+    for node in world.nodes.values_mut() {
+        node.disk_full = false;
+    }
+    world.run_until(S * 20, "runs again", |w| w.running("a").len() == 1);
+    assert_moved(&world);
 }
 
 #[test]
