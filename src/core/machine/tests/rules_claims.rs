@@ -216,11 +216,7 @@ fn a_minority_that_fails_a_run_does_not_end_the_majoritys() {
 #[test]
 fn a_revoked_failure_ends_nothing_when_the_owner_dies() {
     let setup = Setup { timing: short(), ..Setup::default() };
-    let (mut world, nodes) = World::cluster_of(4, 3, &setup);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
-    let minority = world.runner("a");
+    let (mut world, minority, _) = World::owned(4, 3, &setup);
     world.isolate(&minority);
     world.run_for(S * 4);
     world.failing.insert((name("a"), minority.clone()));
@@ -531,12 +527,8 @@ fn a_run_that_no_node_takes_leaves_no_trace() {
 /// gone before this node came, keeps no taker waiting.
 #[test]
 fn a_transfer_that_has_arrived_keeps_nobody_waiting_for_its_source() {
-    let (mut world, nodes) = World::cluster(20, 3);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 3);
-    let runner = world.runner("a");
-    let others: Vec<_> = nodes.into_iter().filter(|node| *node != runner).collect();
+    let (mut world, runner, others) = World::owned(20, 3, &Setup::default());
+    world.run_for(S);
     let owner = world.owner(&others[0], "a").unwrap().clone();
     let phase = Phase::Transferred { to: runner.clone() };
     let source = claim("a", owner.run, owner.epoch.0 - 1, "source", phase);

@@ -224,14 +224,9 @@ fn a_claim_of_a_session_that_a_peer_has_buried_revives_nothing() {
 #[test]
 fn a_burial_elsewhere_is_no_reason_to_drop_what_a_session_heard_of_lately_held() {
     let setup = Setup { durable: true, known_dead: false, ..Setup::default() };
-    let (mut world, nodes) = World::cluster_of(22, 3, &setup);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 3);
-    let owner = world.runner("a");
-    let replica = world.owner(&owner, "a").unwrap().replicas[0].clone();
-    let mistaken =
-        nodes.iter().find(|node| **node != owner && node.node != replica).unwrap().clone();
+    let (mut world, ..) = World::owned(22, 3, &setup);
+    world.run_for(S);
+    let (owner, _, mistaken) = world.roles("a");
     let disk = world.disk_of(&owner);
     world.crash(&owner);
     let now = world.now;

@@ -36,44 +36,36 @@ fn a_cancel_absorbs_whatever_comes_later() {
 /// An owner that cannot be reached obeys at the heal.
 #[test]
 fn an_unreachable_owner_obeys_at_the_heal() {
-    let (mut world, nodes) = World::cluster(1, 3);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
-    let owner = world.runner("a");
-    let caller = nodes.iter().find(|n| **n != owner).unwrap().clone();
+    let (mut world, owner, others) = World::owned(1, 3, &Setup::default());
+    let caller = &others[0];
     world.isolate(&owner);
     world.run_for(S * 3);
-    world.want(&caller, "a", Want::Cancel);
+    world.want(caller, "a", Want::Cancel);
     world.run_for(S);
     assert_eq!(world.runner("a"), owner);
     world.heal();
     world.run_for(S * 2);
     assert!(world.running("a").is_empty());
-    assert_eq!(world.owner(&caller, "a").unwrap().phase, Phase::Cancelled);
+    assert_eq!(world.owner(caller, "a").unwrap().phase, Phase::Cancelled);
 }
 
 /// An order outlives its caller: the home publishes it too, and the taker obeys.
 #[test]
 fn an_order_outlives_its_caller() {
     for want in [Want::Pause, Want::Cancel] {
-        let (mut world, nodes) = World::cluster(2, 4);
-        world.goal = 100_000;
-        world.start(&nodes[0], "a");
-        world.run_for(S * 2);
-        let owner = world.runner("a");
-        let caller = nodes.iter().find(|n| **n != owner).unwrap().clone();
+        let (mut world, owner, others) = World::owned(2, 4, &Setup::default());
+        let caller = &others[0];
         world.isolate(&owner);
         world.run_for(MS * 100);
-        world.want(&caller, "a", want);
+        world.want(caller, "a", want);
         world.run_for(MS * 500);
-        world.crash(&caller);
+        world.crash(caller);
         world.crash(&owner);
         let died = world.now;
         world.run_for(S * 20);
         assert!(world.since("a", died).is_empty(), "{want:?}");
         let ends_as = if want == Want::Pause { Phase::Paused } else { Phase::Cancelled };
-        for left in nodes.iter().filter(|n| **n != owner && **n != caller) {
+        for left in &others[1..] {
             assert_eq!(world.owner(left, "a").unwrap().phase, ends_as, "{want:?}");
         }
     }
@@ -82,24 +74,20 @@ fn an_order_outlives_its_caller() {
 /// A paused task stays paused when its keeper drains or dies, without a step in between.
 #[test]
 fn a_paused_task_stays_paused_wherever_it_goes() {
-    let (mut world, nodes) = World::cluster(3, 4);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
-    let owner = world.runner("a");
-    world.want(&nodes[0], "a", Want::Pause);
+    let (mut world, owner, others) = World::owned(3, 4, &Setup::default());
+    let first = world.living()[0].clone();
+    world.want(&first, "a", Want::Pause);
     world.run_for(S);
     let paused = world.now;
     world.drain(&owner, S * 5);
     world.run_for(S * 3);
-    let at = nodes.iter().find(|n| **n != owner).unwrap();
-    let keeper = world.owner(at, "a").unwrap().clone();
+    let keeper = world.owner(&others[0], "a").unwrap().clone();
     assert_ne!(keeper.session, owner);
     assert_eq!(keeper.phase, Phase::Paused);
     world.crash(&keeper.session);
     world.run_for(S * 3);
     assert!(world.since("a", paused).is_empty());
-    let at = nodes.iter().find(|n| **n != owner && **n != keeper.session).unwrap();
+    let at = others.iter().find(|node| **node != keeper.session).unwrap();
     world.want(at, "a", Want::Run);
     world.run_for(S * 2);
     assert_eq!(world.running("a").len(), 1);

@@ -124,13 +124,9 @@ fn a_state_travels_along_a_chain() {
 /// Rule 2: what a header that does not come here says to have stopped counts as released.
 #[test]
 fn a_watermark_passed_on_releases() {
-    let (mut world, nodes) = World::cluster(4, 3);
-    world.goal = 100_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 3);
-    let runner = world.runner("a");
-    let others: Vec<&SessionId> = nodes.iter().filter(|node| **node != runner).collect();
-    let (at, by) = (others[0], others[1]);
+    let (mut world, runner, others) = World::owned(4, 3, &Setup::default());
+    world.run_for(S);
+    let (at, by) = (&others[0], &others[1]);
     let claim = world.claim_of(&runner, "a").unwrap().clone();
     let said = |watermark, version| Said {
         session: runner.clone(),
