@@ -97,9 +97,14 @@ impl Peer {
         !self.met && !self.linked && !self.gossiped
     }
 
-    /// May be given tasks and replicas.
+    /// May be given tasks.
     pub fn is_up(&self) -> bool {
         self.gone.is_none() && self.state == NodeState::Up
+    }
+
+    /// May be given what others are to keep for it: a cordoned node takes no tasks, and stays.
+    pub fn keeps(&self) -> bool {
+        self.gone.is_none() && matches!(self.state, NodeState::Up | NodeState::Cordoned)
     }
 }
 

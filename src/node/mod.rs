@@ -251,7 +251,8 @@ impl Node {
         self.request(|reply| Command::Status { reply }).await
     }
 
-    /// Takes no new tasks and keeps what runs: useful at the start of a deploy. `run` goes on
+    /// Takes no new tasks and keeps what runs, and the checkpoints of others where no node that is up
+    /// could: useful at the start of a deploy. `run` goes on
     /// working and places tasks elsewhere. Returns when this node has been told; the others hear of it
     /// within a round of gossip.
     ///

@@ -69,7 +69,7 @@ impl Machine {
 
     /// How many of these are there to stay: who drains takes its copies with it.
     fn staying(&self, held_by: &BTreeSet<SessionId>) -> usize {
-        let stays = |session: &&SessionId| self.members.get(session).is_some_and(|p| p.is_up());
+        let stays = |session: &&SessionId| self.members.get(session).is_some_and(|p| p.keeps());
         held_by.iter().filter(stays).count()
     }
 
@@ -121,7 +121,7 @@ impl Machine {
         if let Some(held_by) = self.copies.held_by.get(name) {
             let wanted = self.config.replicas.saturating_sub(self.staying(held_by));
             let others =
-                self.members.iter().filter(|(s, peer)| peer.is_up() && !held_by.contains(*s));
+                self.members.iter().filter(|(s, peer)| peer.keeps() && !held_by.contains(*s));
             let order = placement::rendezvous(name, others.map(|(session, _)| session));
             lacking.extend(order.into_iter().take(wanted).cloned());
         }

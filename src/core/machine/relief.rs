@@ -31,7 +31,7 @@ impl Machine {
         let Some(owner) = self.view.owner(name) else {
             return false;
         };
-        let (replicas, up) = (self.config.replicas, self.up_peers());
+        let (replicas, keepers) = (self.config.replicas, self.keepers());
         if replicas == 0 {
             return false;
         }
@@ -39,10 +39,10 @@ impl Machine {
             let held = self.held.get(name).and_then(|runs| runs.get(&owner.run));
             // What is below the floor is of no use to anybody.
             return held.is_some_and(|held| held.best_from(owner.floor.as_ref()).is_some())
-                && self.staying_copies(owner) < (replicas + 1).min(up);
+                && self.staying_copies(owner) < (replicas + 1).min(keepers);
         }
         if owner.phase == Phase::Released {
-            return self.is_left_here(owner) && self.staying_copies(owner) < 1.min(up);
+            return self.is_left_here(owner) && self.staying_copies(owner) < 1.min(keepers);
         }
         // Nothing runs twice for want of an output, and there may be very many: one copy will do.
         let ends = || {
@@ -51,7 +51,7 @@ impl Machine {
         };
         owner.phase.is_terminal()
             && self.copied_run(name) == Some(owner.run)
-            && ends().all(|end| self.staying_copies(end) < 1.min(up))
+            && ends().all(|end| self.staying_copies(end) < 1.min(keepers))
     }
 
     /// Whether what another node has released is kept here: nobody owns it, so nobody sees to its copies.
@@ -78,7 +78,7 @@ impl Machine {
     /// How many nodes that stay hold what this claim speaks of: an owner once it has begun, and not
     /// while it looks for it.
     fn staying_copies(&self, owner: &Claim) -> usize {
-        let stays = |session: &SessionId| self.members.get(session).is_some_and(|p| p.is_up());
+        let stays = |session: &SessionId| self.members.get(session).is_some_and(|p| p.keeps());
         let others = owner.replicas.iter().filter(|node| **node != owner.session.node);
         let replicas = others.filter(|node| self.members.session_of(node).is_some_and(stays));
         let looks =
@@ -86,7 +86,8 @@ impl Machine {
         replicas.count() + usize::from(!looks && stays(&owner.session))
     }
 
-    fn up_peers(&self) -> usize {
-        self.members.iter().filter(|(_, peer)| peer.is_up()).count()
+    /// How many peers there are that copies can be given to.
+    fn keepers(&self) -> usize {
+        self.members.iter().filter(|(_, peer)| peer.keeps()).count()
     }
 }

@@ -64,14 +64,16 @@ impl Machine {
         self.send(to, message);
     }
 
-    /// The next `replicas` nodes of the name's rendezvous order.
+    /// The next `replicas` nodes of the name's rendezvous order. Cordoned ones, which may be the next to
+    /// go, come after those that are up, and whose store has failed comes last.
     pub(super) fn replica_targets(&self, name: &Name) -> Vec<SessionId> {
-        let up = self.members.iter().filter(|(_, peer)| peer.is_up()).map(|(session, _)| session);
-        let mut order = placement::rendezvous(name, up);
-        // Whose store has failed comes last.
-        if let Some(task) = self.tasks.get(name) {
-            order.sort_by_key(|session| task.refused.contains(*session));
-        }
+        let keeps = self.members.iter().filter(|(_, peer)| peer.keeps());
+        let mut order = placement::rendezvous(name, keeps.map(|(session, _)| session));
+        let refused = self.tasks.get(name).map(|task| &task.refused);
+        order.sort_by_key(|session| {
+            let up = self.members.get(session).is_some_and(|peer| peer.is_up());
+            (refused.is_some_and(|refused| refused.contains(*session)), !up)
+        });
         order.into_iter().take(self.config.replicas.min(limits::OF_ONE)).cloned().collect()
     }
 

@@ -195,6 +195,51 @@ fn a_dead_replica_is_replaced() {
     assert!(world.since("a", died)[0].from_seq > 40);
 }
 
+/// Cordoned nodes take no tasks, and at the start of a deploy every old node may be one. They go on
+/// keeping what others commit: else a crash or a drain costs everything since the cordon.
+#[test]
+fn cordoned_nodes_keep_checkpoints_where_nobody_else_is_there() {
+    for drains in [false, true] {
+        for n in [2, 3] {
+            let (mut world, owner, others) = World::owned(8, n, &Setup::default());
+            others.iter().for_each(|node| world.give(node, Event::Cordon(true)));
+            world.run_for(S * 10);
+            let begun = world.stretches.iter().rfind(|s| s.name == name("a")).unwrap().start;
+            let done = world.now.since(begun).as_micros() / world.step.as_micros();
+            if drains {
+                world.drain(&owner, S * 5);
+                world.run_until(S * 8, "drained", |w| w.nodes[&owner].drained.is_some());
+                world.give(&owner, Event::Leave);
+                world.run_for(S);
+            }
+            world.crash(&owner);
+            world.run_for(S);
+            others.iter().for_each(|node| world.give(node, Event::Cordon(false)));
+            world.run_until(S * 8, "runs again", |w| w.running("a").len() == 1);
+            world.assert_no_overlap();
+            let again = world.stretches.iter().rfind(|s| s.name == name("a")).unwrap();
+            // What a second brings at most is not committed yet.
+            let second = S.as_micros() / world.step.as_micros();
+            let from = u128::from(again.from_seq);
+            assert!(from + second + 5 >= done, "{drains} {n}: {done} steps, and on from {from}");
+        }
+    }
+}
+
+/// A node that is cordoned is likely to be the next to go.
+#[test]
+fn a_node_that_takes_tasks_keeps_checkpoints_before_one_that_does_not() {
+    let (mut world, ..) = World::owned(8, 3, &Setup::default());
+    let (owner, replica, third) = world.roles("a");
+    world.give(&replica, Event::Cordon(true));
+    world.run_for(S * 2);
+    assert_eq!(world.claim_of(&owner, "a").unwrap().replicas, [third.node.clone()]);
+    world.give(&third, Event::Cordon(true));
+    world.give(&replica, Event::Cordon(false));
+    world.run_for(S * 2);
+    assert_eq!(world.claim_of(&owner, "a").unwrap().replicas, [replica.node]);
+}
+
 /// A commit that was lost with its link goes out again when the link is back.
 #[test]
 fn a_lost_checkpoint_is_sent_again() {
