@@ -67,6 +67,31 @@ fn a_task_that_no_node_runs_is_kept_for_one_that_does() {
     world.assert_no_overlap();
 }
 
+/// A parked task is handed over, its target dies having been told, and the next one cannot keep the
+/// state: it waits for one that can, and is not left as decided in favour of the dead.
+#[test]
+fn a_parked_task_whose_targets_fail_after_the_decision_is_still_to_be_had() {
+    let (mut world, nodes, _) = orphan(1);
+    world.run_for(S * 5);
+    let source = keeper(&world, &nodes[0]);
+    let able: Vec<_> =
+        (0..2).map(|i| world.boot(&format!("able{i}"), able(), Disk::default())).collect();
+    let first = loop {
+        world.run_for(MS / 10);
+        if let Phase::Transferred { to } = &world.claim_of(&source, "a").unwrap().phase {
+            break to.clone();
+        }
+    };
+    let second = able.iter().find(|node| **node != first).unwrap();
+    world.nodes.get_mut(second).unwrap().disk_full = true;
+    world.crash(&first);
+    world.run_for(S * 2);
+    world.nodes.get_mut(second).unwrap().disk_full = false;
+    world.run_until(S * 10, "runs on the next", |w| w.running("a") == [second.clone()]);
+    assert_resumed(&world, second);
+    world.assert_no_overlap();
+}
+
 /// The custody holder dies in its turn.
 #[test]
 fn custody_outlives_its_holder() {
