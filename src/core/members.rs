@@ -355,6 +355,13 @@ impl Members {
         self.peers.iter().filter(move |(_, peer)| unheard(peer)).map(|(session, _)| session)
     }
 
+    /// Whether there has been news of a session of late.
+    pub fn is_heard(&self, now: Time, session: &SessionId) -> bool {
+        let lately = self.timing.unheard_after();
+        let heard = |peer: &Peer| peer.gone.is_none() && now.since(peer.news) <= lately;
+        self.peers.get(session).is_some_and(heard)
+    }
+
     /// A newer heartbeat came by any path. Returns whether the session came back from silence.
     pub fn heartbeat(&mut self, now: Time, of: &SessionId) -> bool {
         let Some(peer) = self.gossiped(of, now) else {

@@ -38,6 +38,13 @@ const LAST_GRACE: Duration = Duration::from_millis(100);
 /// How long a goodbye waits for its acknowledgements.
 const GOODBYE: Duration = Duration::from_secs(1);
 
+impl Drain {
+    /// Whether a step that is told to stop later still has its time to end.
+    pub fn has_time(&self, now: Time) -> bool {
+        self.hurried.is_none() && now < self.finish_until
+    }
+}
+
 impl Machine {
     pub(super) fn on_cordon(&mut self, on: bool) {
         match (self.state, on) {
@@ -113,10 +120,7 @@ impl Machine {
     pub(super) fn finishes_here(&self, task: &Task) -> bool {
         matches!(task.doing, Doing::Running)
             && self.config.finish_here.contains(&task.spec.kind)
-            && self
-                .drain
-                .as_ref()
-                .is_some_and(|d| d.hurried.is_none() && self.now.at < d.finish_until)
+            && self.drain.as_ref().is_some_and(|drain| drain.has_time(self.now.at))
     }
 
     /// Stops waiting for step boundaries: what runs is told to stop now, what has stopped is

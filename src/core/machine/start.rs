@@ -264,6 +264,22 @@ impl Machine {
         state_version: Option<u32>,
         tried: &BTreeSet<SessionId>,
     ) -> Option<SessionId> {
+        let candidates = self.candidates(spec, state_version, tried);
+        let chosen = placement::choose(&spec.name, &candidates)?.clone();
+        // Until its next report, count what is sent there.
+        if let Some(peer) = self.members.entry(&chosen, self.now.at) {
+            peer.load.running = peer.load.running.saturating_add(1);
+        }
+        Some(chosen)
+    }
+
+    /// The nodes that could, other than those tried.
+    pub(super) fn candidates(
+        &self,
+        spec: &Spec,
+        state_version: Option<u32>,
+        tried: &BTreeSet<SessionId>,
+    ) -> Vec<Candidate<'_>> {
         let mut candidates: Vec<Candidate<'_>> = self
             .members
             .iter()
@@ -280,12 +296,7 @@ impl Machine {
                 load: self.load,
             });
         }
-        let chosen = placement::choose(&spec.name, &candidates)?.clone();
-        // Until its next report, count what is sent there.
-        if let Some(peer) = self.members.entry(&chosen, self.now.at) {
-            peer.load.running = peer.load.running.saturating_add(1);
-        }
-        Some(chosen)
+        candidates
     }
 
     pub(super) fn on_start(&mut self, from: &SessionId, call: u64, spec: Spec) {

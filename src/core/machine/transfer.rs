@@ -17,7 +17,8 @@ use crate::core::io::{Action, Cause, Notice, Stop};
 use crate::core::lease::Epoch;
 use crate::core::message::{Message, Refusal};
 
-/// After this long without an answer an offer goes to the next node, and a decision is told again.
+/// After twice this long without an answer an offer goes to the next node, or is repeated if there is none;
+/// a decision is told again after this long.
 pub(super) const RESEND: Duration = Duration::from_millis(500);
 
 impl Machine {
@@ -29,18 +30,11 @@ impl Machine {
         let mut tried = task.hand.as_ref().map(|hand| hand.tried.clone()).unwrap_or_default();
         tried.insert(self.config.me.clone());
         let version = task.latest.as_ref().map(|header| header.state_version);
-        let parked = task.claim.phase == (Phase::Parked { until_resumed: false });
-        let (spec, idle, current) = (task.spec.clone(), !task.runs(), task.claim.epoch);
+        let (spec, current) = (task.spec.clone(), task.claim.epoch);
         let Some(to) = self.choose(&spec, version, &tried) else {
             return false;
         };
         tried.insert(to.clone());
-        let record = self.members.get(&to).and_then(|peer| peer.record.as_ref());
-        let cause = match record.is_some_and(|record| self.is_older(&record.revision)) {
-            _ if parked => Cause::Unparked,
-            true => Cause::Rollback,
-            false => Cause::Drain,
-        };
         let epoch = self.next_epoch(name);
         if current >= epoch {
             // There is no higher one that the target could have: the name is released instead.
@@ -51,12 +45,38 @@ impl Machine {
         let Some(task) = self.tasks.get_mut(name) else {
             return false;
         };
-        task.hand = Some(Hand { to: to.clone(), epoch, accepted: false, since, tried });
-        let claim = task.claim.clone();
-        let desired = self.desires.get(name).filter(|d| d.run == spec.run).cloned();
-        self.send(&to, Message::Offer { claim, epoch, spec, desired, idle, version, cause });
+        task.hand = Some(Hand { to, epoch, accepted: false, since, tried });
+        self.send_offer(name);
         self.alarm_in(name, RESEND);
         true
+    }
+
+    fn send_offer(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        let Some(hand) = &task.hand else { return };
+        let (to, epoch) = (hand.to.clone(), hand.epoch);
+        let record = self.members.get(&to).and_then(|peer| peer.record.as_ref());
+        let parked = task.claim.phase == (Phase::Parked { until_resumed: false });
+        let cause = match record.is_some_and(|record| self.is_older(&record.revision)) {
+            _ if parked => Cause::Unparked,
+            true => Cause::Rollback,
+            false => Cause::Drain,
+        };
+        let (claim, spec, idle) = (task.claim.clone(), task.spec.clone(), !task.runs());
+        let version = task.latest.as_ref().map(|header| header.state_version);
+        let desired = self.desires.get(name).filter(|d| d.run == spec.run).cloned();
+        self.send(&to, Message::Offer { claim, epoch, spec, desired, idle, version, cause });
+    }
+
+    /// Whether an offer without an answer is better repeated than given up: its target is there, if
+    /// busy, there is no other, and what runs has time to end its step afterwards.
+    fn is_worth_waiting(&self, task: &Task, hand: &Hand) -> bool {
+        let version = task.latest.as_ref().map(|header| header.state_version);
+        self.members.is_heard(self.now.at, &hand.to)
+            && self.drain.as_ref().is_none_or(|drain| drain.has_time(self.now.at))
+            && self.candidates(&task.spec, version, &hand.tried).is_empty()
     }
 
     /// Takes an open offer back.
@@ -339,9 +359,13 @@ impl Machine {
                 }
             }
             Doing::Running | Doing::Kept | Doing::Stopping(Why::Transfer) => {
-                if gone || (!accepted && now.since(since) >= RESEND * 2) {
+                let late = !accepted && now.since(since) >= RESEND * 2;
+                if gone || (late && !self.is_worth_waiting(task, hand)) {
                     self.send(&to, Message::Withdraw { name: name.clone(), epoch });
                     self.offer_failed(name);
+                } else if late {
+                    self.send_offer(name);
+                    self.alarm_in(name, RESEND * 2);
                 } else if !accepted {
                     self.alarm_in(name, RESEND);
                 }

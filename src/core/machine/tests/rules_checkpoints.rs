@@ -233,7 +233,7 @@ fn a_node_that_takes_tasks_keeps_checkpoints_before_one_that_does_not() {
     let (owner, replica, third) = world.roles("a");
     world.give(&replica, Event::Cordon(true));
     world.run_for(S * 2);
-    assert_eq!(world.claim_of(&owner, "a").unwrap().replicas, [third.node.clone()]);
+    assert_eq!(world.claim_of(&owner, "a").unwrap().replicas, std::slice::from_ref(&third.node));
     world.give(&third, Event::Cordon(true));
     world.give(&replica, Event::Cordon(false));
     world.run_for(S * 2);

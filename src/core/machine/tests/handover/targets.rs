@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 
-use super::{S, assert_moved, in_a_long_step, incoming, is_offer_reply, is_transferred, target_of};
+use super::{
+    S, assert_moved, in_a_long_step, incoming, is_offer, is_offer_reply, is_transferred, target_of,
+};
 use crate::core::branch::{Header, Position};
 use crate::core::claim::{Phase, Want};
 use crate::core::ids::{Kind, SessionId};
-use crate::core::io::{CallError, Event};
+use crate::core::io::{CallError, Event, Notice};
 use crate::core::machine::tests::world::{Disk, Fate, Fault, MS, Setup, World, name};
 use crate::core::message::{Message, Refusal};
 use crate::core::record::{NodeRecord, Versions};
@@ -256,6 +258,46 @@ fn a_decision_that_reaches_a_draining_target_is_passed_on() {
         assert_eq!(ran(&world), before, "{when}: who drains runs nothing that it is given");
     }
     assert!(passed_on >= 5, "the target began to drain {passed_on} times between the two");
+}
+
+/// Rule 18. Thousands of offers at once take their time, or are lost in part. There is no other node, it
+/// is heard, and there is time: releasing the task would only make a gap of its move.
+#[test]
+fn a_target_that_is_slow_to_answer_is_waited_for_where_there_is_no_other() {
+    for hits in [is_offer, is_offer_reply] {
+        let (mut world, owner, others) = World::owned(3, 2, &Setup::default());
+        world.faults.push(Fault { hits, fate: Fate::Lost, times: 4 });
+        world.drain(&owner, S * 25);
+        world.run_until(S * 12, "drained", |w| w.nodes[&owner].drained.is_some());
+        assert!(world.faults.is_empty(), "none was lost");
+        assert_moved(&world);
+        assert_eq!(world.running("a"), others);
+        assert_eq!(world.told(&owner, |n| matches!(n, Notice::Released { .. })), 0);
+    }
+}
+
+/// Nor is it waited for beyond the time that a step may take to end.
+#[test]
+fn a_target_that_never_answers_costs_no_step() {
+    let (mut world, owner, _) = World::owned(3, 2, &Setup::default());
+    world.faults.push(Fault { hits: is_offer, fate: Fate::Lost, times: 1_000 });
+    let begun = world.now;
+    world.drain(&owner, S * 25);
+    world.run_until(S * 25, "drained", |w| w.nodes[&owner].drained.is_some());
+    let took = world.now.since(begun);
+    assert!(took > S * 14 && took < S * 17, "{took:?}");
+    assert_eq!(world.told(&owner, |n| matches!(n, Notice::Released { .. })), 1);
+    world.run_for(S * 2);
+    assert_moved(&world);
+}
+
+#[test]
+fn a_target_that_is_not_heard_is_not_waited_for() {
+    let (mut world, owner, others) = World::owned(3, 2, &Setup::default());
+    world.cut_both(&owner, &others[0]);
+    world.run_for(S);
+    world.drain(&owner, S * 25);
+    world.run_until(S * 4, "drained", |w| w.nodes[&owner].drained.is_some());
 }
 
 /// A target that refuses the sealed state itself is not left with an accepted offer either.
