@@ -60,6 +60,27 @@ fn a_node_back_from_isolation_gives_those_it_does_not_hear_yet_the_floor() {
     assert_eq!(world.told(&nodes[0], silent), 0);
 }
 
+/// The same of a third that nobody has heard meanwhile: not even by word of the first is it news.
+#[test]
+fn nodes_that_meet_again_give_a_third_that_neither_hears_the_floor() {
+    let (mut world, nodes) = busy(1, 3, &Setup::default());
+    nodes.iter().for_each(|node| world.isolate(node));
+    world.run_for(S * 40);
+    let met = world.now;
+    world.mend(&nodes[0], &nodes[1]);
+    let silent = |w: &World| {
+        let silent =
+            |n: &Notice| matches!(n, Notice::PeerGone(of, Gone::Silent) if *of == nodes[2]);
+        w.told(&nodes[0], silent) + w.told(&nodes[1], silent)
+    };
+    world.run_for(T - S);
+    assert_eq!(silent(&world), 0, "they hear nothing of it for as long as they hear anything");
+    let seized = world.stretches.iter().filter(|s| s.start > met);
+    assert_eq!(seized.count(), 0);
+    world.run_for(S * 3);
+    assert_eq!(silent(&world), 2);
+}
+
 /// S2: a node that nobody echoes may be the one that is cut off. What it hears to be free it leaves to
 /// the others, whose claims it would not hear.
 #[test]
