@@ -43,6 +43,8 @@ pub struct Peer {
     pub caught_up: bool,
     /// A link to it is up.
     pub linked: bool,
+    /// When its last link broke, unless an echo of what was sent later has shown that it lives.
+    broke: Option<Time>,
     /// Why it counts as gone, if it does, and since when.
     pub gone: Option<(Gone, Time)>,
     /// That it is gone is only the word of others.
@@ -71,6 +73,7 @@ impl Peer {
             echoed: None,
             caught_up: false,
             linked: false,
+            broke: None,
             gone: None,
             rumoured: false,
             suspected: false,
@@ -315,6 +318,7 @@ impl Members {
         }
         if let Some(sent) = echoed {
             peer.echoed = peer.echoed.max(Some(sent));
+            peer.broke.take_if(|broke| sent > *broke);
             if self.gap.is_some_and(|gap| sent > gap) {
                 self.gap = None;
             }
@@ -400,7 +404,7 @@ impl Members {
         if news {
             peer.rumoured = false;
             peer.gone = Some((why, now));
-            peer.linked = false;
+            peer.unlink(now);
         }
         news
     }
@@ -428,6 +432,7 @@ impl Members {
         // Its handshake is as fresh as an echoed datagram.
         let back = peer.refute();
         peer.linked = true;
+        peer.broke = None;
         back
     }
 
@@ -440,10 +445,21 @@ impl Members {
         })
     }
 
+    /// Whether a refused dial of a session says anything of its life: not where no link of it has broken,
+    /// as behind a firewall that lets datagrams alone pass, nor where it has answered since one did, as
+    /// behind one that has changed (Rule 5).
+    pub fn can_tell_death(&self, session: &SessionId) -> bool {
+        self.peers.get(session).is_some_and(|peer| peer.broke.is_some())
+    }
+
     /// An observer saw a session's link break and its address refuse. Returns whether that makes it
     /// known dead (Rule 5).
     pub fn observed_dead(&mut self, now: Time, suspect: &SessionId, by: &SessionId) -> bool {
-        if !self.known_dead || (*by != self.me && !self.peers.get(by).is_some_and(Peer::is_live)) {
+        let may_tell = match *by == self.me {
+            true => self.can_tell_death(suspect),
+            false => self.peers.get(by).is_some_and(Peer::is_live),
+        };
+        if !self.known_dead || !may_tell {
             return false;
         }
         let Some(peer) = self.entry(suspect, now) else {
@@ -457,7 +473,7 @@ impl Members {
     /// stands, whatever others report is between them and the suspect.
     pub fn link_broke(&mut self, now: Time, with: &SessionId) -> bool {
         if let Some(peer) = self.entry(with, now) {
-            peer.linked = false;
+            peer.unlink(now);
         }
         self.known_dead(now, with)
     }
@@ -553,6 +569,12 @@ impl Peer {
     /// A message on a link says its state; version 0 from a build that does not number headers.
     pub fn states(&mut self, now: Time, state: NodeState, version: u64) {
         self.says(now, state, if version == 0 { self.version } else { version });
+    }
+
+    fn unlink(&mut self, now: Time) {
+        if std::mem::take(&mut self.linked) {
+            self.broke = Some(now);
+        }
     }
 
     /// Gone for a reason that needs no silence.

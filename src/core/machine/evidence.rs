@@ -160,7 +160,7 @@ impl Machine {
         }
         dead |= self.members.observed_dead(self.now.at, with, &self.config.me.clone());
         // Redialling goes on, and is refused each time.
-        if self.members.get(with).is_some() && self.refused.insert(with.clone()) {
+        if self.members.can_tell_death(with) && self.refused.insert(with.clone()) {
             let others: Vec<SessionId> =
                 self.members.live().filter(|session| *session != with).cloned().collect();
             for other in others {

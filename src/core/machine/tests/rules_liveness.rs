@@ -31,6 +31,8 @@ fn members(peers: &[&str], known_dead: bool, persisted: &[&str]) -> Members {
     for peer in peers {
         members.heard(START, &session(peer), (NodeState::Up, 1), Some(START));
         members.suspicion(START, &session(peer), true);
+        members.link_up(START, &session(peer));
+        members.link_broke(START, &session(peer));
     }
     members
 }
@@ -268,9 +270,10 @@ fn a_refusal_is_told_once_until_the_session_is_heard_again() {
     // Who was not there gets to know when it is.
     world.give(witness, Event::LinkUp { with: other.clone() });
     assert_eq!(told(&world), 2);
-    // It was heard: what was seen before says nothing.
+    // It was there again: what was seen before says nothing.
     world.heal();
     world.run_for(S * 2);
+    world.give(witness, Event::LinkUp { with: suspect.clone() });
     world.give(witness, refused);
     world.run_for(MS * 50);
     assert_eq!(told(&world), 3);
@@ -298,6 +301,52 @@ fn a_later_datagram_voids_known_death() {
         assert!(members.heard(START, &session("b"), (state, 1), None), "it is back");
         assert!(!members.is_gone(&session("b")));
     }
+}
+
+/// Rule 5: what refuses is not the session, if the session has answered since its link broke, or has
+/// never had one.
+#[test]
+fn a_refusal_by_something_else_is_no_death() {
+    let (b, me) = (session("b"), session("me"));
+    let mut members = members(&["b"], true, &[]);
+    assert!(members.observed_dead(START, &b, &me));
+    // Sent before its end, and read after it.
+    assert!(members.heard(START + MS, &b, (NodeState::Up, 1), Some(START)));
+    assert!(members.observed_dead(START + MS, &b, &me));
+    assert!(members.heard(START + MS * 3, &b, (NodeState::Up, 1), Some(START + MS * 2)));
+    assert!(!members.observed_dead(START + MS * 4, &b, &me), "it has answered since");
+    members.link_up(START + S, &b);
+    members.link_broke(START + S * 2, &b);
+    assert!(members.observed_dead(START + S * 2, &b, &me));
+
+    let c = session("c");
+    members.heard(START, &c, (NodeState::Up, 1), Some(START));
+    assert!(!members.observed_dead(START, &c, &me), "no link of it has ever been up");
+}
+
+/// S4, V6: two nodes between which TCP is rejected from some moment on, and datagrams pass.
+#[test]
+fn a_firewall_that_begins_to_reject_streams_costs_one_takeover_at_most() {
+    let (mut world, nodes) = World::cluster(9, 2);
+    tasks(&mut world, &nodes, 8);
+    let pairs = [(&nodes[0], &nodes[1]), (&nodes[1], &nodes[0])];
+    let begun = world.now;
+    for _ in 0..200 {
+        for (at, with) in pairs {
+            world.give(at, Event::LinkDown { with: with.clone(), refused: true });
+        }
+        world.run_for(MS * 50);
+    }
+    for (at, with) in pairs {
+        let died = world.told(at, |n| matches!(n, Notice::PeerGone(of, _) if of == with));
+        assert!(died <= 1, "{with} died {died} times for {at}");
+    }
+    for i in 0..8 {
+        let task = format!("t{i}");
+        assert_eq!(world.running(&task).len(), 1);
+        assert_eq!(world.since(&task, begun + S).len(), 0, "{task} has settled down");
+    }
+    assert_eq!(world.told(&nodes[0], |n| matches!(n, Notice::Quarantined { .. })), 0);
 }
 
 /// Rules 5 and 21: gossip relays the heartbeats of the dead.
