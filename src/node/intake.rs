@@ -21,8 +21,6 @@ use crate::link::LinkEvent;
 const MAX_LOADS: usize = 1_000_000;
 
 impl Control {
-    // ---- gossip ---------------------------------------------------------------------------
-
     pub(super) fn on_gossip(&mut self, event: GossipEvent) {
         match event {
             GossipEvent::Heard {
@@ -146,8 +144,6 @@ impl Control {
         self.queries.lost(session);
     }
 
-    // ---- links ----------------------------------------------------------------------------
-
     pub(super) fn on_link(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Up { session, address } => {
@@ -207,8 +203,6 @@ impl Control {
         }
     }
 
-    // ---- tasks ----------------------------------------------------------------------------
-
     pub(super) fn on_runner(&mut self, event: Event) {
         match &event {
             Event::Committed { header, .. } => {
@@ -243,8 +237,6 @@ impl Control {
             self.ask_of(&kept, Query::Yielded { name }, asker);
         }
     }
-
-    // ---- store ----------------------------------------------------------------------------
 
     /// Asks the store. A write that it is too busy for has failed, and is tried again by whoever it
     /// matters to; what is read for the machine waits, since to be busy is not to have lost it.

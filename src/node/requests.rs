@@ -64,8 +64,6 @@ impl Control {
         self.next_call
     }
 
-    // ---- questions ------------------------------------------------------------------------
-
     /// Answers from here if possible, or else asks the node that should know.
     fn ask(&mut self, query: Query, attempt: usize, asker: Handle) {
         let Some(entry) = self.board.registry.get(query.name()) else {
@@ -147,8 +145,6 @@ impl Control {
         }
     }
 
-    // ---- drain ----------------------------------------------------------------------------
-
     fn drain(&mut self, budget: Duration, reply: oneshot::Sender<DrainReport>) {
         if let Some(draining) = &mut self.draining {
             draining.wait(reply);
@@ -216,8 +212,6 @@ impl Control {
             self.feed(Event::Unstoppable { name, epoch });
         }
     }
-
-    // ---- status ---------------------------------------------------------------------------
 
     fn status(&self) -> Status {
         let view = self.board.view();

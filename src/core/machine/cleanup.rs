@@ -12,8 +12,6 @@ use crate::core::placement;
 use crate::core::record::NodeState;
 
 impl Machine {
-    // ---- ends -----------------------------------------------------------------------------
-
     /// An end whose writer is gone: who holds it publishes it on, else the name's home does.
     pub(super) fn look_end(&mut self, name: &Name) {
         if self.state == NodeState::Joining {
@@ -134,8 +132,6 @@ impl Machine {
             self.push(Action::Discard { name: name.clone(), run, headers: Vec::new() });
         }
     }
-
-    // ---- clean-up -------------------------------------------------------------------------
 
     /// Removes records that have served their time (Rule 12).
     pub(super) fn look_cleanup(&mut self, name: &Name) {

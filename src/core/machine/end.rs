@@ -427,8 +427,6 @@ impl Machine {
         }
     }
 
-    // ---- desired state --------------------------------------------------------------------
-
     /// What the user wants of the newest run of a name.
     pub(super) fn wanted(&self, name: &Name) -> Want {
         let run = self.tasks.get(name).map(|task| task.claim.run);

@@ -16,8 +16,6 @@ use crate::core::placement;
 pub(super) const MAX_RUNS: usize = 4;
 
 impl Machine {
-    // ---- of my own tasks ------------------------------------------------------------------
-
     pub(super) fn on_committed(&mut self, header: Header, state: Bytes, forced: bool) {
         let name = header.name.clone();
         let targets = self.replica_targets(&name);
@@ -294,8 +292,6 @@ impl Machine {
             }
         }
     }
-
-    // ---- as a replica ---------------------------------------------------------------------
 
     pub(super) fn on_checkpoint(
         &mut self,
