@@ -335,6 +335,25 @@ mod tests {
     }
 
     #[test]
+    fn a_session_over_its_share_loses_its_own_oldest() {
+        let mut reassembly = Reassembly::new(200_000, 1 << 20);
+        let text = text(60_000);
+        let plan = split(text.len(), 1300);
+        for message in 1..=4 {
+            let first = pieces(message, &text, plan).next().unwrap();
+            assert_eq!(reassembly.take(&session(1), address(), first, at(0)), Ok(None));
+            assert!(reassembly.held <= 200_000);
+        }
+        for (message, whole) in [(4, true), (2, true), (1, false)] {
+            let rest = pieces(message, &text, plan).skip(1);
+            let completed = rest
+                .filter_map(|piece| reassembly.take(&session(1), address(), piece, at(1)).unwrap())
+                .next();
+            assert_eq!(completed.is_some(), whole, "{message}");
+        }
+    }
+
+    #[test]
     fn a_message_that_never_completes_is_asked_for_a_bounded_number_of_times() {
         let mut reassembly = Reassembly::new(1 << 20, 1 << 20);
         let text = text(5000);

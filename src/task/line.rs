@@ -246,4 +246,18 @@ mod tests {
         assert!(!line.is_ahead());
         assert_eq!(line.seq(), 1);
     }
+
+    #[test]
+    fn a_lease_that_is_not_above_its_own_changes_nothing() {
+        let mut line = line(4, From::Initial, vec![], 0);
+        for seq in 1..3 {
+            line.advance();
+            line.keep((1, Bytes::from_static(b"more")), None, 0);
+            let (header, ..) = line.commit(Time::from_micros(seq)).unwrap();
+            assert_eq!(header.position, Position { epoch: Epoch(4), seq });
+            assert_eq!(header.lineage, []);
+            line.reepoch(&lease(3));
+            line.reepoch(&lease(4));
+        }
+    }
 }

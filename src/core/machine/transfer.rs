@@ -407,10 +407,13 @@ impl Machine {
         }
     }
 
-    /// A session is gone: what was to go there goes elsewhere.
+    /// A session is gone: what was to go there goes elsewhere, or nowhere.
     pub(super) fn hands_gone(&mut self, session: &SessionId) {
         for (name, task) in &self.tasks {
-            if task.hand.as_ref().is_some_and(|hand| hand.to == *session) {
+            let parting = matches!(task.doing, Doing::Parting { .. });
+            if task.hand.as_ref().is_some_and(|hand| hand.to == *session)
+                || (parting && task.replicas.contains(session))
+            {
                 self.dirty.insert(name.clone());
             }
         }

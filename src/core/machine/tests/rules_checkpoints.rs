@@ -501,3 +501,21 @@ fn a_taker_that_holds_nothing_asks_before_it_starts_afresh() {
         assert!(taken[0].session == **third && taken[0].from_seq >= 1, "seed {seed}: {taken:?}");
     }
 }
+
+/// Rule 20: whether anything was ever acknowledged is what any claim of the run says of it. A claim above that
+/// knows of nothing starts nothing afresh.
+#[test]
+fn what_any_claim_says_was_acknowledged_is_not_begun_afresh() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, owner, replica, third) = acknowledged(9, &setup);
+    let below = world.claim_of(&owner, "a").unwrap().clone();
+    assert!(below.checkpointed);
+    let died = world.now;
+    world.crash(&owner);
+    world.crash(&replica);
+    let unaware = Claim { checkpointed: false, ..below };
+    corpse_above(&mut world, std::slice::from_ref(&third), &unaware, Vec::new());
+    world.run_for(S * 15);
+    assert!(world.since("a", died).is_empty(), "all that was done is done again");
+    assert_eq!(world.told(&third, |n| matches!(n, Notice::StateLost { .. })), 1);
+}

@@ -659,3 +659,26 @@ fn a_name_too_many_is_refused_with_the_reason() {
     let call = world.start(&nodes[1], "t0");
     assert!(world.nodes[&nodes[1]].replies[&call].is_ok());
 }
+
+/// Rule 9: a failure is no end once a live claim is above it, and is one beside any other.
+#[test]
+fn a_failure_is_revoked_by_a_live_claim_above_it_alone() {
+    let (world, nodes) = World::cluster(19, 2);
+    let at = &nodes[0];
+    let failed = claim("a", run(1, 1), 10, "ghost", Phase::Failed);
+    for (epoch, phase, leaves, revoked) in [
+        (11, Phase::Running, false, true),
+        (11, Phase::Running, true, false),
+        (11, Phase::Released, false, false),
+        (9, Phase::Running, false, false),
+    ] {
+        let mut world = world.clone();
+        let other = claim("a", run(1, 1), epoch, "other", phase);
+        publish(&mut world, std::slice::from_ref(at), &other);
+        if leaves {
+            let message = Message::Leave;
+            world.give(at, Event::Message { from: other.session.clone(), message });
+        }
+        assert_eq!(world.nodes[at].machine.is_revoked(&failed), revoked, "{other:?}");
+    }
+}

@@ -8,7 +8,8 @@ use super::rules_claims::short;
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Desired, Phase, Want};
 use crate::core::ids::{NodeId, RunId, SessionId};
-use crate::core::io::{Event, Notice};
+use crate::core::io::{Action, Event, Notice};
+use crate::core::placement;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -292,4 +293,49 @@ fn a_task_that_is_paused_while_its_state_is_read_does_not_start() {
     world.run_for(S * 8);
     let again = world.since("a", died);
     assert!(again.len() == 1 && again[0].from_seq > 10, "and goes on from its state: {again:?}");
+}
+
+/// Rule 23: whoever takes over what is paused keeps it so. Its state is looked for when it is to go on, and
+/// that it cannot be found is told then.
+#[test]
+fn what_was_paused_is_not_looked_for_before_it_is_resumed() {
+    let (mut world, ..) = World::owned(32, 3, &Setup::default());
+    let (owner, replica, third) = world.roles("a");
+    world.want(&third, "a", Want::Pause);
+    world.run_for(S);
+    assert_eq!(world.owner(&third, "a").unwrap().phase, Phase::Paused);
+    world.crash(&owner);
+    world.crash(&replica);
+    world.run_for(S * 120);
+    let kept = world.owner(&third, "a").unwrap();
+    assert_eq!((&kept.session, &kept.phase), (&third, &Phase::Paused));
+    let lost = |n: &Notice| matches!(n, Notice::StateLost { .. });
+    assert_eq!(world.told(&third, lost), 0);
+    world.want(&third, "a", Want::Run);
+    world.run_for(S * 20);
+    assert_eq!(world.told(&third, lost), 1);
+}
+
+/// An order is published by its caller, by who has the name, and by its home, and by nobody else.
+#[test]
+fn an_order_is_published_by_the_home_of_its_name() {
+    let (world, owner, others) = World::owned(33, 4, &Setup::default());
+    let desired = Desired {
+        name: name("a"),
+        run: world.claim_of(&owner, "a").unwrap().run,
+        version: 1,
+        writer: SessionId::new(NodeId::new("caller").unwrap(), Uuid::from_u128(1)),
+        want: Want::Pause,
+    };
+    let live: Vec<SessionId> = world.living();
+    let home = placement::rendezvous(&name("a"), live.iter())[0].clone();
+    for node in &live {
+        let mut machine = world.nodes[node].machine.clone();
+        let desires = vec![desired.clone()];
+        machine.handle(world.clock(), Event::Desires { desires });
+        let mut actions = std::iter::from_fn(|| machine.poll());
+        let published = actions.any(|action| matches!(action, Action::PublishDesired(_)));
+        assert!(published == (*node == home) || *node == owner, "{node}, the home is {home}");
+    }
+    assert!(others.len() == 3);
 }

@@ -172,6 +172,12 @@ fn whoever_publishes_an_end_after_a_cut_has_its_output() {
         world.split(some, others);
         world.run_for(S * 50);
         world.heal();
+        if seed % 2 == 1 {
+            // Whoever can give it keeps it until it has arrived.
+            world.blocked = Some(|_, _, message| matches!(message, Message::Ended { .. }));
+            world.run_for(S * 5);
+            world.blocked = None;
+        }
         world.run_for(S * 8);
         for (i, before) in published.iter().enumerate() {
             let task = format!("t{i}");

@@ -6,7 +6,7 @@ use super::rules_claims::short;
 use super::world::{MS, Setup, World, name};
 use crate::core::claim::{Phase, Want};
 use crate::core::ids::SessionId;
-use crate::core::io::{Event, Notice};
+use crate::core::io::{Action, Event, Notice};
 use crate::core::message::Message;
 
 const S: Duration = Duration::from_secs(1);
@@ -271,4 +271,27 @@ fn of_copies_under_one_epoch_the_survivor_goes_on_above_it() {
         assert!(newest(&world, &survivor) > of_others, "seed {seed}: {survivor}, {of_others}");
     }
     assert!(ties > 0, "no two copies had one epoch");
+}
+
+/// Rule 21: the loser's branch goes out again on a new link to the winner until that has it.
+#[test]
+fn a_branch_that_nobody_has_acknowledged_is_sent_again_on_a_new_link_to_the_winner() {
+    for acknowledged in [false, true] {
+        let (mut world, nodes, old, new) = split(10, 3);
+        if !acknowledged {
+            world.blocked = Some(|_, _, m| matches!(m, Message::CheckpointReply { .. }));
+        }
+        world.heal();
+        world.run_for(S * 2);
+        assert_eq!(world.runner("a"), new);
+        let third = nodes.iter().find(|node| **node != old && **node != new).unwrap();
+        let sent = |with: &SessionId| {
+            let mut machine = world.nodes[&old].machine.clone();
+            machine.handle(world.clock(), Event::LinkUp { with: with.clone() });
+            let actions = std::iter::from_fn(|| machine.poll());
+            actions.filter(|action| matches!(action, Action::Load { .. })).count()
+        };
+        assert_eq!(sent(third), 0);
+        assert_eq!(sent(&new), usize::from(!acknowledged));
+    }
 }

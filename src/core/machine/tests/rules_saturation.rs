@@ -8,6 +8,7 @@ use super::world::{Setup, World, name};
 use crate::core::claim::{Phase, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::Event;
+use crate::core::message::Message;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -79,8 +80,10 @@ fn at_the_highest_epoch_a_dead_owners_task_is_taken_over_by_whoever_is_left() {
 fn at_the_highest_epoch_a_drain_releases_what_it_cannot_hand_over() {
     let (mut world, _) = saturated(4, "z-ghost");
     let owner = world.runner("a");
+    world.record_messages = true;
     world.drain(&owner, S * 10);
     world.run_for(S * 12);
+    assert!(!world.sent.iter().any(|(.., m)| matches!(m, Message::Offer { .. })));
     assert_ne!(world.runner("a"), owner);
     assert!(world.nodes[&owner].drained.is_some());
     world.assert_no_overlap();

@@ -427,3 +427,66 @@ fn run_does_not_return_before_a_peer_knows_the_spec() {
     assert!(world.nodes[&nodes[0]].replies[&call].is_ok());
     world.assert_no_overlap();
 }
+
+/// A cluster in which "a" is claimed and no answer arrives: its claimant, another node, the claim.
+fn unanswered(seed: u64, n: usize) -> (World, SessionId, SessionId, Claim) {
+    let (mut world, nodes) = World::cluster(seed, n);
+    world.goal = 100_000;
+    world.blocked = Some(|_, _, m| matches!(m, Message::Answers { .. }));
+    world.start(&nodes[0], "a");
+    world.run_for(MS * 10);
+    let claimant = nodes.iter().find(|n| world.claim_of(n, "a").is_some()).unwrap().clone();
+    let other = nodes.into_iter().find(|node| *node != claimant).unwrap();
+    let claim = world.claim_of(&claimant, "a").unwrap().clone();
+    assert_eq!(claim.phase, Phase::Claimed);
+    (world, claimant, other, claim)
+}
+
+/// What one peer answers to a claim.
+fn answered(claim: &Claim, verdict: Verdict, askers: Vec<SessionId>) -> Message {
+    let (name, epoch) = (claim.name.clone(), claim.epoch);
+    Message::Answers { answers: vec![Answer { name, epoch, verdict, askers, known: Vec::new() }] }
+}
+
+/// Rule 13: whoever an answer names as another asker is waited for too.
+#[test]
+fn whoever_an_answer_names_is_waited_for_too() {
+    for named in [true, false] {
+        let (mut world, claimant, peer, claim) = unanswered(10, 2);
+        let stranger = SessionId::new(NodeId::new("stranger").unwrap(), Uuid::from_u128(9));
+        let askers = if named { vec![stranger, claimant.clone()] } else { vec![claimant.clone()] };
+        let message = answered(&claim, Verdict::Ok, askers);
+        world.give(&claimant, Event::Message { from: peer, message });
+        world.run_for(MS * 10);
+        let settled = !world.running("a").is_empty();
+        assert_eq!(settled, !named);
+    }
+}
+
+/// Rule 13: an end of the run, heard of while nobody answers, is stepped back for.
+#[test]
+fn a_claimant_steps_back_for_an_end_of_its_run() {
+    let (mut world, claimant, _, mine) = unanswered(12, 3);
+    let end = claim("a", mine.run, mine.epoch.0 - 1, "ghost", Phase::Finished);
+    publish(&mut world, std::slice::from_ref(&claimant), &end);
+    assert_eq!(world.claim_of(&claimant, "a").unwrap().phase, Phase::Released);
+}
+
+/// Rule 8: the claim of a run that steps back for another run says that its own is over, or somebody would
+/// take it up when that one ends.
+#[test]
+fn a_claim_that_steps_back_for_another_run_is_superseded() {
+    let (mut world, claimant, peer, mine) = unanswered(13, 3);
+    let older = RunId { uuid: Uuid::from_u128(1), ..mine.run };
+    for (run, phase) in [(mine.run, Phase::Released), (older, Phase::Superseded)] {
+        let mut world = world.clone();
+        let theirs = Claim {
+            session: peer.clone(),
+            ..claim("a", run, mine.epoch.0 + 1, "any", Phase::Running)
+        };
+        let message = answered(&mine, Verdict::Held(Box::new(theirs)), Vec::new());
+        world.give(&claimant, Event::Message { from: peer.clone(), message });
+        assert_eq!(world.claim_of(&claimant, "a").unwrap().phase, phase);
+    }
+    world.run_for(MS);
+}

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::{S, assert_moved, is_transferred};
 use crate::core::claim::Phase;
-use crate::core::io::{Event, Notice};
+use crate::core::ids::SessionId;
+use crate::core::io::{Action, Event, Notice};
 use crate::core::machine::tests::world::{Disk, MS, Setup, World, name};
 use crate::core::message::Message;
 use crate::core::record::NodeState;
@@ -271,4 +272,70 @@ fn a_fenced_node_drains_at_once_and_stays_fenced() {
     world.run_for(S);
     assert!(world.nodes[&owner].left.is_some());
     assert!(world.nodes[&owner].machine.state().is_fenced());
+}
+
+/// What is lost if the node is killed in the middle of its drain is no more than a step.
+#[test]
+fn a_drain_begins_with_a_commit_of_everything() {
+    let (world, owner, _) = World::owned(45, 3, &Setup::default());
+    let mut machine = world.nodes[&owner].machine.clone();
+    machine.handle(world.clock(), Event::Drain { deadline: world.now + S * 25 });
+    let actions = std::iter::from_fn(|| machine.poll());
+    assert_eq!(actions.filter(|action| matches!(action, Action::CommitAll)).count(), 1);
+}
+
+/// Rule 12: an end that only the draining node knows of is in other hands before it goes.
+#[test]
+fn a_drain_waits_for_an_end_to_be_replicated() {
+    let (mut world, nodes) = World::cluster(46, 3);
+    world.goal = 20;
+    world.start(&nodes[0], "a");
+    world.run_for(MS * 500);
+    let owner = world.runner("a");
+    world.blocked = Some(|_, _, m| matches!(m, Message::Ended { .. } | Message::EndedReply { .. }));
+    world.run_until(S * 2, "its code has ended", |w| w.running("a").is_empty());
+    world.drain(&owner, S * 25);
+    world.run_for(MS * 20);
+    assert!(!world.claim_of(&owner, "a").unwrap().phase.is_terminal(), "it is not told yet");
+    assert!(world.nodes[&owner].drained.is_none());
+    world.blocked = None;
+    world.run_until(S * 10, "drained", |w| w.nodes[&owner].drained.is_some());
+    assert_eq!(world.claim_of(&owner, "a").unwrap().phase, Phase::Finished);
+}
+
+/// A node that drains with one commit that is nowhere else, and a peer that can only keep it.
+fn with_a_keeper(seed: u64) -> (World, SessionId, SessionId) {
+    let (mut world, nodes) = World::cluster(seed, 1);
+    let other = Setup { kinds: vec![("other", 1)], ..Setup::default() };
+    let keeper = world.boot("n1", other, Disk::default());
+    world.run_for(S * 2);
+    world.goal = 100_000;
+    world.commit_every = 1_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    world.blocked = Some(|_, _, m| matches!(m, Message::Checkpoint { .. }));
+    world.drain(&nodes[0], S * 60);
+    world.run_for(MS * 200);
+    assert!(world.running("a").is_empty());
+    assert_ne!(world.claim_of(&nodes[0], "a").unwrap().phase, Phase::Released);
+    (world, nodes[0].clone(), keeper)
+}
+
+/// DEPLOYS 2: what is released waits for a replica no longer than its state takes to get there.
+#[test]
+fn what_no_replica_acknowledges_in_time_is_released() {
+    let (mut world, owner, _) = with_a_keeper(47);
+    world.run_until(S * 30, "released", |w| {
+        w.claim_of(&owner, "a").unwrap().phase == Phase::Released
+    });
+    assert_eq!(world.told(&owner, |n| matches!(n, Notice::Released { replicas: 0, .. })), 1);
+}
+
+/// Nor does it wait for one that is gone.
+#[test]
+fn what_was_to_go_to_a_replica_that_has_died_is_released_at_once() {
+    let (mut world, owner, keeper) = with_a_keeper(48);
+    world.crash(&keeper);
+    world.run_for(MS * 1_000);
+    assert_eq!(world.claim_of(&owner, "a").unwrap().phase, Phase::Released);
 }

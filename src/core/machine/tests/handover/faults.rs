@@ -304,3 +304,26 @@ fn after_a_visible_gap_no_step_starts_before_an_echo_sent_after_it() {
         assert!(world.steps_done[&name("a")] > before + during);
     }
 }
+
+/// Rule 18: decided, and the target is gone: as long as its source lives, only that gives the task away.
+#[test]
+fn while_the_source_lives_nobody_else_takes_what_its_target_has_lost() {
+    let (mut world, owner, _) = World::owned(15, 4, &Setup::default());
+    let first = target_of(&world, &owner);
+    world.trip = Some(Trip { task: "a", at: tells, victim: Some(first.clone()) });
+    world.drain(&owner, S * 25);
+    while world.trip.is_some() {
+        world.run_for(MS / 10);
+    }
+    world.blocked = Some(|_, _, message| is_offer(message));
+    world.record_messages = true;
+    world.run_for(MS * 300);
+    let others = world.living().into_iter().filter(|node| *node != owner);
+    for node in others {
+        assert!(world.nodes[&node].machine.members().is_gone(&first));
+        assert_eq!(world.claim_of(&node, "a"), None);
+    }
+    world.blocked = None;
+    world.run_for(S * 5);
+    assert_moved(&world);
+}

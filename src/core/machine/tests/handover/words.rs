@@ -1,10 +1,14 @@
 //! What is said in a handover counts only of what it speaks of, and only from whom it concerns (Rule 18).
 
-use super::{S, assert_moved, in_a_long_step, incoming, target_of};
+use super::{
+    S, assert_moved, in_a_long_step, incoming, is_offer, is_offer_reply, is_transferred, target_of,
+};
 use crate::core::branch::Position;
 use crate::core::claim::{Claim, Phase};
 use crate::core::ids::SessionId;
 use crate::core::io::{Cause, Event, Notice};
+use crate::core::lease::Epoch;
+use crate::core::machine::tests::rules_claims::claim;
 use crate::core::machine::tests::world::{Disk, Fate, Fault, MS, Setup, World, name};
 use crate::core::message::{Message, Refusal};
 
@@ -128,4 +132,167 @@ fn what_every_replica_refuses_is_released_at_once() {
     assert!(world.running("a").is_empty());
     let released = |n: &Notice| matches!(n, Notice::Released { replicas: 0, .. });
     assert_eq!(world.told(&nodes[0], released), 1);
+}
+
+/// A target that drains does not leave it to gossip to tell its source, and if that has decided meanwhile,
+/// says it again: it is the next one's.
+#[test]
+fn a_target_that_drains_tells_its_source() {
+    let (mut world, owner, target, _) = offered(56);
+    let Claim { run, epoch, .. } = world.claim_of(&target, "a").unwrap().clone();
+    let refusals = |world: &World| {
+        let said = world.sent.iter().filter(|(_, from, to, _)| (from, to) == (&target, &owner));
+        said.filter(|(.., m)| matches!(m, Message::OfferReply { result: Err(Refusal::NotUp), .. }))
+            .count()
+    };
+    world.record_messages = true;
+    world.drain(&target, S * 25);
+    assert_eq!(refusals(&world), 1);
+    let message = Message::Transferred { name: name("a"), run, epoch, sealed: None };
+    world.give(&target, Event::Message { from: owner.clone(), message });
+    assert_eq!(refusals(&world), 2);
+}
+
+/// A cluster in which the word of a decision does not arrive: the source, its target, another node.
+fn decided(seed: u64) -> (World, SessionId, SessionId, SessionId) {
+    let (mut world, owner, others) = World::owned(seed, 3, &Setup::default());
+    world.blocked = Some(|_, _, message| is_transferred(message));
+    world.drain(&owner, S * 25);
+    world.run_until(S * 2, "it is decided", |w| is_decided(w, &owner));
+    world.run_for(MS * 50);
+    let target = incoming(&world).pop().expect("a target");
+    let third = others.into_iter().find(|node| *node != target).unwrap();
+    world.record_messages = true;
+    (world, owner, target, third)
+}
+
+fn is_decided(world: &World, owner: &SessionId) -> bool {
+    matches!(world.claim_of(owner, "a").unwrap().phase, Phase::Transferred { .. })
+}
+
+/// To whom a node has said something, in order.
+fn told(world: &World, by: &SessionId, what: fn(&Message) -> bool) -> Vec<SessionId> {
+    let said = world.sent.iter().filter(|(_, from, _, m)| from == by && what(m));
+    said.map(|(_, _, to, _)| to.clone()).collect()
+}
+
+/// One node hears by gossip what another has published.
+fn gossip(world: &mut World, at: &SessionId, claim: Claim) {
+    let (of, name) = (claim.session.clone(), claim.name.clone());
+    world.give(at, Event::Claims { of, changes: vec![(name, Some(claim))] });
+}
+
+/// Rule 18: a target that is seen to have let go of what it accepted has not taken it.
+#[test]
+fn what_a_target_has_let_go_of_goes_to_the_next_one() {
+    let (mut world, owner, target, third) = decided(58);
+    let theirs = world.claim_of(&target, "a").unwrap().clone();
+    let released = Claim { version: theirs.version + 1, phase: Phase::Released, ..theirs };
+    gossip(&mut world, &owner, released);
+    assert_eq!(world.told(&owner, |n| matches!(n, Notice::Moved { .. })), 0);
+    assert_eq!(told(&world, &owner, is_offer), [third.clone()]);
+    // Nor is the next one told of a decision before it has accepted.
+    world.sent.clear();
+    world.give(&owner, Event::LinkUp { with: third });
+    assert_eq!(told(&world, &owner, is_transferred), []);
+}
+
+/// Rule 18: decided, and the target is gone: the task goes to the next one, unless somebody has it above the
+/// target's claim. A copy below it does not count.
+#[test]
+fn after_the_death_of_a_target_only_a_claim_above_its_own_counts() {
+    for (above, offers) in [(true, 0), (false, 1)] {
+        let (mut world, owner, target, third) = decided(59);
+        let mine = world.claim_of(&owner, "a").unwrap().clone();
+        let theirs = world.claim_of(&target, "a").unwrap().clone();
+        let epoch = if above { theirs.epoch.0 + 1 } else { mine.epoch.0 - 1 };
+        let running = claim("a", mine.run, epoch, "any", Phase::Running);
+        gossip(&mut world, &owner, Claim { session: third, number: 90, ..running });
+        assert_eq!(told(&world, &owner, is_offer), []);
+        world.give(&owner, Event::Message { from: target, message: Message::Leave });
+        assert_eq!(told(&world, &owner, is_offer).len(), offers, "{above}");
+    }
+}
+
+/// A decision that was lost with a link is told again as soon as there is one, to whom it concerns.
+#[test]
+fn a_decision_is_told_again_on_a_new_link_to_its_target() {
+    let (mut world, owner, target, third) = decided(60);
+    world.sent.clear();
+    world.give(&owner, Event::LinkUp { with: third });
+    assert_eq!(told(&world, &owner, is_transferred), []);
+    world.give(&owner, Event::LinkUp { with: target.clone() });
+    assert_eq!(told(&world, &owner, is_transferred), [target]);
+}
+
+/// The sealed state is at the target, which counts as one holder however often it was one.
+#[test]
+fn a_target_that_was_a_replica_is_named_as_one_holder() {
+    let (mut world, owner, others) = World::owned(61, 2, &Setup::default());
+    assert_eq!(world.claim_of(&owner, "a").unwrap().replicas, [others[0].node.clone()]);
+    world.blocked = Some(|_, _, message| is_transferred(message));
+    world.drain(&owner, S * 25);
+    world.run_until(S * 2, "it is decided", |w| is_decided(w, &owner));
+    assert_eq!(world.claim_of(&owner, "a").unwrap().replicas, [others[0].node.clone()]);
+}
+
+/// An offer of what is claimed by `claim`.
+fn offer(world: &World, claim: &Claim, epoch: Epoch) -> Message {
+    Message::Offer {
+        claim: claim.clone(),
+        epoch,
+        spec: world.nodes[&claim.session].machine.spec(&name("a")).unwrap().clone(),
+        desired: None,
+        idle: false,
+        version: None,
+        cause: Cause::Drain,
+    }
+}
+
+/// A session speaks for its own claims alone.
+#[test]
+fn nobody_offers_what_another_has() {
+    let (mut world, owner, others) = World::owned(62, 3, &Setup::default());
+    let mine = world.claim_of(&owner, "a").unwrap().clone();
+    let message = offer(&world, &mine, mine.epoch.next());
+    world.record_messages = true;
+    world.give(&others[0], Event::Message { from: others[1].clone(), message });
+    assert_eq!(told(&world, &others[0], is_offer_reply), []);
+    assert_eq!(incoming(&world), []);
+}
+
+/// L2: what a target would have is above every epoch that it has seen, whoever had that.
+#[test]
+fn an_offer_below_an_epoch_that_was_seen_is_refused() {
+    let (mut world, owner, others) = World::owned(63, 3, &Setup::default());
+    let mine = world.claim_of(&owner, "a").unwrap().clone();
+    let seen = claim("a", mine.run, mine.epoch.0 + 10, "ghost", Phase::Released);
+    let (target, above) = (&others[0], seen.epoch);
+    gossip(&mut world, target, seen);
+    let message = offer(&world, &mine, mine.epoch.next());
+    world.record_messages = true;
+    world.give(target, Event::Message { from: owner, message });
+    let refused = Err(Refusal::Held(above));
+    let said = world.sent.iter().filter(|(_, from, ..)| from == target);
+    let is_refusal =
+        |m: &Message| matches!(m, Message::OfferReply { result, .. } if *result == refused);
+    assert_eq!(said.filter(|(.., m)| is_refusal(m)).count(), 1);
+    assert_eq!(incoming(&world), []);
+}
+
+/// H1: what was decided stands, whatever comes later of the time before.
+#[test]
+fn a_decision_cannot_be_withdrawn() {
+    let (mut world, owner, _) = World::owned(64, 3, &Setup::default());
+    world.reads_take = S * 2;
+    world.drain(&owner, S * 25);
+    world.run_until(S * 8, "it is decided", |w| is_decided(w, &owner));
+    world.run_for(MS * 50);
+    let target = incoming(&world).pop().expect("it reads the state");
+    let epoch = world.claim_of(&target, "a").unwrap().epoch;
+    let message = Message::Withdraw { name: name("a"), epoch };
+    world.give(&target, Event::Message { from: owner, message });
+    world.run_for(S * 6);
+    assert_eq!(world.runner("a"), target);
+    assert_eq!(world.claim_of(&target, "a").unwrap().epoch, epoch);
 }
