@@ -1,6 +1,6 @@
 //! The claims of this node that hold a name: their numbers, and how many there are of each kind.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::ids::Kind;
 
@@ -8,6 +8,8 @@ use crate::core::ids::Kind;
 pub(super) struct Holding {
     by_number: BTreeMap<u64, Kind>,
     of_kind: BTreeMap<Kind, usize>,
+    /// Transferred, and not known to be taken: not held, nor released.
+    decided: BTreeSet<u64>,
 }
 
 impl Holding {
@@ -17,10 +19,18 @@ impl Holding {
         }
     }
 
+    /// Another session is to have the name. Until it knows, this claim does not count as released: what a
+    /// header says of it would overtake the decision.
+    pub(super) fn decide(&mut self, number: u64) {
+        self.remove(number);
+        self.decided.insert(number);
+    }
+
     /// Whether the claim held its name until now.
     pub(super) fn remove(&mut self, number: u64) -> bool {
+        let decided = self.decided.remove(&number);
         let Some(kind) = self.by_number.remove(&number) else {
-            return false;
+            return decided;
         };
         if let Some(count) = self.of_kind.get_mut(&kind) {
             *count -= 1;
@@ -30,7 +40,8 @@ impl Holding {
 
     /// The lowest number: all claims below it have stopped.
     pub(super) fn first(&self) -> Option<u64> {
-        self.by_number.keys().next().copied()
+        let held = self.by_number.keys().next();
+        held.into_iter().chain(self.decided.first()).min().copied()
     }
 
     pub(super) fn len(&self) -> usize {

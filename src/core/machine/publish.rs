@@ -44,6 +44,10 @@ impl Machine {
         let claim = task.claim.clone();
         if claim.phase.is_held() {
             self.holding.insert(claim.number, &task.spec.kind);
+        } else if matches!(claim.phase, Phase::Transferred { .. }) {
+            self.holding.decide(claim.number);
+            // There may be room for one more.
+            self.dirty.append(&mut self.passed_over);
         } else if self.holding.remove(claim.number) {
             if claim.phase.is_free() {
                 self.recently_released.push_back(claim.number);

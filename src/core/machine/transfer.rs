@@ -303,13 +303,8 @@ impl Machine {
         };
         let mine = task.hand.as_ref().is_some_and(|h| h.to == *from && h.epoch == epoch);
         if mine && matches!(task.doing, Doing::Moving { .. }) {
-            task.doing = Doing::Over { dominated: None };
-            task.hand = None;
-            let run = task.claim.run;
-            // Whoever waits for `run` may go on: a peer has the spec.
-            self.answer_callers(name, Ok(run));
+            self.over(name);
             self.tell(Notice::Moved { name: name.clone(), to: from.clone(), epoch });
-            self.dirty.insert(name.clone());
         }
     }
 
@@ -374,12 +369,14 @@ impl Machine {
         }
     }
 
-    /// Others have the name under later claims.
+    /// The name is in other hands, and they know that it is theirs.
     fn over(&mut self, name: &Name) {
         if let Some(task) = self.tasks.get_mut(name) {
             task.hand = None;
             task.doing = Doing::Over { dominated: None };
+            self.holding.remove(task.claim.number);
             let run = task.claim.run;
+            // Whoever waits for `run` may go on: a peer has the spec.
             self.answer_callers(name, Ok(run));
             self.dirty.insert(name.clone());
         }

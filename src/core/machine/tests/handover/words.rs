@@ -296,3 +296,26 @@ fn a_decision_cannot_be_withdrawn() {
     assert_eq!(world.runner("a"), target);
     assert_eq!(world.claim_of(&target, "a").unwrap().epoch, epoch);
 }
+
+/// Rules 2 and 18: a header is faster than links and gossip under load. What is decided is not released,
+/// or the target would let go of it before it hears of the decision.
+#[test]
+fn a_header_that_overtakes_a_decision_does_not_undo_it() {
+    let (mut world, owner, target, _) = offered(65);
+    let number = world.claim_of(&owner, "a").unwrap().number;
+    let mut late = world.nodes[&target].machine.clone();
+    world.blocked = Some(|_, _, message| is_transferred(message));
+    world.run_until(S * 20, "it is decided", |w| is_decided(w, &owner));
+    let (state, version, watermark, released) = world.nodes[&owner].header.clone();
+    assert!(watermark < number && !released.contains(&number));
+    let echoed = None;
+    let heard = Event::Heard { from: owner.clone(), state, version, watermark, released, echoed };
+    late.handle(world.clock(), heard);
+    let theirs = late.view().get(&name("a"), &target).unwrap();
+    assert!(matches!(theirs.phase, Phase::Incoming { .. }), "{:?}", theirs.phase);
+    // Once it is taken, nothing is left of it here.
+    world.blocked = None;
+    world.run_for(S * 2);
+    assert!(world.nodes[&owner].header.2 >= number);
+    assert_moved(&world);
+}

@@ -14,7 +14,7 @@ use crate::core::io::Event;
 use crate::core::record::{Load, NodeRecord, NodeState};
 
 /// What a datagram says: state, version, watermark, released.
-pub(super) type Says = (NodeState, u64, u64, Vec<u64>);
+pub type Says = (NodeState, u64, u64, Vec<u64>);
 
 /// What one session publishes, as gossip carries it.
 #[derive(Clone, Debug, Default)]

@@ -48,7 +48,7 @@ pub(super) struct Node {
     pub disk: Disk,
     loops: BTreeMap<Name, Loop>,
     gossip: BTreeMap<SessionId, Rc<Published>>,
-    header: Says,
+    pub header: Says,
     /// Send time of the newest datagram of each peer that arrived here.
     seen: BTreeMap<SessionId, Time>,
     beaten: BTreeMap<SessionId, Time>,
