@@ -18,7 +18,12 @@ impl Machine {
             return;
         }
         self.revoke_failure(name);
-        if self.tasks.contains_key(name) {
+        // What this node has stepped back from keeps no end from being published.
+        let speaks = |task: &Task| {
+            let phase = &task.claim.phase;
+            !matches!(task.doing, Doing::Over { .. }) || phase.is_held() || phase.is_terminal()
+        };
+        if self.tasks.get(name).is_some_and(|task| speaks(task)) {
             return;
         }
         let Some((end, _)) = self.ends.get(name) else {

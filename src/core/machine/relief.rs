@@ -32,7 +32,7 @@ impl Machine {
             return false;
         };
         let (replicas, keepers) = (self.config.replicas, self.keepers());
-        if replicas == 0 {
+        if replicas == 0 || keepers == 0 {
             return false;
         }
         if owner.phase.is_held() && owner.session != self.config.me {
@@ -42,7 +42,7 @@ impl Machine {
                 && self.staying_copies(owner) < (replicas + 1).min(keepers);
         }
         if owner.phase == Phase::Released {
-            return self.is_left_here(owner) && self.staying_copies(owner) < 1.min(keepers);
+            return self.is_left_here(owner) && self.staying_copies(owner) < 1;
         }
         // Nothing runs twice for want of an output, and there may be very many: one copy will do.
         let ends = || {
@@ -51,7 +51,7 @@ impl Machine {
         };
         owner.phase.is_terminal()
             && self.copied_run(name) == Some(owner.run)
-            && ends().all(|end| self.staying_copies(end) < 1.min(keepers))
+            && ends().all(|end| self.staying_copies(end) < 1)
     }
 
     /// Whether what another node has released is kept here: nobody owns it, so nobody sees to its copies.

@@ -9,6 +9,7 @@ use crate::core::claim::Phase;
 use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
 use crate::core::message::Message;
+use crate::core::record::NodeState;
 
 const S: Duration = Duration::from_secs(1);
 const NAMES: usize = 40;
@@ -222,4 +223,41 @@ fn the_last_holder_of_what_was_released_gives_it_away_before_it_leaves() {
             assert_nothing_lost(&world, &before, &format!("seed {seed}, {replicas}"));
         }
     }
+}
+
+/// Nodes that go one right after another, as when a whole service is shut down: each is relieved at once
+/// of an end that it holds, also where it has itself stepped back for the run that ended; and the last
+/// one waits for nobody.
+#[test]
+fn nodes_that_leave_one_after_another_keep_no_other_waiting_for_an_end() {
+    let mut stepped_back = 0;
+    for seed in 0..40 {
+        let mut world = World::new(seed);
+        world.goal = 5;
+        // All at once, so that some claim the name before they know of one another.
+        let setup = Setup { seeds: true, ..Setup::default() };
+        let nodes = ["n0", "n1", "n2"].map(|n| world.boot(n, setup.clone(), Disk::default()));
+        let is_up = |w: &World, node: &SessionId| w.nodes[node].machine.state() == NodeState::Up;
+        let mut waiting: Vec<&SessionId> = nodes.iter().collect();
+        while !waiting.is_empty() {
+            world.run_until(S * 10, "one is up", |w| waiting.iter().any(|node| is_up(w, node)));
+            for node in waiting.extract_if(.., |node| is_up(&world, node)).collect::<Vec<_>>() {
+                world.start(node, "a");
+            }
+        }
+        world.run_until(S * 3, "it has ended", |w| {
+            nodes.iter().all(|n| w.owner(n, "a").is_some_and(|o| o.phase == Phase::Finished))
+        });
+        stepped_back += nodes
+            .iter()
+            .filter(|n| world.claim_of(n, "a").is_some_and(|c| c.phase == Phase::Superseded))
+            .count();
+        for node in &nodes {
+            world.drain(node, S * 25);
+            world.run_until(S, "it is drained", |w| w.nodes[node].drained.is_some());
+            world.give(node, Event::Leave);
+            world.run_until(S, "it has left", |w| w.nodes[node].left.is_some());
+        }
+    }
+    assert!(stepped_back > 0);
 }
