@@ -47,6 +47,17 @@ pub enum StartError {
         /// What is wrong with it.
         why: String,
     },
+    /// The address to advertise is none that anybody could send to.
+    #[error(
+        "`advertise` cannot use {address}, which is {why}: give the IP:PORT that other nodes reach this \
+         one by, like 10.0.0.7:7946"
+    )]
+    UnreachableAdvertised {
+        /// What was given.
+        address: SocketAddr,
+        /// What it is instead.
+        why: &'static str,
+    },
     /// The node would be reachable from other machines and has no key.
     #[error(
         "refusing to listen on {0} without a key, since anybody who reaches it could take part: \
