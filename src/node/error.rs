@@ -76,7 +76,7 @@ pub enum StartError {
     )]
     AddressInUse(SocketAddr),
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address} ({source}): {}", instead(.source))]
     CannotListen {
         /// The address.
         address: SocketAddr,
@@ -270,6 +270,20 @@ pub enum LeaveError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the node has been closed: start another one")]
 pub struct NodeClosed;
+
+/// What to do where an address cannot be listened on.
+fn instead(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable => {
+            "this host has no such address now: listen on one that it has, or on 0.0.0.0 or [::], and \
+             give the address that others reach it by with `advertise`"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "this process may not use it: choose a port from 1024 up, or let it bind lower ones"
+        }
+        _ => "listen on another address or port of this host",
+    }
+}
 
 /// The first few of many.
 fn listed(names: &[Name]) -> String {

@@ -142,6 +142,17 @@ async fn an_address_in_use_is_told() {
     again.close().await;
 }
 
+#[tokio::test]
+async fn an_address_that_this_host_does_not_have_is_told_with_what_to_do() {
+    // Of a network that is there for documentation.
+    let absent: SocketAddr = "192.0.2.1:0".parse().unwrap();
+    let error = refused(plain().listen(absent).key(Key::new([1; 32]))).await;
+    let told = matches!(error, StartError::CannotListen { address, .. } if address == absent);
+    assert!(told, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("0.0.0.0") && text.contains("`advertise`"), "{text}");
+}
+
 #[test]
 fn a_node_wants_a_runtime() {
     let mut start = Box::pin(plain().start());
