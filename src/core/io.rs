@@ -492,6 +492,9 @@ pub enum CallError {
     /// It has ended already.
     #[error("the task has ended already")]
     Ended,
+    /// It has been cancelled, and nothing takes that back (Rule 23).
+    #[error("the task has been cancelled, which nothing takes back")]
+    Cancelled,
     /// The name has a run of a task of this other kind. Nothing was started.
     #[error("the name has a run of a task of kind {0}: choose another name")]
     OtherKind(Kind),

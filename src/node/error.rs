@@ -191,6 +191,11 @@ pub enum HandleError {
     /// The run has ended.
     #[error("the task has ended already")]
     Ended,
+    /// The run has been cancelled, perhaps without having stopped yet.
+    #[error(
+        "the task has been cancelled, which nothing takes back: once it has ended, `rerun` starts it anew"
+    )]
+    Cancelled,
     /// This node cannot answer for its cluster yet.
     #[error("this node has not joined its cluster yet: wait with `wait_ready`")]
     NotReady,
