@@ -454,7 +454,7 @@ pub enum Action {
         /// The best checkpoint of it, if there is any.
         best: Option<Header>,
     },
-    /// A call has its result.
+    /// A call has its result; what lookups say of its name has been told before.
     Reply {
         /// Which call.
         call: u64,
