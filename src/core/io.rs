@@ -615,6 +615,13 @@ pub enum Notice {
         /// Until when.
         until: Time,
     },
+    /// Something could not be stored: on a full disk, each checkpoint of each task.
+    Unstored {
+        /// What, and why.
+        text: String,
+        /// It was a peer that could not.
+        elsewhere: bool,
+    },
     /// Something a person should look at.
     Warning(String),
 }

@@ -114,6 +114,10 @@ pub(super) struct Control {
     /// About frames and records that were dropped.
     pub(super) bad_frames: Seldom,
     pub(super) bad_records: Seldom,
+    /// About what could not be stored, or not be deleted.
+    pub(super) unstored: Seldom,
+    pub(super) unstored_elsewhere: Seldom,
+    pub(super) undeleted: Seldom,
     pub(super) _resolving: Option<AbortOnDropHandle<()>>,
 }
 
