@@ -454,7 +454,7 @@ pub enum Action {
         /// The best checkpoint of it, if there is any.
         best: Option<Header>,
     },
-    /// A call has its result.
+    /// A call has its result; what lookups say of its name has been told before.
     Reply {
         /// Which call.
         call: u64,
@@ -492,6 +492,9 @@ pub enum CallError {
     /// It has ended already.
     #[error("the task has ended already")]
     Ended,
+    /// It has been cancelled, and nothing takes that back (Rule 23).
+    #[error("the task has been cancelled, which nothing takes back")]
+    Cancelled,
     /// The name has a run of a task of this other kind. Nothing was started.
     #[error("the name has a run of a task of kind {0}: choose another name")]
     OtherKind(Kind),
@@ -611,6 +614,13 @@ pub enum Notice {
     Brake {
         /// Until when.
         until: Time,
+    },
+    /// Something could not be stored: on a full disk, each checkpoint of each task.
+    Unstored {
+        /// What, and why.
+        text: String,
+        /// It was a peer that could not.
+        elsewhere: bool,
     },
     /// Something a person should look at.
     Warning(String),

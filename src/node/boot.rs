@@ -235,9 +235,14 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
             tried: settings.seeds.tried(&seeds),
             until: now + settings.timing.silence_floor,
         }),
+        silence_floor: settings.timing.silence_floor,
         mute: false,
         bad_frames: Seldom::default(),
         bad_records: Seldom::default(),
+        unlinked: Seldom::default(),
+        unstored: Seldom::default(),
+        unstored_elsewhere: Seldom::default(),
+        undeleted: Seldom::default(),
         _resolving: resolving,
     };
     let inputs = Inputs {
@@ -401,24 +406,59 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::checkpoint::testing::header;
     use crate::node::NodeEvent;
+    use crate::node::pending::Written;
 
-    /// Gossip restarts what ends of itself; where even that is gone, the node says so once, and goes on
-    /// with what it can: its owner may still drain it.
-    #[tokio::test]
-    async fn gossip_that_has_ended_for_good_is_told_of_once_and_the_node_still_answers() {
+    async fn assembled() -> (Control, Inputs, mpsc::Sender<Command>) {
         let checked = Node::builder("test").node_id("a").seeds(Seeds::None).0.check().unwrap();
-        let board = Arc::new(Board::new(64));
         let (commands, queue) = mpsc::channel(COMMANDS);
         let parts = Parts {
             config: checked,
             tasks: Handle::current(),
             kinds: Arc::default(),
-            board: board.clone(),
+            board: Arc::new(Board::new(4096)),
             commands: queue,
         };
-        let (control, mut inputs) = assemble(parts).await.unwrap();
-        let mut events = board.events();
+        let (control, inputs) = assemble(parts).await.unwrap();
+        (control, inputs, commands)
+    }
+
+    /// Each task fails at each of its checkpoints, and there may be thousands.
+    #[tokio::test]
+    async fn a_full_disk_is_told_of_seldom_whatever_it_is_that_cannot_be_stored() {
+        let (mut control, _inputs, _commands) = assembled().await;
+        let mut events = control.board.events();
+        let header = header("task", 1, 1, "a", b"state");
+        for _ in 0..500 {
+            let written = [
+                Written::Checkpoint { header: header.clone(), from: None },
+                Written::End { name: header.name.clone(), run: header.run, from: None },
+                Written::Run { name: header.name.clone() },
+            ];
+            for written in written {
+                control.on_written(written, Some("no space left".into()));
+                control.act();
+            }
+        }
+        drop(control);
+        let mut told = Vec::new();
+        while let Some(event) = events.next().await {
+            if let NodeEvent::Warning { text } = event {
+                told.push(text);
+            }
+        }
+        // More than one only where ten seconds have passed meanwhile.
+        assert!((1..10).contains(&told.len()), "{}: {:?}", told.len(), told.first());
+        assert!(told[0].contains("no space left"), "{told:?}");
+    }
+
+    /// Gossip restarts what ends of itself; where even that is gone, the node says so once, and goes on
+    /// with what it can: its owner may still drain it.
+    #[tokio::test]
+    async fn gossip_that_has_ended_for_good_is_told_of_once_and_the_node_still_answers() {
+        let (control, mut inputs, commands) = assembled().await;
+        let mut events = control.board.events();
         inputs.gossip = mpsc::channel(1).1;
         let running = tokio::spawn(control.run(inputs));
         let soon = Duration::from_secs(10);

@@ -119,6 +119,9 @@ impl NodeBuilder {
     /// The `IP:PORT` that others reach this node by. Default: the address listened on; when that is
     /// `0.0.0.0` or `[::]`, the address this host uses to reach the first seed.
     ///
+    /// Port 0 stands for the port listened on. An address of no single host, like `0.0.0.0` or a
+    /// multicast group's, is refused at the start.
+    ///
     /// Peers use it once a datagram of this node has come from there, in answer to one sent there; until
     /// then they answer to where its datagrams come from. Forwarded ports of containers and NAT satisfy
     /// that. On a host with several addresses, listen on the one that is advertised.
@@ -338,7 +341,7 @@ impl Settings {
             .collect::<Result<_, _>>()?;
         let listen = parse("listen", &self.listen)?;
         let advertise = match &self.advertise {
-            Some(text) => Some(parse("advertise", text)?),
+            Some(text) => Some(one_host(parse("advertise", text)?)?),
             None => None,
         };
         let keyring = match self.keyring.take() {
@@ -371,6 +374,18 @@ fn parse(what: &'static str, text: &str) -> Result<SocketAddr, StartError> {
         text: text.to_owned(),
         why: error.to_string(),
     })
+}
+
+/// Peers that are told of any other address look for this node in vain, and nobody says why.
+fn one_host(address: SocketAddr) -> Result<SocketAddr, StartError> {
+    let ip = address.ip().to_canonical();
+    let why = match ip {
+        _ if ip.is_unspecified() => "good to listen on and nothing that others can send to",
+        _ if ip.is_multicast() => "a multicast group's address",
+        IpAddr::V4(ip) if ip.is_broadcast() => "the broadcast address",
+        _ => return Ok(address),
+    };
+    Err(StartError::UnreachableAdvertised { address, why })
 }
 
 fn parse_network(text: &str) -> Result<IpNet, StartError> {

@@ -109,11 +109,19 @@ pub(super) struct Control {
     /// The tasks' runtime is gone.
     pub(super) lost: bool,
     pub(super) unanswered: Option<Unanswered>,
+    /// How long a peer may be heard without a link before that is worth a word.
+    pub(super) silence_floor: Duration,
     /// Gossip has ended for good.
     pub(super) mute: bool,
     /// About frames and records that were dropped.
     pub(super) bad_frames: Seldom,
     pub(super) bad_records: Seldom,
+    /// About peers that no link to comes about.
+    pub(super) unlinked: Seldom,
+    /// About what could not be stored, or not be deleted.
+    pub(super) unstored: Seldom,
+    pub(super) unstored_elsewhere: Seldom,
+    pub(super) undeleted: Seldom,
     pub(super) _resolving: Option<AbortOnDropHandle<()>>,
 }
 
@@ -228,6 +236,7 @@ impl Control {
         if now.since(self.gauged) >= GAUGES {
             self.gauged = now;
             self.set_gauges();
+            self.report_unlinked(now);
             self.disk.save_members(self.gossip.address_book(), self.clock.wall_ms());
         }
     }
@@ -249,6 +258,16 @@ impl Control {
             let tried = unanswered.tried;
             tracing::warn!(target: "handover::gossip", tried, "no seed answers: check their addresses, the key and the cluster's name; trying on");
             self.board.tell(NodeEvent::SeedsUnreachable { tried });
+        }
+    }
+
+    /// Says of each peer that is heard and not linked that it cannot be worked with.
+    fn report_unlinked(&mut self, now: Time) {
+        for (peer, address) in self.peers.unlinked(now, self.silence_floor) {
+            if let Some(unsaid) = self.unlinked.speak(now) {
+                tracing::warn!(target: "handover::link", unsaid, "{peer} is heard by datagrams and cannot be reached over TCP at {address}: open the port for TCP too, or mend `advertise`");
+            }
+            self.board.tell(NodeEvent::Unlinked { peer, address });
         }
     }
 

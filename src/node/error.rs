@@ -47,6 +47,17 @@ pub enum StartError {
         /// What is wrong with it.
         why: String,
     },
+    /// The address to advertise is none that anybody could send to.
+    #[error(
+        "`advertise` cannot use {address}, which is {why}: give the IP:PORT that other nodes reach this \
+         one by, like 10.0.0.7:7946"
+    )]
+    UnreachableAdvertised {
+        /// What was given.
+        address: SocketAddr,
+        /// What it is instead.
+        why: &'static str,
+    },
     /// The node would be reachable from other machines and has no key.
     #[error(
         "refusing to listen on {0} without a key, since anybody who reaches it could take part: \
@@ -65,7 +76,7 @@ pub enum StartError {
     )]
     AddressInUse(SocketAddr),
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address} ({source}): {}", instead(.source))]
     CannotListen {
         /// The address.
         address: SocketAddr,
@@ -180,6 +191,11 @@ pub enum HandleError {
     /// The run has ended.
     #[error("the task has ended already")]
     Ended,
+    /// The run has been cancelled, perhaps without having stopped yet.
+    #[error(
+        "the task has been cancelled, which nothing takes back: once it has ended, `rerun` starts it anew"
+    )]
+    Cancelled,
     /// This node cannot answer for its cluster yet.
     #[error("this node has not joined its cluster yet: wait with `wait_ready`")]
     NotReady,
@@ -259,6 +275,20 @@ pub enum LeaveError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the node has been closed: start another one")]
 pub struct NodeClosed;
+
+/// What to do where an address cannot be listened on.
+fn instead(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrNotAvailable => {
+            "this host has no such address now: listen on one that it has, or on 0.0.0.0 or [::], and \
+             give the address that others reach it by with `advertise`"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "this process may not use it: choose a port from 1024 up, or let it bind lower ones"
+        }
+        _ => "listen on another address or port of this host",
+    }
+}
 
 /// The first few of many.
 fn listed(names: &[Name]) -> String {

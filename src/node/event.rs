@@ -135,6 +135,16 @@ pub enum NodeEvent {
         /// Which were tried.
         tried: String,
     },
+    /// A peer is heard by datagrams, and for longer than the silence floor no link to it has stood:
+    /// checkpoints, tasks and calls go between the two by way of a third node at best.
+    /// Open the port for TCP too, or mend `advertise` there or here. Told once, and again only if a
+    /// link has stood in between.
+    Unlinked {
+        /// Which.
+        peer: SessionId,
+        /// Where it should be reached.
+        address: SocketAddr,
+    },
     /// Gossip ended unexpectedly and was started anew.
     GossipRestarted {
         /// Why it ended.

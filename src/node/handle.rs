@@ -228,8 +228,9 @@ impl<T: Job> Handle<T> {
     /// Stops the task at its next step boundary and keeps its state, until [`Handle::resume`].
     ///
     /// # Errors
-    /// The name is unknown, the run has ended, or the node was closed. An owner that cannot be
-    /// reached obeys when it can be again.
+    /// The name is unknown, the run has ended or was cancelled, or the node was closed. An owner that
+    /// cannot be reached obeys when it can be again. A cancel that is not known here yet wins all the
+    /// same, over a pause or a resume that was answered with `Ok`.
     pub async fn pause(&self) -> Result<(), HandleError> {
         self.want(Want::Pause).await
     }
@@ -242,10 +243,11 @@ impl<T: Job> Handle<T> {
         self.want(Want::Run).await
     }
 
-    /// Ends the run for good at its next step boundary. Nothing revives it.
+    /// Ends the run for good at its next step boundary. Nothing revives it: `pause` and `resume` are
+    /// refused from then on with [`HandleError::Cancelled`], and to cancel again changes nothing.
     ///
     /// # Errors
-    /// As for [`Handle::pause`].
+    /// As for [`Handle::pause`], but that the run was cancelled before is none.
     pub async fn cancel(&self) -> Result<(), HandleError> {
         self.want(Want::Cancel).await
     }
@@ -258,6 +260,7 @@ impl<T: Job> Handle<T> {
             Some(Ok(_)) => Ok(()),
             Some(Err(CallError::Unknown)) => Err(HandleError::Unknown),
             Some(Err(CallError::Ended)) => Err(HandleError::Ended),
+            Some(Err(CallError::Cancelled)) => Err(HandleError::Cancelled),
             Some(Err(CallError::NotReady)) => Err(HandleError::NotReady),
             Some(Err(other)) => Err(HandleError::Refused(other.to_string())),
         }

@@ -324,7 +324,7 @@ impl Control {
         self.feed(Event::Loaded { header, state });
     }
 
-    fn on_written(&mut self, written: Written, error: Option<String>) {
+    pub(super) fn on_written(&mut self, written: Written, error: Option<String>) {
         match written {
             Written::Checkpoint { header, from } => {
                 self.feed(Event::Stored { header, from, error });
@@ -334,12 +334,15 @@ impl Control {
             }
             Written::Run { name } => {
                 if let Some(error) = error {
-                    self.warn(format!("{name} would not outlive a restart of all nodes: {error}"));
+                    let text = format!("{name} would not outlive a restart of all nodes: {error}");
+                    self.warn_unstored(text, false);
                 }
             }
             Written::Deletion { name } => {
-                if let Some(error) = error {
-                    tracing::warn!(target: "handover::task", %name, error, "old checkpoints could not be deleted");
+                if let Some(error) = error
+                    && let Some(unsaid) = self.undeleted.speak(self.clock.boot())
+                {
+                    tracing::warn!(target: "handover::task", %name, error, unsaid, "old checkpoints could not be deleted");
                 }
             }
         }

@@ -74,6 +74,11 @@ pub(crate) fn describe() {
         "Tasks held here whose newest state a node cannot read that is there, or was lately, by kind"
     );
     describe_counter!(
+        "handover_unstored_total",
+        Unit::Count,
+        "Checkpoints, ends and orders that could not be stored, by where"
+    );
+    describe_counter!(
         "handover_conflicts_total",
         Unit::Count,
         "Tasks that two nodes held at once, by which one went on"
@@ -212,6 +217,11 @@ pub(crate) fn frame_rejected(reason: &'static str) {
 
 pub(crate) fn record_rejected() {
     counter!("handover_records_rejected_total").increment(1);
+}
+
+pub(super) fn unstored(elsewhere: bool) {
+    let place = if elsewhere { "replica" } else { "here" };
+    counter!("handover_unstored_total", "where" => place).increment(1);
 }
 
 pub(crate) fn message_dropped() {

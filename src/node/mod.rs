@@ -107,7 +107,7 @@ impl Node {
 
     /// Starts a task, or joins the run that the name has already, ended ones included while they are
     /// retained. Where it runs is the cluster's choice. Returns once the task is known to another
-    /// node, where there is one.
+    /// node, where there is one; [`Node::whereis`] of this node knows it by then.
     ///
     /// The name alone says which task is meant: a call that joins a run changes nothing of it, and its
     /// `args` are not used, whether or not they are those that the run was started with. A task of

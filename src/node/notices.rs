@@ -65,6 +65,7 @@ impl Control {
                 tracing::warn!(target: "handover::takeover", ?pause, "too many nodes fell silent at once: takeover pauses");
                 NodeEvent::Brake { pause }
             }
+            Notice::Unstored { text, elsewhere } => return self.warn_unstored(text, elsewhere),
             Notice::Warning(text) => return self.warn(text),
         };
         self.board.tell(event);
@@ -74,6 +75,22 @@ impl Control {
     pub(super) fn warn(&self, text: String) {
         tracing::warn!(target: "handover::node", "{text}");
         self.board.tell(NodeEvent::Warning { text });
+    }
+
+    /// A disk that takes nothing more fails every write of every task: all are counted, and people are
+    /// told now and then.
+    pub(super) fn warn_unstored(&mut self, text: String, elsewhere: bool) {
+        metrics::unstored(elsewhere);
+        let seldom = if elsewhere { &mut self.unstored_elsewhere } else { &mut self.unstored };
+        match seldom.speak(self.clock.boot()) {
+            None => {}
+            Some(0) => self.warn(text),
+            Some(unsaid) => {
+                self.warn(format!(
+                    "{text} ({unsaid} more could not be stored since this was last told)"
+                ));
+            }
+        }
     }
 
     fn on_state(&self, state: NodeState) -> NodeEvent {

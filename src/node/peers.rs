@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::status::PeerStatus;
 use crate::core::ids::{NodeId, SessionId};
@@ -36,6 +37,10 @@ pub(super) struct Peer {
     alive: Option<Time>,
     /// When its link broke last.
     broke: Option<Time>,
+    /// Since when it has been heard without a link to it having stood.
+    unlinked: Option<Time>,
+    /// That has been told.
+    told_unlinked: bool,
 }
 
 impl Peer {
@@ -82,6 +87,9 @@ impl Peers {
             return;
         };
         peer.alive = Some(now);
+        if !peer.linked {
+            peer.unlinked.get_or_insert(now);
+        }
         // One datagram can overtake another.
         let changed = peer.state != state && version >= peer.version;
         if changed {
@@ -116,6 +124,8 @@ impl Peers {
     pub(super) fn link_up(&mut self, session: &SessionId, address: Option<SocketAddr>) {
         if let Some(peer) = self.entry(session) {
             peer.linked = true;
+            peer.unlinked = None;
+            peer.told_unlinked = false;
             peer.heard_at = peer.heard_at.or(address);
             self.dirty = true;
         }
@@ -147,6 +157,8 @@ impl Peers {
         if let Some(peer) = self.all.get_mut(session) {
             self.dirty |= peer.gone != Some(why);
             peer.gone = Some(why);
+            // Who comes back is given time for a link.
+            peer.unlinked = None;
             if why == Gone::Dead {
                 peer.alive = peer.alive.max(peer.broke);
             }
@@ -214,6 +226,27 @@ impl Peers {
     /// Whether any link stands.
     pub(super) fn any_linked(&self) -> bool {
         self.all.values().any(|peer| peer.linked)
+    }
+
+    /// Who is there and has been heard for longer than `patience` without a link, and where it should be
+    /// reached: each once, until a link has stood.
+    pub(super) fn unlinked(
+        &mut self,
+        now: Time,
+        patience: Duration,
+    ) -> Vec<(SessionId, SocketAddr)> {
+        let late = |peer: &Peer| {
+            let there = peer.listed && peer.gone.is_none();
+            there && peer.unlinked.is_some_and(|since| now.since(since) > patience)
+        };
+        let untold = self.all.iter_mut().filter(|(_, peer)| !peer.told_unlinked && late(peer));
+        untold
+            .filter_map(|(session, peer)| {
+                let address = peer.address()?;
+                peer.told_unlinked = true;
+                Some((session.clone(), address))
+            })
+            .collect()
     }
 
     /// Whether a session is known there.
@@ -299,6 +332,46 @@ mod tests {
         assert_eq!(peers.last_sign_of(&session(20_000)), Some(at(20_000)));
         assert!(peers.all.len() <= Peers::MAX);
         assert_eq!(peers.all.values().filter(|peer| peer.linked).count(), 100);
+    }
+
+    #[test]
+    fn who_is_heard_without_a_link_is_told_of_once_until_a_link_has_stood() {
+        let (mut peers, one) = (Peers::default(), session(1));
+        let at = |second| Time::from_micros(second * 1_000_000);
+        let address: SocketAddr = ([127, 0, 0, 1], 4000).into();
+        let floor = Duration::from_secs(10);
+        let told = |peers: &mut Peers, second| peers.unlinked(at(second), floor);
+        let hear = |peers: &mut Peers, seconds: std::ops::Range<u64>| {
+            for second in seconds {
+                peers.heard(&one, (NodeState::Up, 1), address, at(second));
+            }
+        };
+        hear(&mut peers, 0..12);
+        assert_eq!(told(&mut peers, 11), [], "it is not there yet");
+        peers.is_there(&one);
+        assert_eq!(told(&mut peers, 10), [], "not for longer than that");
+        assert_eq!(told(&mut peers, 11), [(one.clone(), address)]);
+        assert_eq!(told(&mut peers, 100), [], "once");
+
+        // A link stands, and breaks.
+        peers.link_up(&one, Some(address));
+        hear(&mut peers, 100..150);
+        assert_eq!(told(&mut peers, 150), []);
+        peers.link_down(&one, at(150));
+        hear(&mut peers, 151..162);
+        assert_eq!(told(&mut peers, 161), []);
+        assert_eq!(told(&mut peers, 162), [(one.clone(), address)]);
+
+        // Who was away is given as long again.
+        peers.link_up(&one, Some(address));
+        peers.link_down(&one, at(170));
+        hear(&mut peers, 170..172);
+        peers.gone(&one, Gone::Silent);
+        assert_eq!(told(&mut peers, 190), []);
+        hear(&mut peers, 190..191);
+        peers.is_there(&one);
+        assert_eq!(told(&mut peers, 200), []);
+        assert_eq!(told(&mut peers, 201), [(one.clone(), address)]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::task::Doing;
 use super::{Machine, TICK};
 use crate::core::ids::{Name, SessionId};
+use crate::core::io::Action;
 use crate::core::limits;
 use crate::core::message::Message;
 use crate::core::time::Time;
@@ -37,6 +38,10 @@ impl Machine {
         }
         self.publish_header();
         self.drain_progress();
+        // Whoever has been answered looks the name up.
+        for (call, result) in std::mem::take(&mut self.replies) {
+            self.push(Action::Reply { call, result });
+        }
     }
 
     /// Everything that may follow from what is known of a name now.

@@ -20,12 +20,11 @@ impl Machine {
             (None, Some(run)) => (run, self.config.me.clone()),
             (None, None) => return self.reply_to(caller, Err(CallError::Unknown)),
         };
-        let version = self
-            .desires
-            .get(name)
-            .filter(|d| d.run == run)
-            .map_or(0, |d| d.version)
-            .saturating_add(1);
+        let known = self.desires.get(name).filter(|desired| desired.run == run);
+        if want != Want::Cancel && known.is_some_and(|desired| desired.want == Want::Cancel) {
+            return self.reply_to(caller, Err(CallError::Cancelled));
+        }
+        let version = known.map_or(0, |desired| desired.version).saturating_add(1);
         let writer = self.config.me.clone();
         let desired = Desired { name: name.clone(), run, version, writer, want };
         self.push(Action::PublishDesired(desired.clone()));

@@ -320,7 +320,8 @@ impl Machine {
         error: Option<String>,
     ) {
         if let Some(why) = &error {
-            self.tell(Notice::Warning(format!("the end of {name} could not be stored: {why}")));
+            let text = format!("the end of {name} could not be stored: {why}");
+            self.tell(Notice::Unstored { text, elsewhere: false });
         }
         match from {
             Some(from) if error.is_none() => {

@@ -51,7 +51,7 @@ use task::{Doing, Task};
 use super::branch::{Branches, Position};
 use super::claim::{Claim, Desired, Spec, Terms};
 use super::ids::{Kind, Name, RunId, SessionId};
-use super::io::{Action, Event, Gone, Notice, Now};
+use super::io::{Action, CallError, Event, Gone, Notice, Now};
 use super::members::Members;
 use super::message::{Message, Question};
 use super::record::{Load, NodeState};
@@ -139,6 +139,8 @@ pub struct Machine {
     /// What lookups were last told of each name.
     shown: BTreeMap<Name, Shown>,
     actions: VecDeque<Action>,
+    /// Results of calls, given when all that follows from them has been decided.
+    replies: Vec<(u64, Result<RunId, CallError>)>,
 }
 
 /// Between looks at the clock.
@@ -211,6 +213,7 @@ impl Machine {
             asks: BTreeMap::new(),
             shown: BTreeMap::new(),
             actions: VecDeque::new(),
+            replies: Vec::new(),
             config,
         };
         machine.load_boot();

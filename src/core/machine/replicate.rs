@@ -124,7 +124,8 @@ impl Machine {
             }
             Err(Rejection::Unavailable(why)) => {
                 task.refused.insert(from.clone());
-                self.tell(Notice::Warning(format!("{from} keeps no checkpoint of {name}: {why}")));
+                let text = format!("{from} keeps no checkpoint of {name}: {why}");
+                self.tell(Notice::Unstored { text, elsewhere: true });
                 self.seal_refused(from, name);
                 self.parted(name);
                 self.dirty.insert(name.clone());
@@ -440,9 +441,8 @@ impl Machine {
             if let Some(branches) = self.held.get_mut(&name).and_then(|runs| runs.get_mut(&run)) {
                 branches.drop_exact(&header);
             }
-            self.tell(Notice::Warning(format!(
-                "a checkpoint of {name} could not be stored: {why}"
-            )));
+            let text = format!("a checkpoint of {name} could not be stored: {why}");
+            self.tell(Notice::Unstored { text, elsewhere: false });
         }
         if let Some(from) = from {
             let unavailable = |why| Err(Rejection::Unavailable(limits::clipped(why, limits::TEXT)));

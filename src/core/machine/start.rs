@@ -8,7 +8,7 @@ use super::Machine;
 use super::task::{Caller, Doing, Purpose};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Kind, Name, RunId, SessionId};
-use crate::core::io::{Action, CallError, Cause};
+use crate::core::io::{CallError, Cause};
 use crate::core::message::{Message, Refusal};
 use crate::core::placement::{self, Candidate};
 use crate::core::record::{NodeRecord, NodeState};
@@ -433,7 +433,7 @@ impl Machine {
 
     pub(super) fn reply_to(&mut self, caller: Caller, result: Result<RunId, CallError>) {
         match caller {
-            Caller::Here(call) => self.push(Action::Reply { call, result }),
+            Caller::Here(call) => self.replies.push((call, result)),
             Caller::There(session, call) => {
                 let result = result.map_err(|error| match error {
                     CallError::NoNode(refusal) => refusal,

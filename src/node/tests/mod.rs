@@ -20,6 +20,7 @@ mod hostile;
 mod many;
 mod seeds;
 mod starting;
+mod unlinked;
 mod unstoppable;
 mod using;
 

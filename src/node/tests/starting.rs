@@ -97,6 +97,29 @@ async fn settings_that_cannot_hold_are_refused_with_the_reason() {
 }
 
 #[tokio::test]
+async fn an_address_that_nobody_could_send_to_cannot_be_advertised() {
+    for text in [
+        "0.0.0.0:7946",
+        "[::]:7946",
+        "[::ffff:0.0.0.0]:7946",
+        "224.0.0.251:7946",
+        "[ff02::1]:7946",
+        "255.255.255.255:7946",
+    ] {
+        let error = refused(plain().advertise(text)).await;
+        let told = matches!(error, StartError::UnreachableAdvertised { address, .. }
+            if address == text.parse().unwrap());
+        assert!(told, "{text}: {error}");
+        assert!(error.to_string().contains("like 10.0.0.7:7946"), "{error}");
+    }
+    // Port 0 is the one listened on.
+    let node = plain().advertise("127.0.0.2:0").start().await.unwrap();
+    assert_eq!(node.address().ip().to_string(), "127.0.0.2");
+    assert_ne!(node.address().port(), 0);
+    node.close().await;
+}
+
+#[tokio::test]
 async fn a_backlog_without_bounds_is_cut_to_what_can_be_kept() {
     for events in [0, usize::MAX] {
         let node = plain().event_backlog(events).start().await.unwrap();
@@ -117,6 +140,17 @@ async fn an_address_in_use_is_told() {
     // Free as soon as `close` has returned.
     let again = plain().listen(address).start().await.unwrap();
     again.close().await;
+}
+
+#[tokio::test]
+async fn an_address_that_this_host_does_not_have_is_told_with_what_to_do() {
+    // Of a network that is there for documentation.
+    let absent: SocketAddr = "192.0.2.1:0".parse().unwrap();
+    let error = refused(plain().listen(absent).key(Key::new([1; 32]))).await;
+    let told = matches!(error, StartError::CannotListen { address, .. } if address == absent);
+    assert!(told, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("0.0.0.0") && text.contains("`advertise`"), "{text}");
 }
 
 #[test]

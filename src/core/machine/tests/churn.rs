@@ -49,6 +49,7 @@ fn sizes(machine: &Machine) -> Vec<(&'static str, usize)> {
         asks,
         shown,
         actions,
+        replies,
         // No collections.
         config: _,
         crowded: _,
@@ -107,6 +108,7 @@ fn sizes(machine: &Machine) -> Vec<(&'static str, usize)> {
         ("asks", asks.len()),
         ("shown", shown.len()),
         ("actions", actions.len()),
+        ("replies", replies.len()),
     ]
 }
 

@@ -268,7 +268,7 @@ fn a_replica_whose_disk_is_full_is_passed_over() {
     world.nodes.get_mut(&replica).unwrap().disk_full = true;
     world.run_for(S);
     assert_eq!(world.claim_of(&owner, "a").unwrap().replicas, vec![third.node.clone()]);
-    assert!(world.told(&owner, |n| matches!(n, Notice::Warning(_))) > 0);
+    assert!(world.told(&owner, |n| matches!(n, Notice::Unstored { elsewhere: true, .. })) > 0);
 }
 
 fn is_checkpoint(message: &Message) -> bool {

@@ -8,7 +8,7 @@ use super::rules_claims::short;
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Desired, Phase, Want};
 use crate::core::ids::{NodeId, RunId, SessionId};
-use crate::core::io::{Action, Event, Notice};
+use crate::core::io::{Action, CallError, Event, Notice};
 use crate::core::placement;
 
 const S: Duration = Duration::from_secs(1);
@@ -32,6 +32,31 @@ fn a_cancel_absorbs_whatever_comes_later() {
     assert!(other.replaces(&desired(9, "b", Want::Cancel)), "of another run");
     let same = desired(1, "a", Want::Pause);
     assert!(!same.replaces(&same));
+}
+
+/// Whoever asks for what can have no effect is told so, from the cancel until the run is forgotten.
+#[test]
+fn a_cancelled_run_is_neither_paused_nor_resumed_and_whoever_tries_is_told() {
+    let (mut world, nodes) = World::cluster(11, 3);
+    // It stops at the end of a step, which is long in coming.
+    world.step = S * 10_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let owner = world.runner("a");
+    let others: Vec<_> = nodes.iter().filter(|node| **node != owner).collect();
+    let run = world.owner(&owner, "a").unwrap().run;
+    let first = world.want(others[0], "a", Want::Cancel);
+    assert_eq!(world.nodes[others[0]].replies[&first], Ok(run));
+    world.run_for(MS * 100);
+    for at in [others[0], others[1], &owner] {
+        assert!(!world.owner(at, "a").unwrap().phase.is_terminal(), "it has not stopped yet");
+        for want in [Want::Run, Want::Pause] {
+            let call = world.want(at, "a", want);
+            assert_eq!(world.nodes[at].replies[&call], Err(CallError::Cancelled), "{want:?}");
+        }
+        let again = world.want(at, "a", Want::Cancel);
+        assert_eq!(world.nodes[at].replies[&again], Ok(run), "it is what is wanted");
+    }
 }
 
 /// An owner that cannot be reached obeys at the heal.

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use uuid::Uuid;
+
 use super::world::{MS, Setup, World, name};
-use crate::core::claim::{Phase, Want};
-use crate::core::io::CallError;
+use crate::core::claim::{Phase, Spec, Want};
+use crate::core::ids::{Kind, RunId, SessionId};
+use crate::core::io::{Action, CallError, Event};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -60,6 +64,35 @@ fn a_killed_nodes_tasks_go_on_from_the_last_replicated_checkpoint() {
     }
 }
 
+/// Who has been told that a task runs, asks where.
+#[test]
+fn a_lookup_knows_the_name_before_the_call_is_answered() {
+    let (mut world, nodes) = World::cluster(21, 1);
+    let run = RunId { number: 0, uuid: Uuid::from_u128(7) };
+    let kind = Kind::new("count").unwrap();
+    let spec = Spec { name: name("a"), run, kind, args: Bytes::new() };
+    let clock = world.clock();
+    let machine = &mut world.nodes.get_mut(&nodes[0]).unwrap().machine;
+    machine.handle(clock, Event::Run { call: 1, spec, again: false });
+    let actions: Vec<Action> = std::iter::from_fn(|| machine.poll()).collect();
+    let of = |test: fn(&Action) -> bool| actions.iter().position(test).expect("it is done at once");
+    let shown = of(|action| matches!(action, Action::Owner { claim: Some(_), .. }));
+    let answered = of(|action| matches!(action, Action::Reply { result: Ok(_), .. }));
+    assert!(shown < answered, "{actions:?}");
+
+    for seed in 22..27 {
+        let (mut world, nodes) = World::cluster(seed, 4);
+        let calls: Vec<(&SessionId, u64)> =
+            nodes.iter().map(|node| (node, world.start(node, "a"))).collect();
+        for (node, call) in calls {
+            while !world.nodes[node].replies.contains_key(&call) {
+                world.run_for(MS / 10);
+            }
+            assert!(world.owner(node, "a").is_some(), "{seed}: {node}");
+        }
+    }
+}
+
 #[test]
 fn a_drained_node_hands_its_tasks_over_with_their_state() {
     let (mut world, nodes) = World::cluster(3, 3);
@@ -70,7 +103,7 @@ fn a_drained_node_hands_its_tasks_over_with_their_state() {
     let begun = world.now;
     world.drain(&nodes[1], S * 25);
     world.run_until(S * 10, "drained", |w| w.nodes[&nodes[1]].drained.is_some());
-    world.give(&nodes[1], crate::core::io::Event::Leave);
+    world.give(&nodes[1], Event::Leave);
     world.run_until(S, "left", |w| w.nodes[&nodes[1]].left.is_some());
     world.crash(&nodes[1]);
     world.run_for(S);

@@ -190,7 +190,7 @@ fn what_a_target_has_let_go_of_goes_to_the_next_one() {
     let released = Claim { version: theirs.version + 1, phase: Phase::Released, ..theirs };
     gossip(&mut world, &owner, released);
     assert_eq!(world.told(&owner, |n| matches!(n, Notice::Moved { .. })), 0);
-    assert_eq!(told(&world, &owner, is_offer), [third.clone()]);
+    assert_eq!(told(&world, &owner, is_offer), std::slice::from_ref(&third));
     // Nor is the next one told of a decision before it has accepted.
     world.sent.clear();
     world.give(&owner, Event::LinkUp { with: third });
