@@ -190,6 +190,11 @@ impl View {
         })
     }
 
+    /// Whether its session's header says that this claim has stopped: then its phase may be an inference.
+    pub fn is_covered(&self, claim: &Claim) -> bool {
+        self.released.get(&claim.session).is_some_and(|known| known.covers(claim.number))
+    }
+
     /// Forgets what a session's header said.
     pub fn forget_session(&mut self, session: &SessionId) {
         self.released.remove(session);

@@ -41,7 +41,12 @@ const GOODBYE: Duration = Duration::from_secs(1);
 impl Drain {
     /// Whether a step that is told to stop later still has its time to end.
     pub fn has_time(&self, now: Time) -> bool {
-        self.hurried.is_none() && now < self.finish_until
+        !self.is_hurried() && now < self.finish_until
+    }
+
+    /// Whether nothing is waited for any more: so it was told, or the budget is spent.
+    pub fn is_hurried(&self) -> bool {
+        self.hurried.is_some()
     }
 }
 
@@ -88,9 +93,7 @@ impl Machine {
             return;
         };
         match &task.doing {
-            Doing::Running | Doing::Kept
-                if self.drain.as_ref().is_some_and(|d| d.hurried.is_some()) =>
-            {
+            Doing::Running | Doing::Kept if self.drain.as_ref().is_some_and(Drain::is_hurried) => {
                 self.stop_for(name, Why::Release, LAST_GRACE);
             }
             Doing::Running if self.finishes_here(task) => {
@@ -128,7 +131,7 @@ impl Machine {
     pub(super) fn on_drain_now(&mut self) {
         let now = self.now.at;
         let Some(drain) = &mut self.drain else { return };
-        if drain.hurried.is_some() {
+        if drain.is_hurried() {
             return;
         }
         drain.hurried = Some(now);
@@ -145,9 +148,20 @@ impl Machine {
                     self.withdraw_offer(&name);
                     self.part(&name);
                 }
+                // Nobody has it.
+                Doing::Moving { .. } if !self.is_given(task) => {
+                    self.withdraw_offer(&name);
+                    self.part(&name);
+                }
                 _ => {}
             }
         }
+    }
+
+    /// Whether a decided task has a target that is there to take it.
+    fn is_given(&self, task: &Task) -> bool {
+        let to = task.hand.as_ref().filter(|hand| hand.accepted).map(|hand| &hand.to);
+        to.is_some_and(|to| !self.members.is_gone(to))
     }
 
     fn stop_now(&mut self, name: &Name) {
@@ -186,7 +200,7 @@ impl Machine {
             return;
         }
         let over = |doing: &Doing| matches!(doing, Doing::Over { .. });
-        // A decision that its target has not acknowledged is safe: the target has the state.
+        // A decision that a target which is there has not acknowledged is safe: it has the state.
         let late = drain.hurried.is_some_and(|at| self.now.at.since(at) >= GOODBYE);
         let is_left = |task: &Task| match &task.doing {
             Doing::Moving { .. } | Doing::Ending { .. } | Doing::Parting { .. } => !late,

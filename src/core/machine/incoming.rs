@@ -167,7 +167,9 @@ impl Machine {
         sealed: Option<Header>,
     ) {
         let Some(task) = self.tasks.get_mut(name) else {
-            return;
+            // What was let go of has been forgotten since.
+            let result = Err(Refusal::NotUp);
+            return self.send(from, Message::OfferReply { name: name.clone(), epoch, result });
         };
         if task.claim.run != run || task.claim.epoch != epoch || task.from.as_ref() != Some(from) {
             return;
@@ -176,7 +178,10 @@ impl Machine {
             Doing::Incoming { transferred, .. } if transferred.is_none() => {
                 *transferred = Some(sealed.clone());
             }
-            Doing::Incoming { .. } | Doing::Fetching { .. } | Doing::Finding(_) => return,
+            Doing::Incoming { .. }
+            | Doing::Fetching { .. }
+            | Doing::Finding(_)
+            | Doing::Parting { .. } => return,
             // It was let go of before.
             Doing::Over { .. } if task.claim.phase == Phase::Released => {
                 let result = Err(Refusal::NotUp);

@@ -63,9 +63,13 @@ impl Machine {
             return;
         };
         let gone = task.replicas.iter().all(|session| self.members.is_gone(session));
-        match self.now.at >= until || gone {
-            true => self.release(name),
-            false => self.alarm(name, until),
+        if gone {
+            // There may be others.
+            self.part(name);
+        } else if self.now.at >= until {
+            self.release(name);
+        } else {
+            self.alarm(name, until);
         }
     }
 

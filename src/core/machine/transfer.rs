@@ -8,10 +8,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Machine;
+use super::drain::Drain;
 use super::recover::transfer_time;
 use super::task::{Caller, Doing, Hand, Task, Why};
 use crate::core::branch::{Header, Position};
-use crate::core::claim::Phase;
+use crate::core::claim::{Claim, Phase};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Action, Cause, Notice, Stop};
 use crate::core::lease::Epoch;
@@ -71,10 +72,12 @@ impl Machine {
     }
 
     /// Whether an offer without an answer is better repeated than given up: its target is there, if
-    /// busy, there is no other, and what runs has time to end its step afterwards.
+    /// busy, there is no other, and what runs has time to end its step afterwards. What has stopped has
+    /// not: whoever can may have it.
     fn is_worth_waiting(&self, task: &Task, hand: &Hand) -> bool {
         let version = task.latest.as_ref().map(|header| header.state_version);
-        self.members.is_heard(self.now.at, &hand.to)
+        task.runs()
+            && self.members.is_heard(self.now.at, &hand.to)
             && self.drain.as_ref().is_none_or(|drain| drain.has_time(self.now.at))
             && self.candidates(&task.spec, version, &hand.tried).is_empty()
     }
@@ -84,7 +87,8 @@ impl Machine {
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
-        if matches!(task.doing, Doing::Moving { .. }) {
+        let decided = matches!(task.doing, Doing::Moving { .. });
+        if decided && task.hand.as_ref().is_some_and(|hand| hand.accepted) {
             return;
         }
         if let Some(hand) = task.hand.take() {
@@ -154,7 +158,8 @@ impl Machine {
             _ if task.hand.is_none() => return,
             _ => {}
         }
-        if !self.offer(name) {
+        let hurried = self.drain.as_ref().is_some_and(Drain::is_hurried);
+        if hurried || !self.offer(name) {
             self.unplaced(name);
         }
     }
@@ -170,7 +175,7 @@ impl Machine {
         match task.doing {
             Doing::Moving { .. } => {
                 // Decided, and its target is gone: whoever can may have it (Rule 18).
-                self.release(name);
+                self.part(name);
             }
             _ if draining => {
                 let grace = self.config.timing.stop_grace;
@@ -321,11 +326,14 @@ impl Machine {
             Doing::Moving { sent, .. } => {
                 let sent = *sent;
                 let theirs = self.view.get(name, &to).filter(|c| c.epoch >= epoch);
-                // It let go of it before it heard of the decision: the next one may have it.
-                if theirs.is_some_and(|c| c.epoch == epoch && c.phase.is_free()) {
-                    return self.offer_failed(name);
-                }
-                if theirs.is_some_and(|c| !matches!(c.phase, Phase::Incoming { .. })) {
+                // It let go of it before it heard of the decision: the next one may have it. Headers
+                // cannot tell that from a claim above its own: where only they say so, it is asked.
+                let has_let_go = |c: &Claim| c.epoch == epoch && c.phase.is_free();
+                if let Some(theirs) = theirs.filter(|theirs| has_let_go(theirs)) {
+                    if !self.view.is_covered(theirs) {
+                        return self.offer_failed(name);
+                    }
+                } else if theirs.is_some_and(|c| !is_about_to(&c.phase)) {
                     return self.on_taken(&to, name, epoch);
                 }
                 if gone {
@@ -359,6 +367,11 @@ impl Machine {
                     self.send(&to, Message::Withdraw { name: name.clone(), epoch });
                     self.offer_failed(name);
                 } else if late {
+                    let now = self.now.at;
+                    if let Some(hand) = self.tasks.get_mut(name).and_then(|task| task.hand.as_mut())
+                    {
+                        hand.since = now;
+                    }
                     self.send_offer(name);
                     self.alarm_in(name, RESEND * 2);
                 } else if !accepted {
@@ -434,4 +447,9 @@ impl Machine {
             self.tell_target(&name);
         }
     }
+}
+
+/// Whether a target has accepted the name, and has not begun: it settles a second offer first.
+const fn is_about_to(phase: &Phase) -> bool {
+    matches!(phase, Phase::Incoming { .. } | Phase::Claimed)
 }

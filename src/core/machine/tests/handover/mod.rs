@@ -2,6 +2,7 @@
 
 mod drains;
 mod faults;
+mod late;
 mod targets;
 mod words;
 

@@ -198,7 +198,7 @@ fn what_a_target_has_let_go_of_goes_to_the_next_one() {
 }
 
 /// Rule 18: decided, and the target is gone: the task goes to the next one, unless somebody has it above the
-/// target's claim. A copy below it does not count.
+/// target's claim.
 #[test]
 fn after_the_death_of_a_target_only_a_claim_above_its_own_counts() {
     for (above, offers) in [(true, 0), (false, 1)] {
@@ -318,4 +318,48 @@ fn a_header_that_overtakes_a_decision_does_not_undo_it() {
     world.run_for(S * 2);
     assert!(world.nodes[&owner].header.2 >= number);
     assert_moved(&world);
+}
+
+/// What has stopped is not kept waiting for an answer as what runs is: whoever can may have it.
+#[test]
+fn what_has_stopped_waits_for_no_answer() {
+    let (mut world, owner, others) = in_a_long_step(43);
+    world.drain(&owner, S * 60);
+    world.run_for(MS * 500);
+    let target = incoming(&world).pop().unwrap();
+    let third = others.into_iter().find(|node| *node != target).unwrap();
+    world.blocked = Some(|_, _, message| is_offer(message));
+    world.crash(&target);
+    world.run_until(S * 10, "it has stopped", |w| w.running("a").is_empty());
+    let stopped = world.now;
+    world.run_until(S * 60, "it goes on", |w| w.running("a") == [third.clone()]);
+    let gap = world.now.since(stopped);
+    assert!(gap < S * 5, "{gap:?} without a copy, and the third one was there all the time");
+}
+
+/// An offer that is late is repeated once a second, whatever happens meanwhile to its name.
+#[test]
+fn an_offer_is_not_repeated_at_every_step() {
+    let (mut world, owner, _) = World::owned(3, 2, &Setup::default());
+    world.blocked = Some(|_, _, message| is_offer(message));
+    world.record_messages = true;
+    world.forced = true;
+    world.drain(&owner, S * 25);
+    world.run_for(S * 12);
+    let offers = world.sent.iter().filter(|(_, from, _, m)| *from == owner && is_offer(m)).count();
+    assert!(offers <= 14, "{offers} offers in 12 seconds");
+}
+
+/// A target that has let go of a name, and forgotten it, says so: its source would tell it for ever.
+#[test]
+fn a_decision_that_means_nothing_to_its_target_is_refused() {
+    let (mut world, owner, others) = World::owned(67, 3, &Setup::default());
+    let run = world.claim_of(&owner, "a").unwrap().run;
+    let (name, epoch) = (name("forgotten"), Epoch(7));
+    world.record_messages = true;
+    let message = Message::Transferred { name: name.clone(), run, epoch, sealed: None };
+    world.give(&others[0], Event::Message { from: owner.clone(), message });
+    let refused = Message::OfferReply { name, epoch, result: Err(Refusal::NotUp) };
+    let said = (others[0].clone(), owner, refused);
+    assert!(world.sent.iter().any(|(_, from, to, m)| (from, to, m) == (&said.0, &said.1, &said.2)));
 }
