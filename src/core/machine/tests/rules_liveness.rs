@@ -618,3 +618,21 @@ fn a_second_living_process_of_the_same_name_is_warned_about_once_by_both() {
     world.run_for(S * 20);
     assert_eq!(world.told(&back, warned), 0, "the other one is dead");
 }
+
+/// Rule 13: takers are ranked, replicas first, and each waits for those before it: only one claims.
+#[test]
+fn whoever_is_first_in_line_takes_over_before_the_others_try() {
+    for seed in 0..5 {
+        let (mut world, ..) = World::owned(seed, 5, &Setup::default());
+        let (owner, replica, _) = world.roles("a");
+        let before = world.claim_of(&owner, "a").unwrap().epoch;
+        world.crash(&owner);
+        world.run_for(S * 30);
+        assert_eq!(world.runner("a"), replica);
+        let others = world.living().into_iter().filter(|node| *node != replica);
+        for other in others {
+            let theirs = world.claim_of(&other, "a");
+            assert!(theirs.is_none_or(|claim| claim.epoch < before), "{seed}: {theirs:?}");
+        }
+    }
+}
