@@ -40,6 +40,32 @@ impl Machine {
     }
 }
 
+/// The time of all processors so far, in ticks: what the host gave to others, and all of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProcessorTime {
+    stolen: f64,
+    all: f64,
+}
+
+impl ProcessorTime {
+    /// Until now; nothing where `/proc` does not tell.
+    pub fn now() -> Self {
+        let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+        let line = stat.lines().next().unwrap_or_default();
+        // The last two are parts of the first two.
+        let ticks: Vec<f64> =
+            line.split_whitespace().skip(1).take(8).map_while(|t| t.parse().ok()).collect();
+        Self { stolen: ticks.get(7).copied().unwrap_or_default(), all: ticks.iter().sum() }
+    }
+
+    /// How much of the time since then a virtual machine's host has taken away: above a few percent, a
+    /// figure says more about the host than about the program.
+    pub fn stolen_percent_since(self, before: Self) -> f64 {
+        let share = (self.stolen - before.stolen) / (self.all - before.all).max(1.0);
+        (share * 1000.0).round() / 10.0
+    }
+}
+
 /// The processor time a process has used, in seconds.
 pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;

@@ -26,7 +26,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use serde_json::{Map, Value, json};
 
-use self::machine::Machine;
+use self::machine::{Machine, ProcessorTime};
 
 #[derive(Debug, Parser)]
 struct Arguments {
@@ -80,9 +80,11 @@ async fn main() -> anyhow::Result<ExitCode> {
     for name in names {
         let mut runs = Vec::new();
         for _ in 0..arguments.repeat {
-            let run = measure(name).await?;
-            println!("{name}: {run}");
-            runs.push(run);
+            let before = ProcessorTime::now();
+            let figures = measure(name).await?;
+            let stolen_percent = ProcessorTime::now().stolen_percent_since(before);
+            println!("{name} (stolen: {stolen_percent} %): {figures}");
+            runs.push(json!({ "stolen_percent": stolen_percent, "figures": figures }));
         }
         figures.insert(name.to_owned(), Value::Array(runs));
     }
