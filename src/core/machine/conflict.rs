@@ -224,16 +224,14 @@ impl Machine {
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
-        let branch = task.latest.clone().zip(task.bytes.take());
-        let (claim, spec) = (task.claim.clone(), task.spec.clone());
-        let kept = task.latest.clone();
+        let (branch, state, claim) = (task.latest.clone(), task.bytes.take(), task.claim.clone());
         self.release_claim(name);
-        if let Some((header, state)) = branch {
-            self.send_checkpoint(to, &claim, &spec, &header, &state);
-        }
-        if let Some(header) = kept {
-            let owed = Owed { header, claim, to: to.clone(), acked: false };
-            self.owed.insert(name.clone(), owed);
+        let Some(header) = branch else { return };
+        let owed = Owed { header: header.clone(), claim, to: to.clone(), acked: false };
+        self.owed.insert(name.clone(), owed);
+        match state {
+            Some(state) => self.owed_loaded(&header, &state),
+            None => self.push(Action::Load { header }),
         }
     }
 

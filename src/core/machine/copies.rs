@@ -9,6 +9,7 @@ use super::Machine;
 use super::task::Doing;
 use crate::core::ids::{Name, NodeId, RunId, SessionId};
 use crate::core::io::Action;
+use crate::core::limits;
 use crate::core::message::Message;
 use crate::core::placement;
 use crate::core::record::NodeState;
@@ -33,8 +34,6 @@ impl Copies {
 
 /// Ends looked at in one tick: nobody waits for a copy, and there may be very many.
 const AT_ONCE: usize = 64;
-/// Bound on the holders that a claim names.
-const NAMED: usize = 8;
 
 impl Machine {
     /// This node publishes an end from now on, of which these peers hold a copy.
@@ -170,7 +169,7 @@ impl Machine {
         };
         held_by.insert(from.clone());
         let nodes = held_by.iter().map(|session| session.node.clone());
-        let nodes: Vec<NodeId> = nodes.take(NAMED).collect();
+        let nodes: Vec<NodeId> = nodes.take(limits::OF_ONE).collect();
         if let Some(task) = self.tasks.get_mut(name)
             && task.claim.replicas != nodes
         {

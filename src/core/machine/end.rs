@@ -119,8 +119,14 @@ impl Machine {
         if !task.is_of_loop(epoch) {
             return;
         }
-        if matches!(&task.doing, Doing::Stopping(Why::Lost)) {
-            return self.lost(name);
+        match &task.doing {
+            Doing::Stopping(Why::Lost) => return self.lost(name),
+            // The winner may be past what failed here (Rule 9).
+            Doing::Stopping(why @ Why::Yield { .. }) if matches!(outcome, Outcome::Failed(_)) => {
+                let why = why.clone();
+                return self.stopped(name, why);
+            }
+            _ => {}
         }
         let (phase, output, note) = match outcome {
             Outcome::Done(output) => (Phase::Finished, Some(output), String::new()),

@@ -7,7 +7,7 @@ use super::transfer::RESEND;
 use crate::core::branch::Header;
 use crate::core::claim::{Claim, Desired, Phase, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
-use crate::core::io::{Action, Cause, Notice};
+use crate::core::io::{self, Action, Cause, Notice};
 use crate::core::lease::Epoch;
 use crate::core::message::{Message, Refusal};
 use crate::core::record::NodeState;
@@ -214,20 +214,16 @@ impl Machine {
         match sealed {
             None => match self.tasks.get(name).is_some_and(|task| task.prior.checkpointed) {
                 true => self.recover(name),
-                false => self.start_taken(name),
+                false => self.start(name, io::From::Initial, None),
             },
             Some(header) => {
                 if let Some(task) = self.tasks.get_mut(name) {
                     task.prior.checkpointed = true;
                     task.claim.checkpointed = true;
                 }
-                self.fetch(name, header, Vec::new());
+                self.fetch(name, header);
             }
         }
-    }
-
-    fn start_taken(&mut self, name: &Name) {
-        self.start(name, crate::core::io::From::Initial, None);
     }
 
     /// A name that was accepted: the source has gone, or its decision is visible by gossip.

@@ -58,6 +58,10 @@ impl Machine {
             until: now + ASK_AGAIN,
             give_up: now + self.config.timing.state_wait,
             everyone,
+            failed: match &task.doing {
+                Doing::Fetching { failed, .. } => failed.clone(),
+                _ => BTreeSet::new(),
+            },
         };
         if let Some(task) = self.tasks.get_mut(name) {
             task.doing = Doing::Finding(finding);
@@ -126,9 +130,9 @@ impl Machine {
             return match readable {
                 Some(readable) if older && readable != best => {
                     self.tell_older(name, best.state_version, &readable);
-                    self.fetch(name, readable, Vec::new());
+                    self.fetch(name, readable);
                 }
-                _ => self.fetch(name, best, Vec::new()),
+                _ => self.fetch(name, best),
             };
         }
         if !finding.everyone {
@@ -184,7 +188,7 @@ impl Machine {
         self.tell(Notice::StateLost { name: name.clone(), what: what.to_owned() });
         match then {
             Some(None) => self.start(name, io::From::Initial, None),
-            Some(Some(older)) => self.fetch(name, older, Vec::new()),
+            Some(Some(older)) => self.fetch(name, older),
             None => self.park(
                 name,
                 true,
@@ -201,7 +205,7 @@ impl Machine {
     }
 
     /// Gets one checkpoint's bytes, from here or from who has it.
-    pub(super) fn fetch(&mut self, name: &Name, header: Header, tried: Vec<Header>) {
+    pub(super) fn fetch(&mut self, name: &Name, header: Header) {
         let here = self
             .held
             .get(name)
@@ -211,16 +215,16 @@ impl Machine {
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
-        let from = match &task.doing {
-            Doing::Finding(finding) => finding
-                .found
-                .iter()
-                .find(|(_, found)| *found == header)
-                .map(|(session, _)| session.clone()),
-            _ => task.from.clone(),
+        let (from, failed) = match &task.doing {
+            Doing::Finding(Finding { found, failed, .. }) => {
+                let holders = found.iter().filter(|(_, found)| *found == header);
+                let holders = holders.map(|(session, _)| session);
+                (holders.min_by_key(|s| failed.contains(*s)).cloned(), failed.clone())
+            }
+            _ => (task.from.clone(), BTreeSet::new()),
         };
         let from = if here { None } else { from };
-        task.doing = Doing::Fetching { header: header.clone(), from: from.clone(), until, tried };
+        task.doing = Doing::Fetching { header: header.clone(), from: from.clone(), until, failed };
         // The store answers in any case, however long its disk takes.
         if from.is_some() {
             self.alarm(name, until);
@@ -285,7 +289,7 @@ impl Machine {
         let Some(task) = self.tasks.get(&name) else {
             return;
         };
-        let Doing::Fetching { header: wanted, tried, .. } = &task.doing else {
+        let Doing::Fetching { header: wanted, .. } = &task.doing else {
             return;
         };
         if *wanted != header {
@@ -305,25 +309,20 @@ impl Machine {
                 }
                 self.park(&name, false, &why);
             }
-            None => {
-                let mut tried = tried.clone();
-                tried.push(header);
-                self.fetch_failed(&name, tried);
-            }
+            None => self.fetch_failed(&name),
         }
     }
 
-    /// The chosen checkpoint is not to be had: the next best, or look again.
-    fn fetch_failed(&mut self, name: &Name, tried: Vec<Header>) {
-        if tried.len() >= Branches::MAX {
-            return self.state_lost(name, None);
-        }
-        for header in &tried {
-            if let Some(branches) =
-                self.held.get_mut(name).and_then(|runs| runs.get_mut(&header.run))
-            {
-                branches.drop_exact(header);
-            }
+    /// The chosen checkpoint did not come: from another holder of it, or the next best.
+    fn fetch_failed(&mut self, name: &Name) {
+        let doing = self.tasks.get_mut(name).map(|task| &mut task.doing);
+        if let Some(Doing::Fetching { from: Some(from), failed, .. }) = doing {
+            failed.insert(from.clone());
+            let text = format!(
+                "{from} holds a checkpoint of {name} and did not deliver it: it is looked for elsewhere, \
+                 and asked for there again"
+            );
+            self.tell(Notice::Warning(text));
         }
         self.recover(name);
     }
@@ -333,14 +332,12 @@ impl Machine {
         let Some(task) = self.tasks.get(name) else {
             return;
         };
-        let Doing::Fetching { header, until, tried, from } = &task.doing else {
+        let Doing::Fetching { until, from, .. } = &task.doing else {
             return;
         };
         let Some(from) = from else { return };
         if self.now.at >= *until || self.members.is_gone(from) {
-            let mut tried = tried.clone();
-            tried.push(header.clone());
-            self.fetch_failed(name, tried);
+            self.fetch_failed(name);
         } else {
             let until = *until;
             self.alarm(name, until);

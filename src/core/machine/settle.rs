@@ -134,7 +134,7 @@ impl Machine {
         for claim in same() {
             let source = matches!(claim.phase, Phase::Transferred { .. } | Phase::Released);
             for node in claim.replicas.iter().chain(source.then_some(&claim.session.node)) {
-                if !replicas.contains(node) && replicas.len() < 8 {
+                if !replicas.contains(node) && replicas.len() < limits::OF_ONE {
                     replicas.push(node.clone());
                 }
             }

@@ -68,7 +68,13 @@ pub(super) enum Doing {
     /// Settled; looking for its state (Rule 20).
     Finding(Finding),
     /// Settled; the state is on its way from a peer or the store.
-    Fetching { header: Header, from: Option<SessionId>, until: Time, tried: Vec<Header> },
+    Fetching {
+        header: Header,
+        from: Option<SessionId>,
+        until: Time,
+        /// Peers that did not deliver what they hold: others are asked first.
+        failed: BTreeSet<SessionId>,
+    },
     /// Its loop runs.
     Running,
     /// Its loop was told to stop.
@@ -148,6 +154,8 @@ pub(super) struct Finding {
     pub give_up: Time,
     /// Every live peer has been asked, not only the replicas.
     pub everyone: bool,
+    /// As in [`Doing::Fetching`].
+    pub failed: BTreeSet<SessionId>,
 }
 
 /// What the claim before mine said of the state.

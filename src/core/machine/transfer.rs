@@ -16,6 +16,7 @@ use crate::core::claim::{Claim, Phase};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Action, Cause, Notice, Stop};
 use crate::core::lease::Epoch;
+use crate::core::limits;
 use crate::core::message::{Message, Refusal};
 
 /// After twice this long without an answer an offer goes to the next node, or is repeated if there is none;
@@ -271,7 +272,7 @@ impl Machine {
             task.claim.checkpointed = true;
             if !task.claim.replicas.contains(&to.node) {
                 task.claim.replicas.insert(0, to.node.clone());
-                task.claim.replicas.truncate(8);
+                task.claim.replicas.truncate(limits::OF_ONE);
             }
         }
         task.bytes = None;

@@ -271,6 +271,40 @@ fn a_replica_whose_disk_is_full_is_passed_over() {
     assert!(world.told(&owner, |n| matches!(n, Notice::Unstored { elsewhere: true, .. })) > 0);
 }
 
+/// Whether the n-th node of a cluster sends a state.
+fn is_state_of<const N: usize>(from: &SessionId, _: &SessionId, message: &Message) -> bool {
+    matches!(message, Message::StateData { .. }) && from.node.as_str() == format!("n{N}")
+}
+
+/// Rule 20: where one of those that hold the state does not deliver it, another one does.
+#[test]
+fn a_state_that_one_holder_does_not_deliver_comes_from_another() {
+    let setup = Setup { replicas: 2, timing: short(), ..Setup::default() };
+    let mute = [is_state_of::<0>, is_state_of::<1>, is_state_of::<2>, is_state_of::<3>];
+    for (seed, mute) in (30..38).flat_map(|seed| mute.map(|mute| (seed, mute))) {
+        let (mut world, nodes) = World::cluster_of(seed, 4, &setup);
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 3);
+        let owner = world.runner("a");
+        let replicas = world.claim_of(&owner, "a").unwrap().replicas.clone();
+        for node in nodes.iter().filter(|node| **node != owner) {
+            match replicas.contains(&node.node) {
+                true => world.give(node, Event::Cordon(true)),
+                // The taker is to be one that holds nothing.
+                false => world.nodes.get_mut(node).unwrap().disk_full = true,
+            }
+        }
+        world.run_for(S);
+        world.blocked = Some(mute);
+        let died = world.now;
+        world.crash(&owner);
+        world.run_for(S * 5);
+        let stretches = world.since("a", died);
+        assert!(stretches.len() == 1 && stretches[0].from_seq > 0, "seed {seed}: {stretches:?}");
+    }
+}
+
 fn is_checkpoint(message: &Message) -> bool {
     matches!(message, Message::Checkpoint { .. })
 }

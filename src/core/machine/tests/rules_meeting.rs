@@ -63,6 +63,28 @@ fn the_loser_stops_and_its_branch_is_kept() {
     assert!(world.claim_of(&old, "a").is_none_or(|c| c.phase == Phase::Released));
 }
 
+/// A loser whose last step fails has lost all the same: its branch is kept, and nothing is failed.
+#[test]
+fn a_loser_that_fails_as_it_stops_keeps_its_branch() {
+    let (mut world, _, old, new) = split(9, 3);
+    world.steps.insert(name("a"), S);
+    world.run_for(S * 2);
+    world.heal();
+    let stops = |n: &Notice| matches!(n, Notice::Conflict { .. });
+    world.run_until(S * 2, "a conflict", |w| w.told(&old, stops) > 0);
+    world.failing.insert((name("a"), old.clone()));
+    world.run_for(S * 3);
+    assert_eq!(world.runner("a"), new);
+    assert!(world.claim_of(&old, "a").is_none_or(|claim| claim.phase == Phase::Released));
+    assert_eq!(world.told(&old, |n| matches!(n, Notice::Ended { .. })), 0);
+    let of_old = |at: &SessionId| {
+        let held = world.nodes[at].disk.runs.values().flat_map(|run| &run.checkpoints);
+        held.map(|(h, _)| h).filter(|h| h.writer == old).map(|h| h.position).max()
+    };
+    assert!(of_old(&old).is_some());
+    assert_eq!(of_old(&new), of_old(&old));
+}
+
 /// Whoever meets a rival asks it for proof of life, and does not wait until gossip happens to bring
 /// some: every moment until then is run twice.
 #[test]
