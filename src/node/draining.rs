@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::drain::DrainReport;
 use crate::core::claim::{Claim, Phase};
-use crate::core::ids::Name;
+use crate::core::ids::{Name, NodeId};
 use crate::core::time::Time;
 use crate::signal::Signal;
 
@@ -27,12 +27,12 @@ enum Fate {
 }
 
 /// Who keeps what a drained node had.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Others {
+#[derive(Clone, Debug)]
+pub(super) struct Keepers {
     /// Its own disk does.
     pub(super) durable: bool,
-    /// At least one peer is there.
-    pub(super) linked: bool,
+    /// The nodes that there is a link to.
+    pub(super) linked: BTreeSet<NodeId>,
 }
 
 #[derive(Debug)]
@@ -140,7 +140,7 @@ impl Draining {
         &mut self,
         now: Time,
         own: &BTreeMap<Name, Claim>,
-        Others { durable, linked }: Others,
+        Keepers { durable, linked }: &Keepers,
         abort: Option<Signal>,
     ) -> &DrainReport {
         let mut report = DrainReport {
@@ -162,11 +162,13 @@ impl Draining {
                 Fate::Released { replicas: 1.. } => report.released += 1,
                 // Taken by now, or never checkpointed: then its spec, which peers have, is all of it.
                 Fate::Released { .. }
-                    if own.get(name).is_none_or(|claim| linked && !claim.checkpointed) =>
+                    if own
+                        .get(name)
+                        .is_none_or(|claim| !linked.is_empty() && !claim.checkpointed) =>
                 {
                     report.released += 1;
                 }
-                Fate::Released { .. } if durable => {
+                Fate::Released { .. } if *durable => {
                     report.parked += 1;
                     report.only_on_disk += 1;
                 }
@@ -181,10 +183,10 @@ impl Draining {
                 continue;
             }
             // Not handed over, yet somebody or something else keeps its state.
-            let replicated = linked && !claim.replicas.is_empty();
+            let replicated = claim.replicas.iter().any(|node| linked.contains(node));
             match claim.phase {
                 Phase::Parked { .. } | Phase::Quarantined | Phase::Paused
-                    if durable || replicated =>
+                    if *durable || replicated =>
                 {
                     report.parked += 1;
                     report.only_on_disk += usize::from(!replicated);
@@ -204,21 +206,26 @@ mod tests {
     use super::*;
     use crate::checkpoint::testing::{end, name};
 
-    const LINKED: Others = Others { durable: false, linked: true };
+    fn nodes(of: &[&str]) -> impl Iterator<Item = NodeId> {
+        of.iter().map(|node| NodeId::new(node).unwrap())
+    }
+
+    fn kept(durable: bool, linked: &[&str]) -> Keepers {
+        Keepers { durable, linked: nodes(linked).collect() }
+    }
 
     fn own(phase: Phase, replicas: &[&str]) -> BTreeMap<Name, Claim> {
-        let replicas = replicas.iter().map(|node| crate::core::ids::NodeId::new(node).unwrap());
         let claim = Claim {
             phase,
             checkpointed: true,
-            replicas: replicas.collect(),
+            replicas: nodes(replicas).collect(),
             ..end("t", 1, Phase::Finished).claim
         };
         BTreeMap::from([(name("t"), claim)])
     }
 
-    fn report(draining: &mut Draining, own: &BTreeMap<Name, Claim>, others: Others) -> DrainReport {
-        draining.finish(Time::from_micros(1), own, others, None).clone()
+    fn report(draining: &mut Draining, own: &BTreeMap<Name, Claim>, by: &Keepers) -> DrainReport {
+        draining.finish(Time::from_micros(1), own, by, None).clone()
     }
 
     fn draining() -> Draining {
@@ -230,38 +237,41 @@ mod tests {
     fn a_claim_that_holds_the_name_outweighs_what_was_reported_before() {
         let mut draining = draining();
         draining.moved(&name("t"));
-        let report = report(&mut draining, &own(Phase::Running, &["b"]), LINKED);
+        let report = report(&mut draining, &own(Phase::Running, &["b"]), &kept(false, &["b"]));
         assert_eq!((report.moved, report.abandoned), (0, vec![name("t")]));
     }
 
     #[test]
     fn what_waits_is_kept_where_a_replica_can_be_reached_or_a_disk_has_it() {
         let parked = own(Phase::Parked { until_resumed: true }, &["b"]);
-        let alone = Others { linked: false, ..LINKED };
-        let kept = |others| {
-            let report = report(&mut draining(), &parked, others);
-            (report.parked, report.only_on_disk, report.abandoned.len())
-        };
-        assert_eq!(kept(LINKED), (1, 0, 0));
-        assert_eq!(kept(alone), (0, 0, 1));
-        assert_eq!(kept(Others { durable: true, ..LINKED }), (1, 0, 0));
-        assert_eq!(kept(Others { durable: true, ..alone }), (1, 1, 0));
+        for (durable, linked, expected) in [
+            (false, &["b", "c"][..], (1, 0, 0)),
+            (false, &["c"], (0, 0, 1)),
+            (false, &[], (0, 0, 1)),
+            (true, &["b"], (1, 0, 0)),
+            (true, &["c"], (1, 1, 0)),
+            (true, &[], (1, 1, 0)),
+        ] {
+            let report = report(&mut draining(), &parked, &kept(durable, linked));
+            let found = (report.parked, report.only_on_disk, report.abandoned.len());
+            assert_eq!(found, expected, "{durable} {linked:?}");
+        }
         let bare = own(Phase::Parked { until_resumed: true }, &[]);
-        assert_eq!(report(&mut draining(), &bare, LINKED).abandoned, [name("t")]);
+        assert_eq!(report(&mut draining(), &bare, &kept(false, &["b"])).abandoned, [name("t")]);
     }
 
     #[test]
     fn what_was_released_counts_by_who_holds_it() {
-        for (replicas, others, released, parked) in [
-            (1, LINKED, 1, 0),
-            (0, LINKED, 0, 0),
-            (0, Others { durable: true, linked: false }, 0, 1),
+        for (replicas, by, released, parked) in [
+            (1, kept(false, &["b"]), 1, 0),
+            (0, kept(false, &["b"]), 0, 0),
+            (0, kept(true, &[]), 0, 1),
         ] {
             let mut draining = draining();
             draining.released(&name("t"), replicas);
-            let report = report(&mut draining, &own(Phase::Released, &[]), others);
-            assert_eq!((report.released, report.parked), (released, parked), "{others:?}");
-            assert_eq!(report.only_on_disk, parked, "{others:?}");
+            let report = report(&mut draining, &own(Phase::Released, &[]), &by);
+            assert_eq!((report.released, report.parked), (released, parked), "{by:?}");
+            assert_eq!(report.only_on_disk, parked, "{by:?}");
             assert_eq!(report.abandoned.len(), 1 - released - parked);
         }
     }

@@ -223,9 +223,9 @@ impl Peers {
         self.all.is_empty()
     }
 
-    /// Whether any link stands.
-    pub(super) fn any_linked(&self) -> bool {
-        self.all.values().any(|peer| peer.linked)
+    /// The sessions that a link stands to.
+    pub(super) fn linked(&self) -> impl Iterator<Item = &SessionId> {
+        self.all.iter().filter(|(_, peer)| peer.linked).map(|(session, _)| session)
     }
 
     /// Who is there and has been heard for longer than `patience` without a link, and where it should be

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::command::Command;
 use super::control::{Caller, Control, Ending};
 use super::drain::DrainReport;
-use super::draining::{Draining, Others};
+use super::draining::{Draining, Keepers};
 use super::event::NodeEvent;
 use super::metrics;
 use super::pending::{Pending, Whom};
@@ -183,14 +183,15 @@ impl Control {
     /// Reports the drain as it stands, if it has not been yet.
     pub(super) fn finish_drain(&mut self, abort: Option<Signal>) {
         let now = self.clock.boot();
-        let others = Others { durable: self.disk.is_durable(), linked: self.peers.any_linked() };
+        let linked = self.peers.linked().map(|session| session.node.clone()).collect();
+        let keepers = Keepers { durable: self.disk.is_durable(), linked };
         let Some(draining) = self.draining.as_mut().filter(|drain| !drain.is_over()) else {
             return;
         };
         // In the time there was.
         let running = self.runner.not_stopped();
         running.iter().for_each(|(name, _)| draining.unstoppable(name));
-        let report = draining.finish(now, &self.own, others, abort);
+        let report = draining.finish(now, &self.own, &keepers, abort);
         metrics::drained(report);
         tracing::info!(
             target: "handover::drain",
