@@ -137,16 +137,9 @@ fn orphans_beyond_every_limit_are_kept_until_there_is_room() {
 /// DEPLOYS 2: where nobody can run a task, its last state still goes to a node that keeps it.
 #[test]
 fn what_is_released_is_sealed_to_a_replica_first() {
-    let (mut world, nodes) = World::cluster(6, 1);
-    let other = Setup { kinds: vec![("other", 1)], ..Setup::default() };
-    let keeper = world.boot("n1", other, Disk::default());
-    world.run_for(S * 2);
-    world.goal = 100_000;
-    world.commit_every = 1_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
-    world.drain(&nodes[0], S * 5);
-    world.run_until(S * 8, "drained", |w| w.nodes[&nodes[0]].drained.is_some());
+    let (mut world, owner, keeper) = World::with_a_keeper(6);
+    world.drain(&owner, S * 5);
+    world.run_until(S * 8, "drained", |w| w.nodes[&owner].drained.is_some());
     let stopped = world.stretches.last().unwrap();
     assert!(stopped.end.is_some() && stopped.to_seq % 1_000 != 0);
     let disk = world.disk_of(&keeper);
@@ -154,7 +147,7 @@ fn what_is_released_is_sealed_to_a_replica_first() {
     let newest = kept.map(|(header, _)| header.position.seq).max();
     assert_eq!(newest, Some(stopped.to_seq));
     let released = |n: &Notice| matches!(n, Notice::Released { replicas: 1, .. });
-    assert_eq!(world.told(&nodes[0], released), 1);
+    assert_eq!(world.told(&owner, released), 1);
 }
 
 /// A cluster in which a drain has decided who gets "a", and the word of that meets a fault; the source, the

@@ -303,28 +303,21 @@ fn a_drain_waits_for_an_end_to_be_replicated() {
     assert_eq!(world.claim_of(&owner, "a").unwrap().phase, Phase::Finished);
 }
 
-/// A node that drains with one commit that is nowhere else, and a peer that can only keep it.
-fn with_a_keeper(seed: u64) -> (World, SessionId, SessionId) {
-    let (mut world, nodes) = World::cluster(seed, 1);
-    let other = Setup { kinds: vec![("other", 1)], ..Setup::default() };
-    let keeper = world.boot("n1", other, Disk::default());
-    world.run_for(S * 2);
-    world.goal = 100_000;
-    world.commit_every = 1_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
+/// A node that drains with one commit that is nowhere else, and a peer that does not get it.
+fn unacknowledged(seed: u64) -> (World, SessionId, SessionId) {
+    let (mut world, owner, keeper) = World::with_a_keeper(seed);
     world.blocked = Some(|_, _, m| matches!(m, Message::Checkpoint { .. }));
-    world.drain(&nodes[0], S * 60);
+    world.drain(&owner, S * 60);
     world.run_for(MS * 200);
     assert!(world.running("a").is_empty());
-    assert_ne!(world.claim_of(&nodes[0], "a").unwrap().phase, Phase::Released);
-    (world, nodes[0].clone(), keeper)
+    assert_ne!(world.claim_of(&owner, "a").unwrap().phase, Phase::Released);
+    (world, owner, keeper)
 }
 
 /// DEPLOYS 2: what is released waits for a replica no longer than its state takes to get there.
 #[test]
 fn what_no_replica_acknowledges_in_time_is_released() {
-    let (mut world, owner, _) = with_a_keeper(47);
+    let (mut world, owner, _) = unacknowledged(47);
     world.run_until(S * 30, "released", |w| {
         w.claim_of(&owner, "a").unwrap().phase == Phase::Released
     });
@@ -334,7 +327,7 @@ fn what_no_replica_acknowledges_in_time_is_released() {
 /// Nor does it wait for one that is gone.
 #[test]
 fn what_was_to_go_to_a_replica_that_has_died_is_released_at_once() {
-    let (mut world, owner, keeper) = with_a_keeper(48);
+    let (mut world, owner, keeper) = unacknowledged(48);
     world.crash(&keeper);
     world.run_for(MS * 1_000);
     assert_eq!(world.claim_of(&owner, "a").unwrap().phase, Phase::Released);

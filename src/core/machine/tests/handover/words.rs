@@ -9,7 +9,7 @@ use crate::core::ids::SessionId;
 use crate::core::io::{Cause, Event, Notice};
 use crate::core::lease::Epoch;
 use crate::core::machine::tests::rules_claims::claim;
-use crate::core::machine::tests::world::{Disk, Fate, Fault, MS, Setup, World, name};
+use crate::core::machine::tests::world::{Fate, Fault, MS, Setup, World, name};
 use crate::core::message::{Message, Refusal};
 
 /// H4: the decision waits for the sealed state, whatever else of the task its target has.
@@ -118,20 +118,13 @@ fn who_accepts_too_late_is_told_so() {
 /// DEPLOYS 2: a drain does not wait for a replica that has said that it keeps nothing.
 #[test]
 fn what_every_replica_refuses_is_released_at_once() {
-    let (mut world, nodes) = World::cluster(55, 1);
-    let other = Setup { kinds: vec![("other", 1)], ..Setup::default() };
-    let keeper = world.boot("n1", other, Disk::default());
-    world.run_for(S * 2);
-    world.goal = 100_000;
-    world.commit_every = 1_000;
-    world.start(&nodes[0], "a");
-    world.run_for(S * 2);
+    let (mut world, owner, keeper) = World::with_a_keeper(55);
     world.nodes.get_mut(&keeper).unwrap().disk_full = true;
-    world.drain(&nodes[0], S * 10);
-    world.run_until(S, "drained", |w| w.nodes[&nodes[0]].drained.is_some());
+    world.drain(&owner, S * 10);
+    world.run_until(S, "drained", |w| w.nodes[&owner].drained.is_some());
     assert!(world.running("a").is_empty());
     let released = |n: &Notice| matches!(n, Notice::Released { replicas: 0, .. });
-    assert_eq!(world.told(&nodes[0], released), 1);
+    assert_eq!(world.told(&owner, released), 1);
 }
 
 /// A target that drains does not leave it to gossip to tell its source, and if that has decided meanwhile,

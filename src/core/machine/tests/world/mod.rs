@@ -219,6 +219,19 @@ impl World {
         (world, nodes)
     }
 
+    /// A node on which "a" runs, whose last commit is nowhere else, and a peer that can only keep it.
+    pub(super) fn with_a_keeper(seed: u64) -> (Self, SessionId, SessionId) {
+        let (mut world, mut nodes) = Self::cluster(seed, 1);
+        let other = Setup { kinds: vec![("other", 1)], ..Setup::default() };
+        let keeper = world.boot("n1", other, Disk::default());
+        world.run_for(Duration::from_secs(2));
+        world.goal = 100_000;
+        world.commit_every = 1_000;
+        world.start(&nodes[0], "a");
+        world.run_for(Duration::from_secs(2));
+        (world, nodes.remove(0), keeper)
+    }
+
     /// A cluster in which "a" has run for two seconds, and will for long: its owner, and the others.
     pub(super) fn owned(seed: u64, n: usize, setup: &Setup) -> (Self, SessionId, Vec<SessionId>) {
         let (mut world, nodes) = Self::cluster_of(seed, n, setup);
