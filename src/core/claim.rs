@@ -37,10 +37,13 @@ pub enum Phase {
     },
     /// Parked because three takeovers brought no progress; waits for `resume`.
     Quarantined,
-    /// Stopped for good under this epoch; the next one is the target's (Rule 18).
+    /// Stopped for good under this epoch; a higher one is the target's (Rule 18).
     Transferred {
-        /// Who has the next epoch.
+        /// Who has it.
         to: SessionId,
+        /// Which: others claim above it, whether or not they have heard of the target's claim.
+        #[serde(default)]
+        epoch: Epoch,
     },
     /// Stopped; anybody may take it at once.
     Released,

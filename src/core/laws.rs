@@ -45,7 +45,8 @@ pub(crate) fn phase() -> impl Strategy<Value = Phase> {
         Just(Phase::Paused),
         any::<bool>().prop_map(|until_resumed| Phase::Parked { until_resumed }),
         Just(Phase::Quarantined),
-        session().prop_map(|to| Phase::Transferred { to }),
+        (session(), 0..4u64)
+            .prop_map(|(to, epoch)| Phase::Transferred { to, epoch: Epoch(epoch) }),
         Just(Phase::Released),
         Just(Phase::Superseded),
         Just(Phase::Finished),

@@ -96,6 +96,9 @@ impl View {
     /// Returns whether anything changed.
     pub fn merge(&mut self, mut claim: Claim) -> bool {
         self.raise(&claim.name, claim.epoch);
+        if let Phase::Transferred { epoch, .. } = claim.phase {
+            self.raise(&claim.name, epoch);
+        }
         // The header can overtake the claim that it speaks of.
         if claim.phase.is_held()
             && self.released.get(&claim.session).is_some_and(|r| r.covers(claim.number))

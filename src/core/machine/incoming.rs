@@ -240,7 +240,7 @@ impl Machine {
         let (epoch, due) = (task.claim.epoch, *said + RESEND * 4);
         let theirs = self.view.get(name, &source);
         let decided = theirs.is_some_and(
-            |claim| matches!(&claim.phase, Phase::Transferred { to } if *to == self.config.me),
+            |claim| matches!(&claim.phase, Phase::Transferred { to, .. } if *to == self.config.me),
         );
         // It was offered to nobody after all, and the word of that was lost.
         if theirs.is_some_and(|claim| claim.phase.is_free() && claim.run == task.claim.run) {

@@ -21,6 +21,10 @@ impl Machine {
             return;
         }
         let Some((top, free_since, cause)) = self.vacant(name) else {
+            // That its target is gone would touch no claim of the name.
+            if self.awaits_target(name) {
+                self.alarm_in(name, self.config.timing.convergence());
+            }
             return;
         };
         if top.phase.is_held() && top.terms.mode == Mode::Unknown {
@@ -94,7 +98,7 @@ impl Machine {
                 // It has arrived: the source has nothing more to do with it.
                 Phase::Transferred { .. } if claim.epoch < top.epoch && top.phase.has_begun() => {}
                 // The target has it, or its source will find another.
-                Phase::Transferred { to } => {
+                Phase::Transferred { to, .. } => {
                     let source_lives = gone.is_none() && claim.session != self.config.me;
                     let target_lives = *to != self.config.me && !self.members.is_gone(to);
                     if source_lives || (target_lives && !self.left_it(name, to, claim)) {
@@ -119,6 +123,18 @@ impl Machine {
         let seen = self.free_since.get(name).copied();
         let since = since.max(seen).unwrap_or(self.now.at);
         (top.phase != Phase::Superseded).then(|| (top.clone(), since, cause))
+    }
+
+    /// Whether the source of a transfer is gone, and its target has not been heard to have the name.
+    fn awaits_target(&self, name: &Name) -> bool {
+        self.view.claims(name).any(|claim| match &claim.phase {
+            Phase::Transferred { to, .. } => {
+                self.members.is_gone(&claim.session)
+                    && *to != self.config.me
+                    && self.view.get(name, to).is_none()
+            }
+            _ => false,
+        })
     }
 
     /// How much longer than mine the owner's silence floor is: a taker obeys the owner's (Rule 11).

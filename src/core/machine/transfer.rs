@@ -267,7 +267,7 @@ impl Machine {
         };
         let Some(hand) = &task.hand else { return };
         let to = hand.to.clone();
-        task.claim.phase = Phase::Transferred { to: to.clone() };
+        task.claim.phase = Phase::Transferred { to: to.clone(), epoch: hand.epoch };
         if task.latest.is_some() {
             task.claim.checkpointed = true;
             if !task.claim.replicas.contains(&to.node) {

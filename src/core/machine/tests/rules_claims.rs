@@ -241,7 +241,7 @@ fn a_running_owner_steps_over_claims_that_do_not_run() {
     let phases = [
         Phase::Released,
         Phase::Incoming { from: session("other") },
-        Phase::Transferred { to: session("other") },
+        Phase::Transferred { to: session("other"), epoch: Epoch(9) },
         Phase::Failed,
         Phase::Quarantined,
     ];
@@ -530,11 +530,33 @@ fn a_transfer_that_has_arrived_keeps_nobody_waiting_for_its_source() {
     let (mut world, runner, others) = World::owned(20, 3, &Setup::default());
     world.run_for(S);
     let owner = world.owner(&others[0], "a").unwrap().clone();
-    let phase = Phase::Transferred { to: runner.clone() };
+    let phase = Phase::Transferred { to: runner.clone(), epoch: Epoch(0) };
     let source = claim("a", owner.run, owner.epoch.0 - 1, "source", phase);
     publish(&mut world, &others, &source);
     world.crash(&runner);
     world.run_until(MS * 200, "it is taken over", |world| !world.running("a").is_empty());
+}
+
+/// Rule 18: a decision is heard of, and not yet the claim of its target: who takes over from both claims above the
+/// epoch that the target may be running (H3).
+#[test]
+fn who_takes_over_from_a_target_it_has_not_heard_claims_above_its_epoch() {
+    let (mut world, owner, others) = World::owned(21, 4, &Setup::default());
+    let mine = world.claim_of(&owner, "a").unwrap().clone();
+    let (target, rest) = others.split_first().unwrap();
+    let given = Epoch(mine.epoch.0 + 3);
+    let phase = Phase::Transferred { to: target.clone(), epoch: given };
+    let decided = Claim { version: mine.version + 1, phase, ..mine };
+    publish(&mut world, rest, &decided);
+    world.crash(&owner);
+    world.crash(target);
+    world.run_until(S * 5, "it is taken over", |world| {
+        let claims = rest.iter().filter_map(|node| world.claim_of(node, "a"));
+        claims.into_iter().any(|claim| claim.phase.has_begun())
+    });
+    let taken = rest.iter().filter_map(|node| world.claim_of(node, "a")).map(|c| c.epoch).max();
+    let taken = taken.unwrap();
+    assert!(taken > given, "{taken} after {given}");
 }
 
 /// Rules 8 and 12: once the retention is over a name is free, wherever it is asked for.

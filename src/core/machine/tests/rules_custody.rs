@@ -78,7 +78,7 @@ fn a_parked_task_whose_targets_fail_after_the_decision_is_still_to_be_had() {
         (0..2).map(|i| world.boot(&format!("able{i}"), able(), Disk::default())).collect();
     let first = loop {
         world.run_for(MS / 10);
-        if let Phase::Transferred { to } = &world.claim_of(&source, "a").unwrap().phase {
+        if let Phase::Transferred { to, .. } = &world.claim_of(&source, "a").unwrap().phase {
             break to.clone();
         }
     };

@@ -158,7 +158,7 @@ fn decided(seed: u64, fate: Fate) -> (World, SessionId, SessionId, SessionId) {
     world.faults.push(Fault { hits, fate, times: 1 });
     world.drain(&owner, S * 10);
     let target = |w: &World| match &w.claim_of(&owner, "a")?.phase {
-        Phase::Transferred { to } => Some(to.clone()),
+        Phase::Transferred { to, .. } => Some(to.clone()),
         _ => None,
     };
     world.run_until(S * 5, "it has been decided", |w| target(w).is_some());

@@ -221,14 +221,14 @@ fn a_header_that_overtakes_the_claim_of_a_next_target_does_not_undo_the_decision
     assert!(world.trip.is_none(), "the first is dead");
     let second = claims(&world).unwrap();
     let mut source = world.nodes[&owner].machine.clone();
-    let decided = |to: &SessionId| Phase::Transferred { to: to.clone() };
-    assert_eq!(phase(&world, &owner), Some(decided(&second)));
+    let is_decided = |phase: &Phase| matches!(phase, Phase::Transferred { to, .. } if *to == second);
+    assert!(phase(&world, &owner).as_ref().is_some_and(is_decided));
     let (state, version, watermark, released) = world.nodes[&second].header.clone();
     let heard =
         Event::Heard { from: second.clone(), state, version, watermark, released, echoed: None };
     source.handle(world.clock(), heard);
     let mine = source.view().get(&name("a"), &owner).unwrap();
-    assert_eq!(mine.phase, decided(&second), "released, and its report says so");
+    assert!(is_decided(&mine.phase), "released, and its report says so");
     let offers = std::iter::from_fn(|| source.poll())
         .filter(|a| matches!(a, Action::Send { message: Message::Offer { .. }, .. }));
     assert_eq!(offers.count(), 0, "offered to another, while the second settles");
