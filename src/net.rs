@@ -10,6 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::time::timeout;
 
 /// Opens sockets.
 #[async_trait]
@@ -40,7 +41,8 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
         Ok(tokio::net::lookup_host(name).await?.collect())
     }
 
-    /// Whether a datagram to `address` is refused; none where the platform does not tell.
+    /// Whether datagrams to `address` are refused, which no living process does; none where the platform
+    /// does not tell of refusals.
     async fn refuses_datagrams(&self, address: SocketAddr) -> Option<bool>;
 }
 
@@ -180,6 +182,11 @@ pub struct SystemNetwork;
 /// Gossip bursts would overflow the usual 208 KiB; the system may grant less.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
+/// How long a refusal of a datagram is waited for, and how often: a network that takes longer tells of no
+/// death, and silence has to.
+const REFUSAL_WAIT: Duration = Duration::from_millis(10);
+const REFUSAL_PROBES: u32 = 10;
+
 #[async_trait]
 impl Network for SystemNetwork {
     async fn bind(&self, address: SocketAddr) -> io::Result<Arc<dyn Datagrams>> {
@@ -206,14 +213,18 @@ impl Network for SystemNetwork {
         };
         let socket = UdpSocket::bind(any).await.ok()?;
         socket.connect(address).await.ok()?;
-        // One byte: too short to be anything, so a living peer drops it unread.
-        socket.send(&[0]).await.ok()?;
-        let mut buffer = [0];
-        match tokio::time::timeout(Duration::from_millis(20), socket.recv(&mut buffer)).await {
-            Ok(Err(error)) => Some(error.kind() == io::ErrorKind::ConnectionRefused),
-            Ok(Ok(_)) => Some(false),
-            Err(_) => None,
+        let refused = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        // A process that ends closes one socket after the other.
+        for _ in 0..REFUSAL_PROBES {
+            // One byte: too short to be anything, so a living peer drops it unread.
+            if let Err(error) = socket.send(&[0]).await {
+                return Some(refused(&error));
+            }
+            if let Ok(said) = timeout(REFUSAL_WAIT, socket.recv(&mut [0])).await {
+                return Some(said.is_err_and(|error| refused(&error)));
+            }
         }
+        Some(false)
     }
 }
 

@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -148,20 +150,34 @@ pub(super) enum Ending {
 impl Control {
     /// Runs until told to leave or close, or until nobody holds the node any more.
     pub(super) async fn run(mut self, mut inputs: Inputs) {
+        let worked = AssertUnwindSafe(self.work(&mut inputs)).catch_unwind().await;
+        if worked.is_err() {
+            tracing::error!(target: "handover::node", session = %self.me, "the control loop has panicked: the node ends as if it had crashed");
+            self.ending = Some(Ending::Deserted);
+        }
+        // Nobody is to wait for an answer that will not come.
+        let Inputs { commands, gossip, links, runner, store, seeds } = inputs;
+        drop((commands, gossip, links, runner, seeds));
+        self.end(store).await;
+        if let Err(panic) = worked {
+            resume_unwind(panic);
+        }
+    }
+
+    async fn work(&mut self, inputs: &mut Inputs) {
         self.report_damage(self.disk.store.take_damage());
         self.act();
         while self.ending.is_none() {
-            let first = self.next(&mut inputs).await;
+            let first = self.next(inputs).await;
             self.take(first);
             // What is ready is taken together, so that the machine can answer it together.
-            for input in ready(&mut inputs) {
+            for input in ready(inputs) {
                 self.take(input);
             }
             self.keep_time();
             self.ask_waiting();
             self.act();
         }
-        self.end(inputs.store).await;
     }
 
     async fn next(&self, inputs: &mut Inputs) -> Input {
@@ -288,13 +304,15 @@ impl Control {
     }
 
     /// Ends everything. Links listen to the last, so that nobody takes the node for dead before its
-    /// tasks have stopped (Rule 5).
+    /// tasks have stopped (Rule 5); a node that nobody controls any more falls silent before that, lest
+    /// one closure keep all its tasks from others.
     async fn end(mut self, mut stored: mpsc::Receiver<Answer<Pending>>) {
         let left = self.ending == Some(Ending::Left);
         // Ends the tasks of a node that closes abruptly; one that left has none.
         let closures = self.runner.cancel_all();
-        if self.ending == Some(Ending::Deserted) {
-            closures.await;
+        let deserted = self.ending == Some(Ending::Deserted);
+        if deserted {
+            self.board.close();
         }
         if left {
             // What was submitted is still stored; then the channel ends.
@@ -304,8 +322,14 @@ impl Control {
                 tracing::error!(target: "handover::task", "the disk does not keep up: the last checkpoints may be missing on it");
             }
         }
-        self.links.stop_listening();
+        if !deserted {
+            self.links.stop_listening();
+        }
         self.gossip.shutdown().await;
+        if deserted {
+            closures.await;
+            self.links.stop_listening();
+        }
         self.links.shutdown().await;
         tracing::info!(target: "handover::node", session = %self.me, left, "the node has ended");
     }

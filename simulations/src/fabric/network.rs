@@ -16,7 +16,7 @@ use super::{Fabric, host_of};
 /// How long a kernel waits before it asks again for a connection.
 const SYN_RETRY: Duration = Duration::from_secs(1);
 /// How long a node listens for a refusal of its datagram.
-const REFUSAL_WAIT: Duration = Duration::from_millis(20);
+const REFUSAL_WAIT: Duration = Duration::from_millis(100);
 
 /// What a process on one host sees of the network.
 pub(crate) struct SimNetwork {
@@ -76,7 +76,7 @@ impl Network for SimNetwork {
             // A living peer drops the byte unread.
             _ => {
                 sleep(REFUSAL_WAIT).await;
-                None
+                Some(false)
             }
         }
     }

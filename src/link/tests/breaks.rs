@@ -1,7 +1,7 @@
 //! Breaks: how fast they are known, and what they are taken for.
 
 use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::time::Instant;
 
 use super::proxy::Proxy;
@@ -28,6 +28,23 @@ async fn a_process_that_is_gone_is_known_to_refuse_at_once() {
     }
     // A busy machine may slow some down, not all.
     assert!(fastest < Duration::from_millis(100), "{fastest:?}");
+}
+
+/// Rule 5: a firewall that begins to reject streams, and lets datagrams pass, kills nobody.
+#[tokio::test]
+async fn a_process_that_takes_datagrams_is_not_held_for_dead_because_streams_are_refused() {
+    let mut a = patient("a").await;
+    let scripted = Scripted::listen("b").await;
+    let datagrams = UdpSocket::bind(scripted.address()).await.unwrap();
+    a.links.want(&scripted.session, scripted.address());
+    let connection = scripted.accept(0).await;
+    a.expect_up(&scripted.session).await;
+    let lives = scripted.session.clone();
+    drop((connection, scripted));
+    a.expect_down(&lives, false).await;
+    a.expect_nothing_for(Duration::from_millis(500)).await;
+    drop(datagrams);
+    assert_eq!(a.next().await, LinkEvent::Refused { session: lives });
 }
 
 /// Waits for what dialling again comes to, however busy the machine is.

@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicU64;
 
 use super::*;
 use crate::clock::{Clock, SystemClock};
+use crate::core::io::Gone;
 use crate::core::time::Time;
 
 /// Counts its steps where a test can see them.
@@ -140,6 +141,15 @@ async fn nodes_that_share_their_users_runtime_work_as_those_with_a_thread_of_the
     timeout(SOON, b.leave()).await.unwrap().unwrap();
 }
 
+/// Lets a closure end, also where a test fails before that.
+struct MayEnd(Arc<AtomicBool>);
+
+impl Drop for MayEnd {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Kills the node's own thread, and no other, when told to.
 #[derive(Debug, Default)]
 struct Deadly {
@@ -186,6 +196,40 @@ async fn tasks_stop_at_the_next_boundary_when_the_control_thread_has_died() {
     until("the other node has taken it over", || there.load(Ordering::Relaxed) > 20).await;
     assert_eq!(here.load(Ordering::Relaxed), stopped_at, "it ran on without control");
     assert!(a.run::<Tick>("another", ()).await.is_err());
+    b.close().await;
+}
+
+/// Rule 5: what cannot be stopped outlives the node's own thread, and others learn no sooner than by silence
+/// that its node is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_closure_that_outlives_the_control_thread_keeps_its_node_from_being_taken_for_dead() {
+    log();
+    let clock = Arc::new(Deadly::default());
+    let ended = Arc::new(AtomicBool::new(false));
+    let may_end = MayEnd(ended.clone());
+    let a = builder("a", Seeds::None, Arc::default()).clock(clock.clone());
+    let a = a.task(Deaf { ended: ended.clone() }).start().await.unwrap();
+    timeout(SOON, a.wait_ready()).await.unwrap().unwrap();
+    a.run::<Deaf>("deaf", ()).await.unwrap();
+    until("it runs", || a.whereis("deaf").is_some_and(|e| e.state == TaskState::Running)).await;
+    let b = builder("b", a.address().into(), Arc::default()).start().await.unwrap();
+    timeout(SOON, b.wait_ready()).await.unwrap().unwrap();
+    until("they are linked", || b.peers().iter().any(|peer| peer.linked)).await;
+    let mut events = b.events();
+
+    clock.kills.store(true, Ordering::Relaxed);
+    let gone = async {
+        loop {
+            if let Some(NodeEvent::PeerGone { why, .. }) = events.next().await {
+                return why;
+            }
+        }
+    };
+    assert_eq!(timeout(SOON, gone).await.expect("it falls silent"), Gone::Silent);
+    assert!(a.run::<Deaf>("another", ()).await.is_err(), "nobody waits for the closure");
+    drop(may_end);
+    timeout(SOON, a.0.running.join()).await.expect("the thread has ended");
+    std::net::TcpListener::bind(a.address()).expect("nothing listens any more");
     b.close().await;
 }
 
