@@ -48,7 +48,7 @@ pub use needs::Needs;
 use publish::Shown;
 use task::{Doing, Task};
 
-use super::branch::{Branches, Position};
+use super::branch::{Branches, Header, Position};
 use super::claim::{Claim, Desired, Spec, Terms};
 use super::ids::{Kind, Name, RunId, SessionId};
 use super::io::{Action, CallError, Event, Gone, Notice, Now};
@@ -76,8 +76,9 @@ pub struct Machine {
     tasks: BTreeMap<Name, Box<Task>>,
     /// Checkpoints held here, of my own tasks and as a replica.
     held: BTreeMap<Name, LiteMap<RunId, Branches>>,
-    /// Checkpoints on their way to the store: held by nobody before they are there (C5).
-    writing: BTreeSet<(Name, RunId, Position, SessionId)>,
+    /// Checkpoints on their way to the store: held by nobody before they are there (C5). Until then the
+    /// store has those whose place they take.
+    writing: BTreeMap<(Name, RunId, Position, SessionId), Vec<Header>>,
     /// Terminal records held here, with when they came.
     ends: BTreeMap<Name, (Claim, Time)>,
     /// Ends that are held without their output: it has been dropped, or never came.
@@ -173,7 +174,7 @@ impl Machine {
             desires: BTreeMap::new(),
             tasks: BTreeMap::new(),
             held: BTreeMap::new(),
-            writing: BTreeSet::new(),
+            writing: BTreeMap::new(),
             ends: BTreeMap::new(),
             bare: BTreeSet::new(),
             copies: copies::Copies::default(),

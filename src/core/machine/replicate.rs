@@ -336,7 +336,7 @@ impl Machine {
         let written = writing(&header);
         match self.keep(&spec, header, state, Some(from.clone())) {
             // One that is still being written is answered when it is.
-            Admission::Known if self.writing.contains(&written) => {}
+            Admission::Known if self.writing.contains_key(&written) => {}
             Admission::Known => self.send(from, reply(Ok(()))),
             Admission::Full => {
                 let why = "too many unreconciled branches of this run are kept here".to_owned();
@@ -376,26 +376,13 @@ impl Machine {
         self.view.raise(&header.name, header.position.epoch);
         let runs = self.held.entry(header.name.clone()).or_default();
         let branches = runs.entry(header.run).or_default();
-        let before: Vec<Header> = branches.iter().cloned().collect();
         let admission = branches.admit(header.clone());
-        if let Admission::Kept { .. } = &admission {
-            // The store keeps the predecessor of the same branch as a fallback; other branches that
-            // this one contains can go.
-            let obsolete: Vec<Header> = before
-                .into_iter()
-                .filter(|old| {
-                    header.replaces(old)
-                        && (old.position.epoch, &old.writer)
-                            != (header.position.epoch, &header.writer)
-                })
-                .collect();
+        if let Admission::Kept { superseded } = &admission {
             let (name, run) = (header.name.clone(), header.run);
-            self.writing.insert(writing(&header));
+            self.writing.insert(writing(&header), superseded.clone());
+            // What it contains goes with its being stored.
             self.push(Action::Store { spec: spec.clone(), header, state, from });
             self.note_pins(&name, run);
-            if !obsolete.is_empty() {
-                self.push(Action::Discard { name, run, headers: obsolete });
-            }
         }
         admission
     }
@@ -432,15 +419,12 @@ impl Machine {
         error: Option<String>,
     ) {
         let (name, run, position) = (header.name.clone(), header.run, header.position);
-        self.writing.remove(&writing(&header));
+        let superseded = self.writing.remove(&writing(&header)).unwrap_or_default();
         if error.is_none() && from.is_none() {
             self.stored_alone(&header);
         }
         if let Some(why) = &error {
-            // Not stored is not held: nobody must rely on it.
-            if let Some(branches) = self.held.get_mut(&name).and_then(|runs| runs.get_mut(&run)) {
-                branches.drop_exact(&header);
-            }
+            self.not_stored(&header, superseded);
             let text = format!("a checkpoint of {name} could not be stored: {why}");
             self.tell(Notice::Unstored { text, elsewhere: false });
         }
@@ -448,6 +432,21 @@ impl Machine {
             let unavailable = |why| Err(Rejection::Unavailable(limits::clipped(why, limits::TEXT)));
             let result = error.map_or(Ok(()), unavailable);
             self.send(&from, Message::CheckpointReply { name, run, position, result });
+        }
+    }
+
+    /// Not stored is not held, nobody must rely on it; and what it took the place of still is.
+    fn not_stored(&mut self, header: &Header, superseded: Vec<Header>) {
+        let run = (&header.name, header.run);
+        let mut later = self.writing.iter_mut().filter(|((name, of, ..), _)| (name, *of) == run);
+        if let Some((_, before)) = later.find(|(_, before)| before.contains(header)) {
+            before.retain(|old| old != header);
+            return before.extend(superseded);
+        }
+        let runs = self.held.get_mut(&header.name);
+        if let Some(branches) = runs.and_then(|runs| runs.get_mut(&header.run)) {
+            branches.drop_exact(header);
+            superseded.into_iter().for_each(|old| drop(branches.admit(old)));
         }
     }
 

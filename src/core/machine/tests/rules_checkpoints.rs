@@ -305,6 +305,35 @@ fn a_state_that_one_holder_does_not_deliver_comes_from_another() {
     }
 }
 
+/// C5: a write that fails costs nothing of what was stored before it, however many of them are under way.
+#[test]
+fn a_write_that_fails_costs_nothing_that_was_acknowledged_before() {
+    for (seed, step) in (40..44).flat_map(|seed| [MS / 20, MS * 50].map(|step| (seed, step))) {
+        let (mut world, nodes) = World::cluster(seed, 2);
+        world.goal = 1_000_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 2);
+        let owner = world.runner("a");
+        let replica = nodes.iter().find(|node| **node != owner).unwrap().clone();
+        world.step = step;
+        world.steps.insert(name("a"), step);
+        world.run_for(MS * 200);
+        world.nodes.get_mut(&replica).unwrap().disk_full = true;
+        let (_, acknowledged) = world.acknowledged[&name("a")];
+        world.run_for(MS * 200);
+        world.steps.clear();
+        world.step = MS * 50;
+        let died = world.now;
+        world.crash(&owner);
+        world.run_for(S * 2);
+        let taken = world.since("a", died);
+        assert!(taken.first().is_some_and(|s| s.from_seq >= acknowledged), "{seed}: {taken:?}");
+        // Its own writes fail too.
+        world.run_for(S);
+        assert_eq!(world.running("a"), [replica]);
+    }
+}
+
 fn is_checkpoint(message: &Message) -> bool {
     matches!(message, Message::Checkpoint { .. })
 }

@@ -261,9 +261,7 @@ impl World {
                 checkpoints: Vec::new(),
                 end: None,
             });
-            stored.checkpoints.retain(|(old, _)| {
-                (old.position.epoch, &old.writer) != (header.position.epoch, &header.writer)
-            });
+            stored.checkpoints.retain(|(old, _)| !header.replaces(old));
             stored.checkpoints.push((header.clone(), state));
         }
         let event = Event::Stored { header, from, error };
