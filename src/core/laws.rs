@@ -45,8 +45,7 @@ pub(crate) fn phase() -> impl Strategy<Value = Phase> {
         Just(Phase::Paused),
         any::<bool>().prop_map(|until_resumed| Phase::Parked { until_resumed }),
         Just(Phase::Quarantined),
-        (session(), 0..4u64)
-            .prop_map(|(to, epoch)| Phase::Transferred { to, epoch: Epoch(epoch) }),
+        (session(), 0..4u64).prop_map(|(to, epoch)| Phase::Transferred { to, epoch: Epoch(epoch) }),
         Just(Phase::Released),
         Just(Phase::Superseded),
         Just(Phase::Finished),

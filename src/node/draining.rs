@@ -31,7 +31,7 @@ enum Fate {
 pub(super) struct Keepers {
     /// Its own disk does.
     pub(super) durable: bool,
-    /// The nodes that there is a link to.
+    /// The nodes that there is a link to, and that stay.
     pub(super) linked: BTreeSet<NodeId>,
 }
 

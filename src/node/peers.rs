@@ -223,9 +223,11 @@ impl Peers {
         self.all.is_empty()
     }
 
-    /// The sessions that a link stands to.
-    pub(super) fn linked(&self) -> impl Iterator<Item = &SessionId> {
-        self.all.iter().filter(|(_, peer)| peer.linked).map(|(session, _)| session)
+    /// The sessions that a link stands to, and that are not about to go.
+    pub(super) fn staying(&self) -> impl Iterator<Item = &SessionId> {
+        let stays =
+            |peer: &Peer| peer.linked && matches!(peer.state, NodeState::Up | NodeState::Cordoned);
+        self.all.iter().filter(move |(_, peer)| stays(peer)).map(|(session, _)| session)
     }
 
     /// Who is there and has been heard for longer than `patience` without a link, and where it should be

@@ -183,7 +183,7 @@ impl Control {
     /// Reports the drain as it stands, if it has not been yet.
     pub(super) fn finish_drain(&mut self, abort: Option<Signal>) {
         let now = self.clock.boot();
-        let linked = self.peers.linked().map(|session| session.node.clone()).collect();
+        let linked = self.peers.staying().map(|session| session.node.clone()).collect();
         let keepers = Keepers { durable: self.disk.is_durable(), linked };
         let Some(draining) = self.draining.as_mut().filter(|drain| !drain.is_over()) else {
             return;

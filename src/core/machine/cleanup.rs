@@ -113,6 +113,7 @@ impl Machine {
             return;
         }
         self.ends.remove(name);
+        self.unstored.remove(name);
         self.bare.remove(name);
         self.drop_copies(name);
         // What is held of the run is of those above the failure, and must not go with it.
@@ -226,6 +227,7 @@ impl Machine {
             return self.alarm(name, bury.max(self.now.at + retention));
         }
         self.ends.remove(name);
+        self.unstored.remove(name);
         self.bare.remove(name);
         self.drop_copies(name);
         self.push(Action::Discard { name: name.clone(), run, headers: Vec::new() });

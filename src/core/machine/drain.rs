@@ -217,6 +217,11 @@ impl Machine {
             return;
         }
         let left = self.tasks.iter().find(|(_, task)| is_left(task)).map(|(name, _)| name.clone());
+        let orphans = if left.is_none() && !late { self.orphans() } else { Vec::new() };
+        if !orphans.is_empty() {
+            orphans.iter().for_each(|name| self.take_up(name));
+            return;
+        }
         let relied_on = left.is_none().then(|| self.relied_on(drain.relied_on.as_ref())).flatten();
         let told = left.is_none() && (relied_on.is_none() || late);
         if told && let Some(name) = &relied_on {
@@ -231,8 +236,8 @@ impl Machine {
         let open = self.drain.as_ref().and_then(|drain| drain.relied_on.clone());
         match open {
             _ if told => self.push(Action::Drained),
-            Some(name) => self.take_up(&name),
-            None => {}
+            Some(name) if self.is_released(&name) => self.take_up(&name),
+            _ => {}
         }
     }
 

@@ -262,6 +262,7 @@ impl Machine {
         };
         let at = self.now.unix.saturating_sub(self.now.at.since(*since).as_secs());
         let end = StoredEnd { claim: claim.clone(), at };
+        self.unstored.insert(spec.name.clone());
         self.push(Action::StoreEnd { end, spec, output, from });
     }
 
@@ -328,6 +329,8 @@ impl Machine {
         if let Some(why) = &error {
             let text = format!("the end of {name} could not be stored: {why}");
             self.tell(Notice::Unstored { text, elsewhere: false });
+        } else if self.ends.get(name).is_none_or(|(end, _)| end.run == run) {
+            self.unstored.remove(name);
         }
         match from {
             Some(from) if error.is_none() => {
@@ -388,6 +391,10 @@ impl Machine {
         if output.is_some() || claim.phase != Phase::Finished {
             // It holds what it has sent.
             self.copied(from, &name, claim.run);
+        }
+        if held && self.unstored.contains(&name) {
+            // It is acknowledged when it is stored.
+            return self.store_end(spec, output, Some(from.clone()));
         }
         if held {
             return self.send(from, Message::EndedReply { name, run: claim.run });

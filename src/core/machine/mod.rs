@@ -81,6 +81,8 @@ pub struct Machine {
     writing: BTreeMap<(Name, RunId, Position, SessionId), Vec<Header>>,
     /// Terminal records held here, with when they came.
     ends: BTreeMap<Name, (Claim, Time)>,
+    /// Ends on their way to the store, or that it has not taken: held by nobody before they are there (C5).
+    unstored: BTreeSet<Name>,
     /// Ends that are held without their output: it has been dropped, or never came.
     bare: BTreeSet<Name>,
     copies: copies::Copies,
@@ -176,6 +178,7 @@ impl Machine {
             held: BTreeMap::new(),
             writing: BTreeMap::new(),
             ends: BTreeMap::new(),
+            unstored: BTreeSet::new(),
             bare: BTreeSet::new(),
             copies: copies::Copies::default(),
             outdated: BTreeMap::new(),

@@ -73,19 +73,19 @@ impl Machine {
         }
     }
 
-    /// How many peers that live hold the newest commit of a task, for all that is known here.
+    /// How many peers that stay hold the newest commit of a task, for all that is known here.
     pub(super) fn holders(&self, task: &Task) -> usize {
-        let lives = |session: &SessionId| !self.members.is_gone(session);
+        let stays = |session: &SessionId| self.members.get(session).is_some_and(|p| p.keeps());
         match &task.latest {
             Some(latest) => {
                 let acked = task.acked.iter();
-                acked.filter(|(s, held)| **held >= latest.position && lives(s)).count()
+                acked.filter(|(s, held)| **held >= latest.position && stays(s)).count()
             }
             // It has not run here: it is where its last owner had it.
             None => {
                 let nodes = task.claim.replicas.iter();
                 let others = nodes.filter(|node| **node != self.config.me.node);
-                others.filter(|node| self.members.session_of(node).is_some_and(lives)).count()
+                others.filter(|node| self.members.session_of(node).is_some_and(stays)).count()
             }
         }
     }

@@ -61,11 +61,29 @@ impl Machine {
             && held.is_some_and(|held| held.best_from(released.floor.as_ref()).is_some())
     }
 
-    /// Keeps a released name that is left here until another node has its state, by the way of all that a
-    /// drain finds here: then it is this node that has released it.
+    /// Names that nobody has any more, where nobody stays who could: this node is the last that knows of them.
+    pub(super) fn orphans(&self) -> Vec<Name> {
+        if self.keepers() > 0 {
+            return Vec::new();
+        }
+        let is_orphan = |name: &&Name| {
+            let Some(owner) = self.view.owner(name).filter(|owner| !owner.phase.is_terminal())
+            else {
+                return false;
+            };
+            let held = !owner.phase.is_free() && !self.is_void(owner);
+            let was_here = self.tasks.get(*name).is_some_and(|task| task.claim.run == owner.run);
+            let superseded = owner.phase == Phase::Superseded;
+            !(held || was_here || superseded) && self.spec_of(name, owner.run).is_some()
+        };
+        self.view.names().filter(is_orphan).cloned().collect()
+    }
+
+    /// Keeps a name that nobody else has until another node has its state, by the way of all that a drain
+    /// finds here: then it is this node that has released it, and that answers for it.
     pub(super) fn take_up(&mut self, name: &Name) {
-        let released = self.view.owner(name).filter(|owner| owner.phase == Phase::Released);
-        let Some(spec) = released.and_then(|owner| self.spec_of(name, owner.run)).cloned() else {
+        let owner = self.view.owner(name);
+        let Some(spec) = owner.and_then(|owner| self.spec_of(name, owner.run)).cloned() else {
             return;
         };
         let task = self.tasks.get(name);
@@ -73,6 +91,10 @@ impl Machine {
         if idle && self.state == NodeState::Draining {
             self.claim(spec, Cause::Drain, Purpose::Custody, Vec::new());
         }
+    }
+
+    pub(super) fn is_released(&self, name: &Name) -> bool {
+        self.view.owner(name).is_some_and(|owner| owner.phase == Phase::Released)
     }
 
     /// How many nodes that stay hold what this claim speaks of: an owner once it has begun, and not

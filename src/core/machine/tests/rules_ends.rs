@@ -189,6 +189,31 @@ fn whoever_publishes_an_end_after_a_cut_has_its_output() {
     assert!(passed_on > 0, "no end was ever published by another node");
 }
 
+/// Rule 12, C5: an end that is told again is acknowledged no sooner than it is stored: what was reported as
+/// finished is not born again.
+#[test]
+fn an_end_that_nobody_has_stored_is_reported_by_nobody() {
+    let setup = Setup { durable: true, ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(31, 2, &setup);
+    world.goal = 60;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    for node in world.nodes.values_mut() {
+        node.disk_full = true;
+    }
+    world.run_for(S * 30);
+    assert_eq!(world.finished[&name("a")].len(), 1);
+    let ended = |n: &Notice| matches!(n, Notice::Ended { phase: Phase::Finished, .. });
+    let told = |world: &World| nodes.iter().map(|node| world.told(node, ended)).sum::<usize>();
+    assert_eq!(told(&world), 0);
+    for node in world.nodes.values_mut() {
+        node.disk_full = false;
+    }
+    world.run_for(S * 5);
+    assert_eq!(told(&world), 1);
+    assert!(nodes.iter().all(|node| world.disk_of(node).runs.values().all(|r| r.end.is_some())));
+}
+
 /// Rule 12: an end that neither a disk nor a peer has is not reported; it is tried again.
 #[test]
 fn an_end_that_nobody_has_stored_is_not_told() {

@@ -225,6 +225,42 @@ fn the_last_holder_of_what_was_released_gives_it_away_before_it_leaves() {
     }
 }
 
+/// What nobody has any more when the last node leaves is lost with it, or waits on its disk: it says so, whoever
+/// had it before.
+#[test]
+fn the_last_node_answers_for_what_those_before_it_have_left() {
+    for (seed, crashes, commits) in [(90, false, true), (91, true, true), (92, false, false)] {
+        let able = Setup::default();
+        let unable = Setup { kinds: vec![("other", 1)], ..able.clone() };
+        let (mut world, nodes) = World::cluster_of(seed, 1, &able);
+        let others: Vec<_> =
+            (1..3).map(|i| world.boot(&format!("m{i}"), unable.clone(), Disk::default())).collect();
+        world.run_for(S * 3);
+        world.goal = 1_000_000;
+        if !commits {
+            world.step = S * 60;
+        }
+        for i in 0..NAMES {
+            world.start(&nodes[0], &text(i));
+        }
+        world.run_for(S * 2);
+        if crashes {
+            world.crash(&nodes[0]);
+            world.run_for(MS * 20);
+        }
+        for node in nodes.iter().skip(usize::from(crashes)).chain(&others) {
+            world.drain(node, S * 20);
+            world.run_until(S * 21, "drained", |w| w.nodes[node].drained.is_some());
+            world.give(node, Event::Leave);
+            world.run_until(S * 2, "it has left", |w| w.nodes[node].left.is_some());
+            world.crash(node);
+        }
+        let last = others.last().unwrap();
+        let lost = world.told(last, |n| matches!(n, Notice::Released { replicas: 0, .. }));
+        assert_eq!(lost, NAMES, "seed {seed}");
+    }
+}
+
 /// Nodes that go one right after another, as when a whole service is shut down: each is relieved at once
 /// of an end that it holds, also where it has itself stepped back for the run that ended; and the last
 /// one waits for nobody.

@@ -221,7 +221,8 @@ fn a_header_that_overtakes_the_claim_of_a_next_target_does_not_undo_the_decision
     assert!(world.trip.is_none(), "the first is dead");
     let second = claims(&world).unwrap();
     let mut source = world.nodes[&owner].machine.clone();
-    let is_decided = |phase: &Phase| matches!(phase, Phase::Transferred { to, .. } if *to == second);
+    let is_decided =
+        |phase: &Phase| matches!(phase, Phase::Transferred { to, .. } if *to == second);
     assert!(phase(&world, &owner).as_ref().is_some_and(is_decided));
     let (state, version, watermark, released) = world.nodes[&second].header.clone();
     let heard =
