@@ -83,6 +83,10 @@ impl Sealer {
 
     /// Opens in place and returns the plaintext. Allocates nothing.
     pub(super) fn open<'a>(&self, datagram: &'a mut [u8]) -> Result<&'a [u8], Rejected> {
+        // Whoever sees whether a port refuses sends less, and is no stranger.
+        if datagram.len() < OVERHEAD {
+            return Err(Rejected::Short);
+        }
         let (version, rest) = datagram.split_first_mut().ok_or(Rejected::Short)?;
         if *version != VERSION {
             return Err(Rejected::Version);
@@ -167,6 +171,15 @@ mod tests {
         for len in 0..datagram.len() {
             assert!(sealer.open(&mut datagram[..len].to_vec()).is_err(), "{len}");
         }
+    }
+
+    #[test]
+    fn what_is_too_short_to_be_sealed_is_of_no_other_format() {
+        let sealer = Sealer::new(&key(1).into(), "blue");
+        for len in 0..OVERHEAD {
+            assert_eq!(sealer.open(&mut vec![0; len]), Err(Rejected::Short));
+        }
+        assert_eq!(sealer.open(&mut [0; OVERHEAD]), Err(Rejected::Version));
     }
 
     #[test]

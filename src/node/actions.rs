@@ -135,14 +135,16 @@ impl Control {
             }
             Action::Drained => self.finish_drain(None),
             Action::Stays { running } => {
-                if let Some(reply) = self.goodbye.take() {
+                for reply in self.goodbye.drain(..) {
                     // Whoever asked may have stopped waiting.
-                    let _ = reply.send(Err(running));
+                    let _ = reply.send(Err(running.clone()));
                 }
             }
             Action::Left { heard, told } => {
-                if let Some(reply) = self.goodbye.take() {
-                    let _ = reply.send(Ok(Goodbye { heard, told }));
+                let goodbye = Goodbye { heard, told };
+                self.board.left(goodbye);
+                for reply in self.goodbye.drain(..) {
+                    let _ = reply.send(Ok(goodbye));
                 }
                 self.ending = Some(Ending::Left);
             }

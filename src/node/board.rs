@@ -1,9 +1,11 @@
 //! What the control loop shows to handles: written by it alone, read without waiting.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::{broadcast, watch};
 
+use super::command::Goodbye;
 use super::drain::DrainReport;
 use super::event::{Events, NodeEvent};
 use super::status::PeerStatus;
@@ -31,9 +33,22 @@ pub(crate) struct Board {
     pub(crate) registry: Arc<Registry>,
     view: watch::Sender<View>,
     /// None once the node has closed, which ends the readers' streams.
-    events: Mutex<Option<broadcast::Sender<NodeEvent>>>,
+    events: Mutex<Option<Told>>,
     /// How the drain went, also when the loop has ended.
     report: OnceLock<DrainReport>,
+    /// How the goodbye went, likewise.
+    goodbye: OnceLock<Goodbye>,
+}
+
+/// Where events go.
+#[derive(Debug)]
+struct Told {
+    sender: broadcast::Sender<NodeEvent>,
+    /// What was told before anybody could listen, for the first who does.
+    early: Option<VecDeque<NodeEvent>>,
+    /// How many more there were.
+    missed: u64,
+    backlog: usize,
 }
 
 impl Board {
@@ -48,8 +63,14 @@ impl Board {
                 closed: false,
                 peers: Arc::new([]),
             }),
-            events: Mutex::new(Some(broadcast::channel(backlog.max(1)).0)),
+            events: Mutex::new(Some(Told {
+                sender: broadcast::channel(backlog.max(1)).0,
+                early: Some(VecDeque::new()),
+                missed: 0,
+                backlog,
+            })),
             report: OnceLock::new(),
+            goodbye: OnceLock::new(),
         }
     }
 
@@ -62,6 +83,16 @@ impl Board {
     pub(crate) fn report(&self) -> DrainReport {
         let unknown = || DrainReport { unknown: true, ..DrainReport::default() };
         self.report.get().cloned().unwrap_or_else(unknown)
+    }
+
+    /// There is one goodbye that is heard.
+    pub(crate) fn left(&self, goodbye: Goodbye) {
+        let _ = self.goodbye.set(goodbye);
+    }
+
+    /// How the goodbye went, where there was one.
+    pub(crate) fn goodbye(&self) -> Option<Goodbye> {
+        self.goodbye.get().copied()
     }
 
     pub(crate) fn view(&self) -> View {
@@ -78,18 +109,29 @@ impl Board {
     }
 
     pub(crate) fn tell(&self, event: NodeEvent) {
-        if let Some(events) = &*self.events.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(told) = &mut *self.events.lock().unwrap_or_else(PoisonError::into_inner) {
+            match &mut told.early {
+                Some(early) if early.len() < told.backlog => early.push_back(event.clone()),
+                Some(_) => told.missed += 1,
+                None => {}
+            }
             // Nobody listens: nothing to tell.
-            let _ = events.send(event);
+            let _ = told.sender.send(event);
         }
     }
 
     pub(crate) fn events(&self) -> Events {
-        let events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        Events::new(match &*events {
-            Some(events) => events.subscribe(),
-            None => broadcast::channel(1).1,
-        })
+        let mut events = self.events.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *events {
+            Some(told) => {
+                let mut early = told.early.take().unwrap_or_default();
+                if told.missed > 0 {
+                    early.push_back(NodeEvent::Lagged { missed: told.missed });
+                }
+                Events::new(early, told.sender.subscribe())
+            }
+            None => Events::new(VecDeque::new(), broadcast::channel(1).1),
+        }
     }
 
     /// Ends every stream and every wait.

@@ -227,7 +227,7 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
         queries: Queries::default(),
         tally: Tally::default(),
         draining: None,
-        goodbye: None,
+        goodbye: Vec::new(),
         ending: None,
         gauged: now,
         lost: false,

@@ -105,7 +105,8 @@ pub(super) struct Control {
     pub(super) queries: Queries,
     pub(super) tally: Tally,
     pub(super) draining: Option<Draining>,
-    pub(super) goodbye: Option<oneshot::Sender<Farewell>>,
+    /// Who waits for the goodbye.
+    pub(super) goodbye: Vec<oneshot::Sender<Farewell>>,
     pub(super) ending: Option<Ending>,
     pub(super) gauged: Time,
     /// The tasks' runtime is gone.

@@ -1,5 +1,6 @@
 //! What a node tells its user.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -122,7 +123,7 @@ pub enum NodeEvent {
         what: String,
     },
     /// Datagrams come that this node cannot open: somebody has another key or cluster name, or knocks.
-    /// Told once in ten seconds at most. Nothing was answered.
+    /// Told once in ten seconds at most for each reason. Nothing was answered.
     Stranger {
         /// Where they seem to come from: nothing proves it.
         from: SocketAddr,
@@ -167,11 +168,18 @@ pub enum NodeEvent {
 
 /// The stream behind `Node::events`: bounded; it ends when the node closes. Cancel-safe.
 #[derive(Debug)]
-pub struct Events(BroadcastStream<NodeEvent>);
+pub struct Events {
+    early: VecDeque<NodeEvent>,
+    later: BroadcastStream<NodeEvent>,
+}
 
 impl Events {
-    pub(crate) fn new(receiver: broadcast::Receiver<NodeEvent>) -> Self {
-        Self(BroadcastStream::new(receiver))
+    /// First what is `early`, then what is received.
+    pub(crate) fn new(
+        early: VecDeque<NodeEvent>,
+        receiver: broadcast::Receiver<NodeEvent>,
+    ) -> Self {
+        Self { early, later: BroadcastStream::new(receiver) }
     }
 }
 
@@ -179,7 +187,10 @@ impl Stream for Events {
     type Item = NodeEvent;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<NodeEvent>> {
-        Poll::Ready(match ready!(Pin::new(&mut self.0).poll_next(cx)) {
+        if let Some(event) = self.early.pop_front() {
+            return Poll::Ready(Some(event));
+        }
+        Poll::Ready(match ready!(Pin::new(&mut self.later).poll_next(cx)) {
             Some(Ok(event)) => Some(event),
             Some(Err(BroadcastStreamRecvError::Lagged(missed))) => {
                 Some(NodeEvent::Lagged { missed })

@@ -199,7 +199,9 @@ impl Node {
         Watch::new(self.0.board.registry.clone(), prefix.into())
     }
 
-    /// What happens from now on to this node. Bounded; ends when the node closes.
+    /// What happens from now on to this node. The first that this is called for also gets what has
+    /// happened since the start, such as damage found in the data directory. Bounded; ends when the node
+    /// closes.
     pub fn events(&self) -> Events {
         self.0.board.events()
     }
@@ -360,7 +362,8 @@ impl Node {
             Err(closed) => Err(closed),
         };
         self.0.running.join().await;
-        let goodbye = goodbye?;
+        // Another call of this may have been the first.
+        let goodbye = goodbye.or_else(|closed| self.0.board.goodbye().ok_or(closed))?;
         if goodbye.heard < goodbye.told {
             return Err(LeaveError::Unheard { heard: goodbye.heard, told: goodbye.told });
         }

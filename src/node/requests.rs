@@ -43,7 +43,7 @@ impl Control {
             Command::Hurry { signal } => self.hurry(signal),
             Command::Abort { signal } => self.finish_drain(signal),
             Command::Leave { reply } => {
-                self.goodbye = Some(reply);
+                self.goodbye.push(reply);
                 self.feed(Event::Leave);
             }
             Command::Close => self.ending = Some(Ending::Closed),

@@ -22,6 +22,36 @@ async fn next<S: futures_core::Stream + Unpin>(stream: &mut S) -> S::Item {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_calls_leave_hears_how_it_went() {
+    let a = start_with("a", None, Arc::default()).await;
+    let b = start_with("b", Some(&a), Arc::default()).await;
+    let again = a.clone();
+    let (one, two) = tokio::join!(a.leave(), again.leave());
+    assert!(one.is_ok() && two.is_ok(), "{one:?} {two:?}");
+    timeout(SOON, again.leave()).await.unwrap().unwrap();
+    timeout(SOON, b.leave()).await.unwrap().unwrap();
+}
+
+/// What is told before `start` has returned would be heard by nobody.
+#[tokio::test]
+async fn the_first_who_listens_hears_of_the_start() {
+    let a = start_with("a", None, Arc::default()).await;
+    timeout(SOON, a.wait_ready()).await.unwrap().unwrap();
+    // That it is ready is shown before it is told.
+    a.status().await.unwrap();
+    let mut first = a.events();
+    let mut second = a.events();
+    let up =
+        |event: Option<NodeEvent>| matches!(event, Some(NodeEvent::State { state: NodeState::Up }));
+    assert!(up(timeout(SOON, first.next()).await.unwrap()));
+    a.cordon().await.unwrap();
+    let cordoned = NodeEvent::State { state: NodeState::Cordoned };
+    assert_eq!(timeout(SOON, first.next()).await.unwrap(), Some(cordoned.clone()));
+    assert_eq!(timeout(SOON, second.next()).await.unwrap(), Some(cordoned), "and no other");
+    a.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_is_paused_resumed_and_cancelled_from_another_node() {
     let may_end = Arc::new(AtomicBool::new(false));
     let a = start_with("a", None, may_end.clone()).await;
