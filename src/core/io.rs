@@ -220,6 +220,8 @@ pub enum Event {
         header: Header,
         /// The state; none if it is gone or unreadable.
         state: Option<Bytes>,
+        /// It could not be read now, which says nothing of whether it is there.
+        failed: bool,
     },
     /// The answer to [`Action::LoadEnd`].
     LoadedEnd {

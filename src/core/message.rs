@@ -341,6 +341,10 @@ pub struct Answer {
     /// Claims the asked knows that are no reason to hold but must be stepped over.
     #[serde(deserialize_with = "limits::list::<_, _, { limits::OF_ONE }>")]
     pub known: Vec<Claim>,
+    /// Where the newest checkpoint of the run stands that the asked holds: its owner may have died before
+    /// its claim said so.
+    #[serde(default)]
+    pub held: Option<Position>,
 }
 
 /// The answer proper.

@@ -279,9 +279,12 @@ impl Control {
                 {
                     self.feed(Event::FellBack { damaged: header.clone(), to: (**to).clone() });
                 }
-                let state = result
-                    .map(|found| found.map(|(_, state)| state))
-                    .map_err(|error| error.to_string());
+                let state = match result {
+                    Ok(found) => Ok(found.map(|(_, state)| state)),
+                    // Told as damage; the store holds it no more.
+                    Err(StoreError::Corrupt(_)) => Ok(None),
+                    Err(error) => Err(error.to_string()),
+                };
                 self.on_loaded(header, state);
             }
             (Pending::Output(whom), Reply::Output(result)) => {
@@ -316,12 +319,13 @@ impl Control {
     }
 
     fn on_loaded(&mut self, header: Header, state: Result<Option<Bytes>, String>) {
+        let failed = state.is_err();
         let state = state.unwrap_or_else(|error| {
             let name = &header.name;
-            self.warn(format!("a checkpoint of {name} cannot be read: {error}"));
+            self.warn(format!("a checkpoint of {name} cannot be read now: {error}"));
             None
         });
-        self.feed(Event::Loaded { header, state });
+        self.feed(Event::Loaded { header, state, failed });
     }
 
     pub(super) fn on_written(&mut self, written: Written, error: Option<String>) {

@@ -280,6 +280,7 @@ mod tests {
         let answers = |count, askers, known| Message::Answers {
             answers: vec![
                 Reply {
+                    held: None,
                     name: name.clone(),
                     epoch: Epoch(1),
                     verdict: Verdict::Ok,

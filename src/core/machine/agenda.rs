@@ -85,9 +85,11 @@ impl Machine {
                 self.look_callers(name);
                 self.look_hand(name);
             }
-            Doing::Stopping(_) | Doing::Sealing { .. } | Doing::Moving { .. } => {
+            Doing::Stopping(_) => {
+                self.look_replicas(name);
                 self.look_hand(name);
             }
+            Doing::Sealing { .. } | Doing::Moving { .. } => self.look_hand(name),
             Doing::Over { .. } => {}
         }
     }

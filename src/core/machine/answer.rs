@@ -36,9 +36,12 @@ impl Machine {
         let asker = claim.session.clone();
         let (verdict, step_back) = self.verdict(&claim);
         if !self.admits(&name) {
-            return Answer { name, epoch, verdict, askers: Vec::new(), known: Vec::new() };
+            let (askers, known) = (Vec::new(), Vec::new());
+            return Answer { name, epoch, verdict, askers, known, held: None };
         }
         let askers = self.remember_asker(&claim);
+        let branches = self.held.get(&name).and_then(|runs| runs.get(&claim.run));
+        let held = branches.and_then(|b| b.iter().map(|header| header.position).max());
         // What must be stepped over, or has ended; live claims of third sessions are theirs to tell.
         let known = self
             .view
@@ -57,7 +60,7 @@ impl Machine {
         if let Some(winner) = step_back {
             self.withdraw(&name, winner);
         }
-        Answer { name, epoch, verdict, askers, known }
+        Answer { name, epoch, verdict, askers, known, held }
     }
 
     /// Remembers who asked about a name, and names the others who have.

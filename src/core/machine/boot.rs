@@ -109,8 +109,11 @@ impl Machine {
                     if claim.phase == Phase::Finished && !output {
                         self.bare.insert(name.clone());
                     }
-                    self.ends.insert(name.clone(), (claim, self.now.at.back(age)));
+                    self.set_end(claim, self.now.at.back(age));
                     self.dirty.insert(name.clone());
+                } else {
+                    let run = stored.spec.run;
+                    self.push(Action::Discard { name: name.clone(), run, headers: Vec::new() });
                 }
             } else if self.boot.offers.get(&name).is_none_or(|known| stored.spec.run > known.run) {
                 self.boot.offers.insert(name.clone(), stored.spec.clone());

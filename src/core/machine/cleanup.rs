@@ -10,6 +10,7 @@ use crate::core::ids::{Name, RunId};
 use crate::core::io::{Action, Notice};
 use crate::core::placement;
 use crate::core::record::NodeState;
+use crate::core::time::Time;
 
 impl Machine {
     /// An end whose writer is gone: who holds it publishes it on, else the name's home does.
@@ -85,10 +86,21 @@ impl Machine {
 
     /// Keeps an end that gossip told of, in the place of the run's checkpoints.
     fn keep_end(&mut self, end: &Claim, spec: &Spec) {
-        self.ends.insert(end.name.clone(), (end.clone(), self.now.at));
+        self.set_end(end.clone(), self.now.at);
         self.bare.insert(end.name.clone());
         self.forget_runs(&end.name, end.run);
         self.store_end(spec.clone(), None, None);
+    }
+
+    /// Makes an end the one of its name. Those of older runs are of no use any more: the store is to forget
+    /// them.
+    pub(super) fn set_end(&mut self, end: Claim, at: Time) {
+        let (name, run) = (end.name.clone(), end.run);
+        if let Some((old, _)) = self.ends.insert(name.clone(), (end, at))
+            && old.run != run
+        {
+            self.push(Action::Discard { name, run: old.run, headers: Vec::new() });
+        }
     }
 
     /// A failure that a live claim of its run has risen above is no end (Rule 9).

@@ -63,7 +63,8 @@ impl Machine {
             Event::StoredEnd { name, run, from, error } => {
                 self.on_stored_end(&name, run, from, error);
             }
-            Event::Loaded { header, state } => self.on_loaded(header, state),
+            Event::Loaded { header, failed: true, .. } => self.on_load_failed(&header),
+            Event::Loaded { header, state, .. } => self.on_loaded(header, state),
             Event::LoadedEnd { name, run, output } => self.on_loaded_end(&name, run, output),
             Event::FellBack { damaged, to } => self.on_fell_back(&damaged, to),
             Event::Tick => {}

@@ -204,7 +204,7 @@ impl Machine {
         };
         task.claim.note.clone_from(&claim.note);
         let spec = task.spec.clone();
-        self.ends.insert(name.clone(), (claim.clone(), self.now.at));
+        self.set_end(claim.clone(), self.now.at);
         self.bare.remove(name);
         self.forget_runs(name, claim.run);
         self.store_end(spec.clone(), output.clone(), None);
@@ -404,7 +404,7 @@ impl Machine {
         } else {
             self.bare.remove(&name);
         }
-        self.ends.insert(name.clone(), (claim.clone(), self.now.at.back(age)));
+        self.set_end(claim.clone(), self.now.at.back(age));
         self.forget_runs(&name, claim.run);
         let retention = self.config.timing.retention;
         self.alarm_in(&name, retention);

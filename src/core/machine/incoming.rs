@@ -1,6 +1,8 @@
 //! Handing one name over, at the target (Rule 18): an offer is refused or accepted, and what was accepted
 //! is this node's once its source has decided so, or is gone.
 
+use litemap::LiteMap;
+
 use super::Machine;
 use super::task::{Doing, Prior, Purpose, Task};
 use super::transfer::RESEND;
@@ -122,6 +124,7 @@ impl Machine {
         };
         let prior = Prior {
             replicas: source.replicas.clone(),
+            holders: LiteMap::new(),
             floor: source.floor.clone(),
             checkpointed: source.checkpointed,
             session: Some(from.clone()),

@@ -12,6 +12,7 @@ use crate::core::claim::{Phase, Want};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{self, Action, Notice};
 use crate::core::message::Message;
+use crate::core::timing::Timing;
 
 /// Takeovers in a row without progress after which a task is quarantined (Rule 26).
 const MAX_STRIKES: u8 = 3;
@@ -38,13 +39,15 @@ impl Machine {
             return self.start(name, io::From::Initial, None);
         }
         let me = &self.config.me;
-        let replicas: BTreeSet<SessionId> = task
-            .prior
-            .replicas
-            .iter()
-            .filter(|node| **node != me.node)
-            .filter_map(|node| self.members.session_of(node).cloned())
-            .collect();
+        let replicas = task.prior.replicas.iter().filter(|node| **node != me.node);
+        let replicas = replicas.filter_map(|node| self.members.session_of(node));
+        // Of branches the one of the lower epoch may be the longer one.
+        let mine = || own.into_iter().flat_map(Branches::iter).map(|header| header.position);
+        let is_more =
+            |held: &Position| mine().all(|mine| held.epoch > mine.epoch || held.seq > mine.seq);
+        let holders = task.prior.holders.iter().filter(|(_, held)| is_more(held));
+        let holders = holders.map(|(session, _)| session).filter(|s| !self.members.is_gone(s));
+        let replicas: BTreeSet<SessionId> = replicas.chain(holders).cloned().collect();
         let held_here =
             task.prior.replicas.contains(&me.node) && own.is_some_and(|b| !b.is_empty());
         let everyone = !held_here && replicas.is_empty();
@@ -211,7 +214,6 @@ impl Machine {
             .get(name)
             .and_then(|runs| runs.get(&header.run))
             .is_some_and(|branches| branches.iter().any(|held| *held == header));
-        let until = self.now.at + transfer_time(header.len);
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
@@ -224,8 +226,10 @@ impl Machine {
             _ => (task.from.clone(), BTreeSet::new()),
         };
         let from = if here { None } else { from };
-        task.doing = Doing::Fetching { header: header.clone(), from: from.clone(), until, failed };
         // The store answers in any case, however long its disk takes.
+        let patience = from.as_ref().map_or(Timing::LONGEST, |_| transfer_time(header.len));
+        let until = self.now.at + patience;
+        task.doing = Doing::Fetching { header: header.clone(), from: from.clone(), until, failed };
         if from.is_some() {
             self.alarm(name, until);
         }
@@ -259,6 +263,20 @@ impl Machine {
         if let Some(header) = header {
             self.boot.readers(&header, from);
             self.push(Action::Load { header });
+        }
+    }
+
+    /// A checkpoint could not be read, and is still there for all that is known: peers look elsewhere when
+    /// their patience ends, and what waits for it here asks again.
+    pub(super) fn on_load_failed(&mut self, header: &Header) {
+        drop(self.boot.take_readers(header));
+        let due = self.now.at + ASK_AGAIN;
+        let doing = self.tasks.get_mut(&header.name).map(|task| &mut task.doing);
+        if let Some(Doing::Fetching { header: wanted, from: None, until, .. }) = doing
+            && wanted == header
+        {
+            *until = due;
+            self.alarm(&header.name, due);
         }
     }
 
@@ -332,11 +350,18 @@ impl Machine {
         let Some(task) = self.tasks.get(name) else {
             return;
         };
-        let Doing::Fetching { until, from, .. } = &task.doing else {
+        let Doing::Fetching { header, until, from, .. } = &task.doing else {
             return;
         };
-        let Some(from) = from else { return };
-        if self.now.at >= *until || self.members.is_gone(from) {
+        let late = self.now.at >= *until;
+        let Some(from) = from else {
+            if late {
+                let header = header.clone();
+                self.fetch(name, header);
+            }
+            return;
+        };
+        if late || self.members.is_gone(from) {
             self.fetch_failed(name);
         } else {
             let until = *until;

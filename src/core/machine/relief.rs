@@ -98,14 +98,14 @@ impl Machine {
     }
 
     /// How many nodes that stay hold what this claim speaks of: an owner once it has begun, and not
-    /// while it looks for it.
+    /// while it looks for it; one that has released it may never have had it.
     fn staying_copies(&self, owner: &Claim) -> usize {
         let stays = |session: &SessionId| self.members.get(session).is_some_and(|p| p.keeps());
         let others = owner.replicas.iter().filter(|node| **node != owner.session.node);
         let replicas = others.filter(|node| self.members.session_of(node).is_some_and(stays));
-        let looks =
-            owner.phase.is_held() && (!owner.phase.has_begun() || owner.phase == Phase::Recovering);
-        replicas.count() + usize::from(!looks && stays(&owner.session))
+        let has = owner.phase.is_terminal()
+            || (owner.phase.has_begun() && owner.phase != Phase::Recovering);
+        replicas.count() + usize::from(has && stays(&owner.session))
     }
 
     /// How many peers there are that copies can be given to.

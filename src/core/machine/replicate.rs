@@ -190,7 +190,12 @@ impl Machine {
         let Some(task) = self.tasks.get(name) else {
             return;
         };
-        if !matches!(task.doing, Doing::Running | Doing::Kept) || task.hand.is_some() {
+        if !matches!(task.doing, Doing::Running | Doing::Kept | Doing::Stopping(_)) {
+            return;
+        }
+        // What is about to go has a target; until that has the state, somebody who stays must.
+        let leaving = task.hand.is_some() || matches!(task.doing, Doing::Stopping(_));
+        if leaving && self.holders(task) > 0 {
             return;
         }
         let targets = self.replica_targets(name);
@@ -266,7 +271,10 @@ impl Machine {
             return;
         };
         if task.latest.as_ref() != Some(header)
-            || !matches!(task.doing, Doing::Running | Doing::Kept | Doing::Parting { .. })
+            || !matches!(
+                task.doing,
+                Doing::Running | Doing::Kept | Doing::Stopping(_) | Doing::Parting { .. }
+            )
         {
             return;
         }

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use litemap::LiteMap;
+
 use super::task::{Caller, Doing, Prior, Purpose, Settling, Task};
 use super::{MAX_BURIED, Machine, Needs};
 use crate::core::branch::higher;
@@ -141,6 +143,7 @@ impl Machine {
         }
         Prior {
             replicas,
+            holders: LiteMap::new(),
             floor: same().map(|claim| claim.floor.clone()).fold(None, higher),
             checkpointed: same().any(|claim| claim.checkpointed),
             session: Some(top.session.clone()),
@@ -238,6 +241,9 @@ impl Machine {
             return;
         }
         let run = task.claim.run;
+        if let Some(held) = answer.held {
+            task.prior.holders.insert(from.clone(), held);
+        }
         let Doing::Settling(settling) = &mut task.doing else {
             // It started unanswered; now a peer knows the spec.
             return self.answer_callers(&name, Ok(run));

@@ -162,6 +162,8 @@ pub(super) struct Finding {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Prior {
     pub replicas: Vec<NodeId>,
+    /// Who has said to hold a checkpoint of it, and where that stands.
+    pub holders: LiteMap<SessionId, Position>,
     pub floor: Option<Ancestor>,
     pub checkpointed: bool,
     pub session: Option<SessionId>,

@@ -279,6 +279,7 @@ impl State {
         self.note(format!("n{from} -> n{to}: {message:?}"));
         if let (false, Message::Ask { asks }) = (settling, &message) {
             let ok = |claim: &Claim| Answer {
+                held: None,
                 name: claim.name.clone(),
                 epoch: claim.epoch,
                 verdict: Verdict::Ok,

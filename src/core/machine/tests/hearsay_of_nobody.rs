@@ -76,6 +76,7 @@ fn a_session_that_nothing_shows_but_words_becomes_silent_and_is_forgotten_with_i
         ..live.clone()
     };
     let answer = Answer {
+        held: None,
         name: name("invented"),
         epoch: live.epoch,
         verdict: Verdict::Ok,

@@ -126,6 +126,7 @@ fn plain() -> impl Strategy<Value = Message> {
     let answer = (name(), epoch(), verdict(), prop::collection::vec(session(), 0..4))
         .prop_flat_map(|(name, epoch, verdict, askers)| {
             prop::collection::vec(wild_claim(), 0..3).prop_map(move |known| Answer {
+                held: None,
                 name: name.clone(),
                 epoch,
                 verdict: verdict.clone(),
@@ -303,6 +304,7 @@ fn use_it(machine: &mut Machine, mut now: Now, nodes: &[SessionId]) -> Told {
                 }
                 Action::Send { to, message: Message::Ask { asks } } => {
                     let ok = |ask: &Question| Answer {
+                        held: None,
                         name: ask.claim.name.clone(),
                         epoch: ask.claim.epoch,
                         verdict: Verdict::Ok,

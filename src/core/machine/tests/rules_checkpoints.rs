@@ -6,7 +6,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::rules_claims::{publish, short};
-use super::world::{Fate, Fault, MS, Setup, World, name};
+use super::world::{Disk, Fate, Fault, MS, Setup, World, name};
 use crate::core::branch::{Header, Position};
 use crate::core::claim::{Claim, Phase, Want};
 use crate::core::ids::{NodeId, SessionId};
@@ -581,4 +581,95 @@ fn what_any_claim_says_was_acknowledged_is_not_begun_afresh() {
     world.run_for(S * 15);
     assert!(world.since("a", died).is_empty(), "all that was done is done again");
     assert_eq!(world.told(&third, |n| matches!(n, Notice::StateLost { .. })), 1);
+}
+
+/// C1: a read that fails once (EIO, too many open files) is not the loss of what is on the disk.
+#[test]
+fn a_read_that_fails_once_does_not_make_a_replica_forget() {
+    let setup = Setup { durable: true, ..Setup::default() };
+    let (mut world, owner, others) = World::owned(3, 2, &setup);
+    let (_, acknowledged) = world.acknowledged[&name("a")];
+    let runs = world.nodes[&others[0]].disk.runs.values();
+    let held = runs.flat_map(|run| &run.checkpoints).map(|(header, _)| header.clone());
+    let header = held.max_by_key(|header| header.position).unwrap();
+    assert!(header.position.seq >= acknowledged);
+    world.give(&others[0], Event::Loaded { header, state: None, failed: true });
+    // Before the next step has been committed.
+    let died = world.now;
+    world.crash(&owner);
+    world.run_for(S * 5);
+    let after = world.since("a", died);
+    assert!(after.first().is_some_and(|s| s.from_seq >= acknowledged), "{after:?}");
+}
+
+/// Rule 20: a newcomer becomes the replica and acknowledges a commit, and the owner dies before anybody hears its
+/// claim that says so: who takes over does not go on from the older copy that it has itself.
+#[test]
+fn a_newer_checkpoint_is_looked_for_with_whoever_says_to_hold_it() {
+    let mut tried = 0;
+    for (seed, forced) in (0..20).flat_map(|seed| [false, true].map(|forced| (seed, forced))) {
+        let (mut world, _) = World::cluster(seed, 3);
+        world.goal = 100_000;
+        world.step = MS * 300;
+        world.forced = forced;
+        let (at, task) = (world.living()[0].clone(), format!("t{seed}"));
+        world.start(&at, &task);
+        world.run_for(S * 3);
+        let owner = world.runner(&task);
+        let newcomer = world.boot("x", Setup::default(), Disk::default());
+        let knows = |w: &World| {
+            w.claim_of(&owner, &task).is_some_and(|c| c.replicas.contains(&newcomer.node))
+        };
+        for _ in 0..100_000 {
+            if knows(&world) {
+                break;
+            }
+            world.run_for(MS / 10);
+        }
+        if !knows(&world) {
+            continue;
+        }
+        tried += 1;
+        let (_, acknowledged) = world.acknowledged[&name(&task)];
+        let died = world.now;
+        world.crash(&owner);
+        world.run_for(S * 5);
+        let after = world.since(&task, died);
+        let goes_on = after.first().is_some_and(|s| s.from_seq >= acknowledged);
+        assert!(goes_on, "{seed}: {acknowledged} was acknowledged: {after:?}");
+    }
+    assert!(tried > 0);
+}
+
+/// The same where of two new replicas one is slow, so that the claim goes on naming those before.
+#[test]
+fn what_one_of_two_new_replicas_has_acknowledged_is_looked_for() {
+    let mut tried = 0;
+    for seed in 0..20 {
+        let (mut world, _) = World::cluster_of(seed, 4, &Setup { replicas: 2, ..Setup::default() });
+        world.goal = 100_000;
+        world.step = MS * 300;
+        let (at, task) = (world.living()[0].clone(), format!("t{seed}"));
+        world.start(&at, &task);
+        world.run_for(S * 3);
+        let owner = world.runner(&task);
+        world.blocked = Some(|_, to, m| to.node.as_str() == "slow" && is_checkpoint(m));
+        let setup = Setup { replicas: 2, ..Setup::default() };
+        for node in ["x", "slow"] {
+            world.boot(node, setup.clone(), Disk::default());
+        }
+        world.run_for(S * 20);
+        if world.running(&task) != [owner.clone()] {
+            continue;
+        }
+        tried += 1;
+        let (_, acknowledged) = world.acknowledged[&name(&task)];
+        let died = world.now;
+        world.crash(&owner);
+        world.run_for(S * 5);
+        let after = world.since(&task, died);
+        let goes_on = after.first().is_some_and(|s| s.from_seq >= acknowledged);
+        assert!(goes_on, "{seed}: {acknowledged} was acknowledged: {after:?}");
+    }
+    assert!(tried > 0);
 }

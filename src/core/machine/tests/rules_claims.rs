@@ -618,6 +618,7 @@ fn a_zombie_of_an_older_run_ends_no_newer_one() {
         ..ended
     };
     let answer = Answer {
+        held: None,
         name: name("a"),
         epoch: claim.epoch,
         verdict: Verdict::Held(Box::new(held)),

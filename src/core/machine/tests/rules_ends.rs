@@ -459,3 +459,22 @@ fn a_revoked_failure_goes_with_the_last_checkpoint_beside_it() {
     let went_on = world.since("a", before);
     assert!(went_on.iter().all(|s| s.from_seq >= done), "{went_on:?}, {done}");
 }
+
+/// Rule 12: of a name that is run again and again nothing of the earlier runs is kept for ever.
+#[test]
+fn reruns_leave_nothing_behind_in_the_store() {
+    for (n, durable) in [(1, true), (3, true), (3, false)] {
+        let setup = Setup { durable, timing: short(), ..Setup::default() };
+        let (mut world, nodes) = World::cluster_of(31, n, &setup);
+        world.goal = 3;
+        for _ in 0..8 {
+            world.start_kind(&nodes[0], "a", "count", true);
+            world.run_for(S * 2);
+        }
+        assert_eq!(world.finished[&name("a")].len(), 8);
+        // Retention and tombstones are over after 25 s.
+        world.run_for(S * 100);
+        let kept: usize = world.nodes.values().map(|node| node.disk.runs.len()).sum();
+        assert_eq!(kept, 0, "{n} nodes, durable: {durable}");
+    }
+}

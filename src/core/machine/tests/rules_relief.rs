@@ -297,3 +297,70 @@ fn nodes_that_leave_one_after_another_keep_no_other_waiting_for_an_end() {
     }
     assert!(stepped_back > 0);
 }
+
+/// A cluster of five in which "a" has been acknowledged, and whose step lasts longer than a drain: its owner, its
+/// replica, and the step that was acknowledged.
+fn in_a_long_step(seed: u64, budget: u32, reads_take: Duration) -> (World, [SessionId; 2], u64) {
+    let setup = Setup { durable: true, ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(seed, 5, &setup);
+    world.goal = 100_000;
+    world.reads_take = reads_take;
+    world.step = S * (budget + 2);
+    world.start(&nodes[0], "a");
+    world.run_until(S * 60, "acknowledged", |w| w.acknowledged.contains_key(&name("a")));
+    world.run_for(MS * 100);
+    let (owner, replica, _) = world.roles("a");
+    let (_, acknowledged) = world.acknowledged[&name("a")];
+    (world, [owner, replica], acknowledged)
+}
+
+/// Who of those that live holds anything of "a".
+fn keepers(world: &World) -> Vec<SessionId> {
+    let mut living = world.living();
+    living.retain(|node| world.nodes[node].disk.runs.values().any(|r| !r.checkpoints.is_empty()));
+    living
+}
+
+/// Owner and replica drain at once while a step lasts longer than the budget: what the replica alone has
+/// acknowledged goes to a node that stays, however slow the disks are.
+#[test]
+fn an_owner_and_its_replica_that_drain_at_once_lose_nothing() {
+    for (budget, reads) in [(1, 1), (1, 900), (5, 100), (5, 300), (25, 900)] {
+        let (mut world, both, acknowledged) = in_a_long_step(0, budget, MS * reads);
+        let begun = world.now;
+        both.iter().for_each(|node| world.drain(node, S * budget));
+        for _ in 0..budget * 50 + 500 {
+            world.run_for(MS * 20);
+            for node in &both {
+                let (drained, left) = (world.nodes[node].drained, world.nodes[node].left);
+                match (drained, left) {
+                    (Some(_), None) => world.give(node, Event::Leave),
+                    (_, Some(_)) => world.crash(node),
+                    (None, None) => {}
+                }
+            }
+        }
+        world.run_for(S * 60);
+        let after = world.since("a", begun);
+        let goes_on = after.first().is_some_and(|s| s.from_seq >= acknowledged);
+        assert!(goes_on, "{budget} s, {reads} ms: {acknowledged} was acknowledged: {after:?}");
+    }
+}
+
+/// Replicas are moved when membership changes, also while the owner drains and waits for a long step.
+#[test]
+fn a_draining_owner_that_waits_for_its_step_replaces_a_replica_that_goes() {
+    for dies in [true, false] {
+        let (mut world, [owner, replica], _) = in_a_long_step(2, 25, MS);
+        world.drain(&owner, S * 25);
+        world.run_for(MS * 100);
+        if dies {
+            world.crash(&replica);
+        } else {
+            world.drain(&replica, S * 25);
+        }
+        world.run_for(S * 2);
+        let staying = keepers(&world).into_iter().filter(|n| ![&owner, &replica].contains(&n));
+        assert!(staying.count() > 0, "dies: {dies}");
+    }
+}

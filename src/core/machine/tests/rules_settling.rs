@@ -335,6 +335,7 @@ fn an_answer_to_an_earlier_claim_does_not_settle_a_later_one() {
     let begun = world.now;
     assert!(world.claim_of(&claimant, "a").unwrap().epoch > above.epoch, "it asks anew");
     let late = Answer {
+        held: None,
         name: name("a"),
         epoch: first.epoch,
         verdict: Verdict::Ok,
@@ -385,6 +386,7 @@ fn a_claimant_asks_whoever_has_asked_it() {
     assert_eq!(mine.phase, Phase::Claimed);
     let answer = |verdict| Message::Answers {
         answers: vec![Answer {
+            held: None,
             name: name("a"),
             epoch: mine.epoch,
             verdict,
@@ -445,7 +447,9 @@ fn unanswered(seed: u64, n: usize) -> (World, SessionId, SessionId, Claim) {
 /// What one peer answers to a claim.
 fn answered(claim: &Claim, verdict: Verdict, askers: Vec<SessionId>) -> Message {
     let (name, epoch) = (claim.name.clone(), claim.epoch);
-    Message::Answers { answers: vec![Answer { name, epoch, verdict, askers, known: Vec::new() }] }
+    Message::Answers {
+        answers: vec![Answer { held: None, name, epoch, verdict, askers, known: Vec::new() }],
+    }
 }
 
 /// Rule 13: whoever an answer names as another asker is waited for too.

@@ -182,7 +182,7 @@ impl World {
                 let state = node.disk.runs.get(&key).and_then(|run| {
                     run.checkpoints.iter().find(|(h, _)| *h == header).map(|(_, s)| s.clone())
                 });
-                let event = Event::Loaded { header, state };
+                let event = Event::Loaded { header, state, failed: false };
                 let take = self.reads_take;
                 self.at(take, Due::Deliver { to: session.clone(), event });
             }
