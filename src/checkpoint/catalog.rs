@@ -26,11 +26,20 @@ pub(super) struct Run {
     pub(super) spares: BTreeMap<CheckpointKey, Header>,
     pub(super) desired: Option<Desired>,
     pub(super) end: Option<(StoredEnd, bool)>,
+    /// Some of its checkpoints are damaged.
+    pub(super) damaged: bool,
 }
 
 impl Run {
     pub(super) fn new(spec: Spec) -> Self {
-        Self { spec, heads: Branches::default(), spares: BTreeMap::new(), desired: None, end: None }
+        Self {
+            spec,
+            heads: Branches::default(),
+            spares: BTreeMap::new(),
+            desired: None,
+            end: None,
+            damaged: false,
+        }
     }
 
     pub(super) fn find(&self, position: Position, writer: &SessionId) -> Option<&Header> {
@@ -133,6 +142,7 @@ impl Catalog {
             .map(|run| StoredRun {
                 spec: run.spec.clone(),
                 checkpoints: run.heads.iter().cloned().collect(),
+                damaged: run.damaged,
                 desired: run.desired.clone(),
                 end: run.end.clone(),
             })

@@ -66,6 +66,7 @@ fn what_was_put_is_read_back(fresh: Fresh<'_>) {
         StoredRun {
             spec: spec("empty", 1),
             checkpoints: vec![header("empty", 3, 1, "w", b"")],
+            damaged: false,
             desired: None,
             end: None,
         }
@@ -177,6 +178,7 @@ fn an_end_replaces_the_checkpoints(fresh: Fresh<'_>) {
         [StoredRun {
             spec: spec("a", 1),
             checkpoints: vec![],
+            damaged: false,
             desired: None,
             end: Some((end("a", 5, Phase::Finished), true)),
         }]

@@ -12,6 +12,8 @@ pub struct StoredRun {
     pub spec: Spec,
     /// The newest valid checkpoint of each branch.
     pub checkpoints: Vec<Header>,
+    /// There were others, which are damaged.
+    pub damaged: bool,
     /// What was last wanted of it, if anything was.
     pub desired: Option<Desired>,
     /// How it ended, and whether its output is there.

@@ -260,6 +260,14 @@ impl Scan {
             restore_branches(&mut run, self.checkpoints.remove(&run_key).unwrap_or_default());
             catalog.restore(run_key, Some(run));
         }
+        for (table, key, _) in &self.unusable {
+            if let Some((run_key, _)) =
+                rows::parse_key(key).filter(|_| *table == Table::Checkpoints)
+                && let Some(run) = catalog.get_mut(&run_key)
+            {
+                run.damaged = true;
+            }
+        }
         let damage = self
             .unusable
             .into_iter()

@@ -245,7 +245,9 @@ fn both_checkpoints_damaged_is_reported_and_the_run_stays_known() {
     for damage in damage {
         assert!(matches!(damage, Damage::Checkpoint { fell_back_to: None, .. }), "{damage}");
     }
-    assert_eq!(newest(&store.runs().unwrap(), "a"), Some((None, false)));
+    let runs = store.runs().unwrap();
+    assert_eq!(newest(&runs, "a"), Some((None, false)));
+    assert!(runs.iter().all(|run| run.damaged));
 }
 
 #[test]

@@ -22,6 +22,8 @@ type Found = (Name, RunId, Option<Position>);
 pub(super) struct Boot {
     /// Names found on disk that are not settled yet. They are offers, not claims.
     offers: BTreeMap<Name, Spec>,
+    /// Of those, the ones whose checkpoints are all damaged.
+    damaged: BTreeSet<Name>,
     /// What others have found.
     found: BTreeMap<Name, BTreeMap<SessionId, (RunId, Option<Position>)>>,
     /// Nodes of the persisted member list that have not been heard.
@@ -47,6 +49,11 @@ impl Boot {
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.offers.len() + self.found.len() + self.missing.len() + self.readers.len()
+    }
+
+    /// Whether the disk shows that a run offered here was checkpointed, and has nothing of it.
+    pub(super) fn has_lost(&self, name: &Name) -> bool {
+        self.damaged.contains(name)
     }
 
     /// The run of a name that was found on disk and is not settled yet.
@@ -85,6 +92,9 @@ impl Machine {
                 claim.phase == Phase::Failed && stored.checkpoints.iter().any(above)
             };
             let end = stored.end.filter(|(end, _)| !is_revoked(&end.claim));
+            if stored.damaged && stored.checkpoints.is_empty() {
+                self.boot.damaged.insert(name.clone());
+            }
             for header in stored.checkpoints {
                 self.view.raise(&name, header.position.epoch);
                 let runs = self.held.entry(name.clone()).or_default();
@@ -197,6 +207,7 @@ impl Machine {
         }
         if self.boot.offers.is_empty() {
             self.boot.found.clear();
+            self.boot.damaged.clear();
         }
     }
 

@@ -128,7 +128,8 @@ impl Machine {
         let Some(top) = top else {
             let held = self.held.get(name).into_iter().flat_map(|runs| runs.values());
             let held = held.into_iter().any(|branches| !branches.is_empty());
-            return Prior { checkpointed: held && self.boot.is_offered(name), ..Prior::default() };
+            let checkpointed = (held && self.boot.is_offered(name)) || self.boot.has_lost(name);
+            return Prior { checkpointed, ..Prior::default() };
         };
         // Claims of one run can differ in what they know of its state: take the safest of all.
         let same = || self.view.claims(name).filter(|claim| claim.run == top.run);

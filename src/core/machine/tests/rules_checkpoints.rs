@@ -84,6 +84,33 @@ fn a_recovering_taker_does_not_flood_its_peers() {
     assert!(asked > 0 && asked < 20, "{asked} questions");
 }
 
+/// Rule 20: a disk that shows that a task was checkpointed, and has nothing of it left, begins it anew no more
+/// than one that never had it.
+#[test]
+fn a_task_whose_checkpoints_are_all_damaged_is_parked_and_not_begun_anew() {
+    for damaged in [true, false] {
+        let setup = Setup { durable: true, seeds: false, timing: short(), ..Setup::default() };
+        let (mut world, nodes) = World::cluster_of(5, 1, &setup);
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 2);
+        let mut disk = world.disk_of(&nodes[0]);
+        for stored in disk.runs.values_mut() {
+            assert!(!stored.checkpoints.is_empty());
+            (stored.checkpoints, stored.damaged) = (Vec::new(), damaged);
+        }
+        world.crash(&nodes[0]);
+        let died = world.now;
+        let again = world.boot("n0", setup, disk);
+        world.run_for(S * 10);
+        let parked = Phase::Parked { until_resumed: true };
+        let is_parked = world.claim_of(&again, "a").unwrap().phase == parked;
+        assert_eq!((is_parked, world.since("a", died).len()), (damaged, usize::from(!damaged)));
+        let told = world.told(&again, |n| matches!(n, Notice::StateLost { .. }));
+        assert_eq!(told, usize::from(damaged));
+    }
+}
+
 /// Rule 20: what to do instead is configured.
 #[test]
 fn lost_state_restarts_the_task_where_that_is_configured() {

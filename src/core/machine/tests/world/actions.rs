@@ -90,7 +90,13 @@ impl World {
             }
             Action::StoreRun { spec, desired } => {
                 if let Some(node) = self.nodes.get_mut(session).filter(|node| !node.disk_full) {
-                    let new = Stored { spec, desired: None, checkpoints: Vec::new(), end: None };
+                    let new = Stored {
+                        spec,
+                        desired: None,
+                        checkpoints: Vec::new(),
+                        damaged: false,
+                        end: None,
+                    };
                     let key = (new.spec.name.clone(), new.spec.run);
                     let stored = node.disk.runs.entry(key).or_insert(new);
                     if stored.end.is_none() {
@@ -104,7 +110,13 @@ impl World {
                 let error = full.then(|| "no space left".to_owned());
                 if let Some(node) = self.nodes.get_mut(session).filter(|_| !full) {
                     let end = Some((end, output));
-                    let stored = Stored { spec, desired: None, checkpoints: Vec::new(), end };
+                    let stored = Stored {
+                        spec,
+                        desired: None,
+                        checkpoints: Vec::new(),
+                        damaged: false,
+                        end,
+                    };
                     node.disk.runs.insert((name.clone(), run), stored);
                 }
                 let event = Event::StoredEnd { name, run, from, error };
@@ -259,6 +271,7 @@ impl World {
                 desired: None,
                 spec,
                 checkpoints: Vec::new(),
+                damaged: false,
                 end: None,
             });
             stored.checkpoints.retain(|(old, _)| !header.replaces(old));

@@ -82,6 +82,7 @@ pub(in super::super) struct Stored {
     pub spec: Spec,
     pub desired: Option<Desired>,
     pub checkpoints: Vec<(Header, Bytes)>,
+    pub damaged: bool,
     pub end: Option<(StoredEnd, Option<Bytes>)>,
 }
 
@@ -112,6 +113,7 @@ impl World {
         let stored = disk.runs.values().map(|run| StoredRun {
             spec: run.spec.clone(),
             desired: run.desired.clone(),
+            damaged: run.damaged,
             checkpoints: run.checkpoints.iter().map(|(header, _)| header.clone()).collect(),
             end: run.end.as_ref().map(|(end, output)| (end.clone(), output.is_some())),
         });
