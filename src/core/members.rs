@@ -132,6 +132,8 @@ pub struct Members {
     last_tick: Time,
     /// The end of the last visible gap in my own clock, until an echo sent after it has come.
     gap: Option<Time>,
+    /// When what others have published since is here, for all that can be known.
+    informed: Time,
 }
 
 /// What a look at the clock has shown.
@@ -177,6 +179,7 @@ impl Members {
             brake: None,
             last_tick: now,
             gap: None,
+            informed: Time::ZERO,
         }
     }
 
@@ -281,13 +284,14 @@ impl Members {
         }
     }
 
-    /// Whether steps may start: after a visible gap only once an echo sent after it has come, or
-    /// after `alone_after`, or when there is nobody who could echo (Rule 17).
+    /// Whether steps may start: after a visible gap only one gossip interval after an echo sent after it has
+    /// come, since an echo brings no claims, or after `alone_after`, or when there is nobody who could echo (Rule 17).
     pub fn may_step(&self, now: Time) -> bool {
-        self.gap.is_none_or(|gap| {
-            now.since(gap) >= self.timing.alone_after
-                || self.peers.values().all(Peer::is_surely_gone)
-        })
+        now >= self.informed
+            && self.gap.is_none_or(|gap| {
+                now.since(gap) >= self.timing.alone_after
+                    || self.peers.values().all(Peer::is_surely_gone)
+            })
     }
 
     /// A sealed datagram arrived, with its sender's state as of a version of its header. Returns
@@ -321,6 +325,7 @@ impl Members {
             peer.broke.take_if(|broke| sent > *broke);
             if self.gap.is_some_and(|gap| sent > gap) {
                 self.gap = None;
+                self.informed = now + self.timing.gossip_interval;
             }
             // Whether that is recent enough is for who asks; until somebody may, no spell counts.
             if !connected {

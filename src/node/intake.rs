@@ -239,12 +239,19 @@ impl Control {
     }
 
     /// Asks the store. A write that it is too busy for has failed, and is tried again by whoever it
-    /// matters to; what is read for the machine waits, since to be busy is not to have lost it.
+    /// matters to; what nobody would ask for again waits, and what is read for the machine, since to be
+    /// busy is not to have lost it.
     pub(super) fn ask_store(&mut self, pending: Pending, request: Request) {
         if let Err(full) = self.store.submit(pending, request) {
             let why = full.to_string();
             let QueueFull(pending, request) = full;
             match pending {
+                // Nobody would ask again.
+                Pending::Write(Written::Deletion { .. } | Written::Run { .. })
+                    if self.loads.len() < MAX_LOADS =>
+                {
+                    self.loads.push_back((pending, request));
+                }
                 Pending::Write(written) => self.on_written(written, Some(why)),
                 Pending::Load(header) if self.loads.len() >= MAX_LOADS => {
                     self.on_loaded(header, Err(why));

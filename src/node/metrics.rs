@@ -79,6 +79,11 @@ pub(crate) fn describe() {
         "Checkpoints, ends and orders that could not be stored, by where"
     );
     describe_counter!(
+        "handover_unstoppable_total",
+        Unit::Count,
+        "Tasks whose code had not returned when its grace was over"
+    );
+    describe_counter!(
         "handover_conflicts_total",
         Unit::Count,
         "Tasks that two nodes held at once, by which one went on"
@@ -217,6 +222,10 @@ pub(crate) fn frame_rejected(reason: &'static str) {
 
 pub(crate) fn record_rejected() {
     counter!("handover_records_rejected_total").increment(1);
+}
+
+pub(super) fn unstoppable() {
+    counter!("handover_unstoppable_total").increment(1);
 }
 
 pub(super) fn unstored(elsewhere: bool) {

@@ -45,6 +45,7 @@ impl Control {
             }
             Notice::Unstoppable { name } => {
                 tracing::error!(target: "handover::task", %name, "does not stop: it is released only when this process is gone");
+                metrics::unstoppable();
                 if let Some(draining) = &mut self.draining {
                     draining.unstoppable(&name);
                 }

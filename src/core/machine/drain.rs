@@ -7,7 +7,7 @@ use super::Machine;
 use super::task::{Doing, Task, Why};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Action, Notice};
-use crate::core::message::Message;
+use crate::core::message::{Message, Refusal};
 use crate::core::record::NodeState;
 use crate::core::time::Time;
 
@@ -53,7 +53,15 @@ impl Drain {
 impl Machine {
     pub(super) fn on_cordon(&mut self, on: bool) {
         match (self.state, on) {
-            (NodeState::Up, true) => self.set_state(NodeState::Cordoned),
+            (NodeState::Up, true) => {
+                self.set_state(NodeState::Cordoned);
+                let accepted = self.tasks.iter().filter(|(_, task)| {
+                    matches!(task.doing, Doing::Incoming { transferred: None, .. })
+                });
+                for name in accepted.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+                    self.let_go(&name);
+                }
+            }
             (NodeState::Cordoned, false) => self.set_state(NodeState::Up),
             _ => {}
         }
@@ -107,15 +115,21 @@ impl Machine {
                 }
             }
             Doing::Settling(_) | Doing::Finding(_) | Doing::Fetching { .. } => self.part(name),
-            Doing::Incoming { transferred: None, .. } => {
-                let (source, epoch) = (task.from.clone(), task.claim.epoch);
-                self.release(name);
-                if let Some(source) = source {
-                    let result = Err(crate::core::message::Refusal::NotUp);
-                    self.send(&source, Message::OfferReply { name: name.clone(), epoch, result });
-                }
-            }
+            Doing::Incoming { transferred: None, .. } => self.let_go(name),
             _ => {}
+        }
+    }
+
+    /// What was accepted, and not decided, is for another node after all (Rule 18).
+    fn let_go(&mut self, name: &Name) {
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        let (source, epoch) = (task.from.clone(), task.claim.epoch);
+        self.release(name);
+        if let Some(source) = source {
+            let result = Err(Refusal::NotUp);
+            self.send(&source, Message::OfferReply { name: name.clone(), epoch, result });
         }
     }
 

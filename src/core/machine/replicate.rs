@@ -128,8 +128,25 @@ impl Machine {
                 self.tell(Notice::Unstored { text, elsewhere: true });
                 self.seal_refused(from, name);
                 self.parted(name);
+                self.nobody_keeps(name);
                 self.dirty.insert(name.clone());
             }
+        }
+    }
+
+    /// Every node that could keep the newest commit has refused: as where there is no other node, this one's
+    /// own store has to do.
+    fn nobody_keeps(&mut self, name: &Name) {
+        let targets = self.replica_targets(name);
+        let Some(task) = self.tasks.get(name) else {
+            return;
+        };
+        let Some(latest) = &task.latest else { return };
+        let refused = targets.iter().all(|target| task.refused.contains(target));
+        let stored = !self.writing.contains_key(&writing(latest));
+        if refused && stored && task.forced.is_some() {
+            let position = latest.position;
+            self.replicated(name, position);
         }
     }
 
@@ -143,7 +160,8 @@ impl Machine {
         let have = |task: &Task, s: &SessionId| task.acked.get(s).is_some_and(|p| *p >= position);
         let holders: Vec<SessionId> =
             task.replicas.iter().filter(|s| have(task, s)).cloned().collect();
-        let wanted = task.replicas.len();
+        // Who keeps nothing cannot be waited for.
+        let wanted = task.replicas.iter().filter(|s| !task.refused.contains(*s)).count();
         let (replicas, mut changed) = (holders.len(), false);
         let mut obsolete: Vec<SessionId> = Vec::new();
         let latest = task.latest.clone();
@@ -430,6 +448,7 @@ impl Machine {
         let superseded = self.writing.remove(&writing(&header)).unwrap_or_default();
         if error.is_none() && from.is_none() {
             self.stored_alone(&header);
+            self.nobody_keeps(&name);
         }
         if let Some(why) = &error {
             self.not_stored(&header, superseded);

@@ -111,6 +111,27 @@ fn a_task_whose_checkpoints_are_all_damaged_is_parked_and_not_begun_anew() {
     }
 }
 
+/// Rule 20: whoever waits for a forced checkpoint does not wait for a peer that keeps nothing: as where there is
+/// none, this node's own store has to do.
+#[test]
+fn a_forced_checkpoint_does_not_wait_for_a_peer_that_refuses_it() {
+    for durable in [true, false] {
+        let setup = Setup { durable, ..Setup::default() };
+        let (mut world, owner, others) = World::owned(12, 2, &setup);
+        world.forced = true;
+        world.nodes.get_mut(&others[0]).unwrap().disk_full = true;
+        world.run_for(S);
+        let before = world.nodes[&owner].goes_on[&name("a")];
+        world.run_for(S);
+        assert!(world.nodes[&owner].goes_on[&name("a")] > before + 10);
+        assert_eq!(world.claim_of(&owner, "a").unwrap().floor.is_some(), durable);
+        // And is kept again as soon as that can be.
+        world.nodes.get_mut(&others[0]).unwrap().disk_full = false;
+        world.run_for(S * 11);
+        assert!(world.acknowledged[&name("a")].1 > before);
+    }
+}
+
 /// Rule 20: what to do instead is configured.
 #[test]
 fn lost_state_restarts_the_task_where_that_is_configured() {

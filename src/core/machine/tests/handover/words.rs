@@ -127,6 +127,20 @@ fn what_every_replica_refuses_is_released_at_once() {
     assert_eq!(world.told(&owner, released), 1);
 }
 
+/// Rule 18: what was accepted lapses when its target takes nothing any more.
+#[test]
+fn a_target_that_is_cordoned_lets_go_of_what_it_has_accepted() {
+    let (mut world, owner, target, _) = offered(57);
+    let epoch = world.claim_of(&target, "a").unwrap().epoch;
+    world.give(&target, Event::Cordon(true));
+    let claim = world.claim_of(&target, "a").unwrap();
+    assert_eq!((claim.epoch, &claim.phase), (epoch, &Phase::Released));
+    world.run_for(S * 20);
+    let runner = world.runner("a");
+    assert!(runner != target && runner != owner);
+    world.assert_no_overlap();
+}
+
 /// A target that drains does not leave it to gossip to tell its source, and if that has decided meanwhile,
 /// says it again: it is the next one's.
 #[test]

@@ -179,7 +179,13 @@ impl World {
                 node.slots.remove(&name);
             }
             Action::Permit { until } => node.permit = until,
-            Action::Replicated { name, position, replicas, .. } if replicas > 0 => {
+            Action::Replicated { name, position, replicas, wanted } => {
+                if replicas >= wanted.min(1) {
+                    node.goes_on.insert(name.clone(), position.seq);
+                }
+                if replicas == 0 {
+                    return;
+                }
                 if let Some(task) = node.loops.get(&name) {
                     let run = task.spec.run;
                     let known = self.acknowledged.entry(name).or_insert((run, 0));

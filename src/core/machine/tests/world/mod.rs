@@ -73,6 +73,8 @@ pub(super) struct Node {
     pub disk_full: bool,
     /// Paused by SIGSTOP until then.
     paused: Option<Time>,
+    /// The newest commit of each task that whoever waits for it need wait for no longer.
+    pub goes_on: BTreeMap<Name, u64>,
     /// Tasks that hold a transfer slot.
     slots: BTreeSet<Name>,
     /// The highest epoch published of each name (L2).

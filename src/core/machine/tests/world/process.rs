@@ -165,6 +165,7 @@ impl World {
             left: None,
             disk_full: false,
             paused: None,
+            goes_on: BTreeMap::new(),
             slots: BTreeSet::new(),
             epochs: BTreeMap::new(),
             changed: BTreeSet::new(),
