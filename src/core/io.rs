@@ -24,6 +24,10 @@ pub struct Now {
 }
 
 /// Something that happened.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "an event lives for one step; a box for every message is dearer"
+)]
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A sealed datagram arrived (Rule 2).
