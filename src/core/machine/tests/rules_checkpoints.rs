@@ -650,6 +650,17 @@ fn a_read_that_fails_once_does_not_make_a_replica_forget() {
     assert!(after.first().is_some_and(|s| s.from_seq >= acknowledged), "{after:?}");
 }
 
+/// The owner dies, and whoever takes over goes on from what was acknowledged.
+fn assert_outlives(world: &mut World, owner: &SessionId, task: &str) {
+    let (_, acknowledged) = world.acknowledged[&name(task)];
+    let died = world.now;
+    world.crash(owner);
+    world.run_for(S * 5);
+    let after = world.since(task, died);
+    let goes_on = after.first().is_some_and(|s| s.from_seq >= acknowledged);
+    assert!(goes_on, "{acknowledged} steps of {task} were acknowledged: {after:?}");
+}
+
 /// Rule 20: a newcomer becomes the replica and acknowledges a commit, and the owner dies before anybody hears its
 /// claim that says so: who takes over does not go on from the older copy that it has itself.
 #[test]
@@ -678,13 +689,7 @@ fn a_newer_checkpoint_is_looked_for_with_whoever_says_to_hold_it() {
             continue;
         }
         tried += 1;
-        let (_, acknowledged) = world.acknowledged[&name(&task)];
-        let died = world.now;
-        world.crash(&owner);
-        world.run_for(S * 5);
-        let after = world.since(&task, died);
-        let goes_on = after.first().is_some_and(|s| s.from_seq >= acknowledged);
-        assert!(goes_on, "{seed}: {acknowledged} was acknowledged: {after:?}");
+        assert_outlives(&mut world, &owner, &task);
     }
     assert!(tried > 0);
 }
@@ -711,13 +716,7 @@ fn what_one_of_two_new_replicas_has_acknowledged_is_looked_for() {
             continue;
         }
         tried += 1;
-        let (_, acknowledged) = world.acknowledged[&name(&task)];
-        let died = world.now;
-        world.crash(&owner);
-        world.run_for(S * 5);
-        let after = world.since(&task, died);
-        let goes_on = after.first().is_some_and(|s| s.from_seq >= acknowledged);
-        assert!(goes_on, "{seed}: {acknowledged} was acknowledged: {after:?}");
+        assert_outlives(&mut world, &owner, &task);
     }
     assert!(tried > 0);
 }
