@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::Machine;
+use super::relief::Relief;
 use super::task::{Doing, Task, Why};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Action, Notice};
@@ -23,6 +24,7 @@ pub(super) struct Drain {
     left: Option<Name>,
     /// A name of which others still relied on a copy kept here when last looked at.
     relied_on: Option<Name>,
+    pub(super) relief: Relief,
 }
 
 #[derive(Clone, Debug)]
@@ -81,6 +83,7 @@ impl Machine {
             told: false,
             left: None,
             relied_on: None,
+            relief: Relief::default(),
         });
         // Everything is being stopped already, and nobody takes anything from here.
         if self.state.is_fenced() {

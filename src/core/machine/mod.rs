@@ -346,6 +346,7 @@ impl Machine {
         self.tick_join();
         self.tick_boot();
         self.tick_drain();
+        self.tick_relief();
         self.tick_copies();
         self.tick_burials();
         self.tick_inquiry();

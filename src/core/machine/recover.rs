@@ -295,6 +295,7 @@ impl Machine {
         if let Some(state) = &state {
             self.replicate_loaded(&header, state);
             self.owed_loaded(&header, state);
+            self.relief_loaded(&header, state);
             self.seal_loaded(&header, state);
             self.pin_loaded(&header, state);
         }

@@ -103,6 +103,7 @@ impl Machine {
         if result.is_ok() {
             self.owed_acked(from, name, position);
         }
+        self.relief_answered(from, name, run, position, &result);
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };

@@ -364,3 +364,32 @@ fn a_draining_owner_that_waits_for_its_step_replaces_a_replica_that_goes() {
         assert!(staying.count() > 0, "dies: {dies}");
     }
 }
+
+/// The owner's host has lost its power and its replica leaves before that is known: the one copy goes to a
+/// node that stays, at any budget.
+#[test]
+fn a_replica_whose_owner_is_dead_and_not_yet_known_to_be_gives_its_copy_away() {
+    for (seed, budget) in [(0, 5), (1, 5), (2, 25), (3, 0)] {
+        let setup = Setup { known_dead: false, ..Setup::default() };
+        let (mut world, nodes) = World::cluster_of(seed, 4, &setup);
+        world.goal = 1_000_000;
+        for i in 0..NAMES {
+            world.start(&nodes[i % nodes.len()], &text(i));
+        }
+        world.run_for(S * 5);
+        let (owner, replica, _) = world.roles("t0");
+        world.crash(&owner);
+        world.run_for(S);
+        let before = world.clone();
+        world.drain(&replica, S * budget);
+        let done = S * budget + MS * 1_200;
+        world.run_until(done, "drained", |w| w.nodes[&replica].drained.is_some());
+        let told = world.told(&replica, |n| matches!(n, Notice::Warning(_)));
+        assert_eq!(told, 0, "seed {seed}: it left a copy that others rely on");
+        world.give(&replica, Event::Leave);
+        world.run_for(S);
+        world.crash(&replica);
+        world.run_for(S * 60);
+        assert_nothing_lost(&world, &before, &format!("seed {seed}"));
+    }
+}
