@@ -113,7 +113,8 @@ pub struct NetworkLimits {
     pub source_connections: u32,
     /// Connections of one source whose handshake is not complete. Default 32.
     pub source_handshakes: usize,
-    /// Connections of all sources whose handshake is not complete. Default 128.
+    /// Connections of all sources whose handshake is not complete. The hosts of known peers have places of their
+    /// own beyond, as many as one source. Default 128.
     pub handshakes: usize,
     /// Datagrams a second by which silent peers are looked for, of about 200 bytes each. Default 50.
     pub probes: u32,

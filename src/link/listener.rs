@@ -74,19 +74,30 @@ impl Door {
             self.ended(ended);
         }
         let limits = &self.shared.limits;
-        let source = network(from.ip());
         if !self.rates.admit(from.ip(), 0, self.shared.clock.boot()) {
             return Err("rate");
         }
-        if self.sources.values().filter(|open| **open == source).count()
-            >= limits.unauthenticated_of_source
-        {
-            return Err("source");
+        let source = network(from.ip());
+        let of_source = self.sources.values().filter(|open| network(**open) == source).count();
+        let (many, full) = (
+            of_source >= limits.unauthenticated_of_source,
+            self.sources.len() >= limits.unauthenticated,
+        );
+        // Strangers, and neighbours in its network, cannot keep a peer out.
+        if (many || full) && self.has_place_of_its_own(from.ip()) {
+            return Ok(());
         }
-        if self.sources.len() >= limits.unauthenticated {
-            return Err("full");
+        match (many, full) {
+            (true, _) => Err("source"),
+            (_, true) => Err("full"),
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Whether a peer that is to be linked listens on this host, and few have come from there.
+    fn has_place_of_its_own(&self, host: IpAddr) -> bool {
+        let open = self.sources.values().filter(|open| **open == host).count();
+        open < self.shared.limits.unauthenticated_of_source && self.shared.knows(host)
     }
 
     fn begin(&mut self, stream: Box<dyn Stream>, from: SocketAddr) {
@@ -106,7 +117,7 @@ impl Door {
                 }
             }
         });
-        self.sources.insert(handshake.id(), network(from.ip()));
+        self.sources.insert(handshake.id(), from.ip());
     }
 
     fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {

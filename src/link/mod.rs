@@ -20,7 +20,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -84,9 +84,10 @@ pub(crate) struct QueueLimits {
 pub(crate) struct LinkLimits {
     /// How long each end gives a handshake. Default 2 s.
     pub(crate) handshake: Duration,
-    /// Accepted connections whose handshake is not complete; more are closed at once. Default 128.
+    /// Accepted connections whose handshake is not complete; more are closed at once, unless they come from the
+    /// host of a wanted peer. Default 128.
     pub(crate) unauthenticated: usize,
-    /// As many of one source. Default 32.
+    /// As many of one source, and of the host of a wanted peer in any case. Default 32.
     pub(crate) unauthenticated_of_source: usize,
     /// Connections a second of one source; more are closed at once. Default 100.
     pub(crate) connections_of_source: u32,
@@ -240,6 +241,14 @@ impl Shared {
     /// All dials up to this number have begun.
     fn last_dial(&self) -> u64 {
         self.dials.load(Ordering::Relaxed)
+    }
+
+    /// Whether a peer that is to be linked listens on this host.
+    fn knows(&self, host: IpAddr) -> bool {
+        let host = host.to_canonical();
+        let peers = self.peers();
+        let mut wanted = peers.map.values().filter_map(Peer::wanted);
+        wanted.any(|address| address.ip().to_canonical() == host)
     }
 
     /// Hands somebody authentic to the task that decides about it.

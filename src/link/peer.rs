@@ -82,6 +82,11 @@ impl Peer {
         self.up.load(Ordering::Relaxed)
     }
 
+    /// Where it is to be dialled.
+    pub(super) fn wanted(&self) -> Option<SocketAddr> {
+        *self.want.borrow()
+    }
+
     /// Keeps a link by dialling `address`.
     pub(super) fn want(&self, address: SocketAddr) {
         let changed = self.want.send_if_modified(|wanted| {

@@ -1,7 +1,7 @@
 //! Strangers, and peers that hold the key but lie.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 
 use super::*;
@@ -90,6 +90,7 @@ async fn a_flood_of_half_open_connections_is_turned_away_and_hurts_no_link() {
     let mut a = Node::with("a", |config| {
         config.limits.handshake = Duration::from_secs(3);
         config.limits.unauthenticated = 8;
+        config.limits.unauthenticated_of_source = 8;
         config.limits.connections_of_source = 1000;
     })
     .await;
@@ -142,6 +143,43 @@ async fn one_source_takes_no_more_than_its_share_of_the_handshakes() {
     // The places are free as soon as the connections are.
     let mut c = Node::start("c").await;
     linked(&mut c, &mut a).await;
+}
+
+/// Connects from an address of this host's own choice.
+async fn connect_from(host: [u8; 4], to: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((host, 0).into()).unwrap();
+    socket.connect(to).await.unwrap()
+}
+
+/// Whether it is still open: whoever is turned away is so at once.
+async fn is_held(stream: &mut TcpStream) -> bool {
+    timeout(Duration::from_millis(50), stream.read(&mut [0; 8])).await.is_err()
+}
+
+/// Everybody can open connections and say nothing; a peer gets in all the same.
+#[tokio::test]
+async fn strangers_who_hold_every_place_do_not_keep_a_peer_out() {
+    let a = Node::with("a", |config| {
+        config.limits.handshake = LONG;
+        config.limits.unauthenticated = 8;
+        config.limits.unauthenticated_of_source = 4;
+    })
+    .await;
+    let peer = [127, 0, 0, 9];
+    let mut held = Vec::new();
+    for i in 0..8 {
+        held.push(connect_from([127, 0, 0, 2 + i / 4], a.address()).await);
+    }
+    assert!(!is_held(&mut connect_from(peer, a.address()).await).await, "a stranger as well");
+    a.links.want(&session("b"), (peer, 1).into());
+    assert!(!is_held(&mut connect_from([127, 0, 0, 10], a.address()).await).await);
+    for _ in 0..4 {
+        let mut stream = connect_from(peer, a.address()).await;
+        assert!(is_held(&mut stream).await);
+        held.push(stream);
+    }
+    assert!(!is_held(&mut connect_from(peer, a.address()).await).await, "it has its bounds, too");
 }
 
 #[tokio::test]
