@@ -127,6 +127,8 @@ pub enum Event {
         call: u64,
         /// The task.
         name: Name,
+        /// Of this run; none for whatever run the name has.
+        run: Option<RunId>,
         /// What is wanted.
         want: Want,
     },

@@ -18,7 +18,12 @@ pub(crate) enum Command {
     /// Start a task, or join its run.
     Run { spec: Spec, again: bool, reply: oneshot::Sender<Result<RunId, CallError>> },
     /// Pause, resume, cancel.
-    Want { name: Name, want: Want, reply: oneshot::Sender<Result<RunId, CallError>> },
+    Want {
+        name: Name,
+        run: Option<RunId>,
+        want: Want,
+        reply: oneshot::Sender<Result<RunId, CallError>>,
+    },
     /// Ask whoever should know.
     Ask {
         query: Query,

@@ -188,9 +188,24 @@ pub enum HandleError {
     /// The name is unknown here.
     #[error("no task of this name is known here: check the name, or wait for gossip")]
     Unknown,
+    /// The name has a run of a task of another kind. Nothing was changed.
+    #[error(
+        "{name} is a task of kind {running}, and the handle is for {asked}: get it as what it is"
+    )]
+    OtherKind {
+        /// The name.
+        name: Name,
+        /// The kind of the run that the name has.
+        running: Kind,
+        /// The kind that the handle is for.
+        asked: Kind,
+    },
     /// The run has ended.
     #[error("the task has ended already")]
     Ended,
+    /// The name has a newer run than the one that the handle speaks of. Nothing was changed.
+    #[error("the name has a newer run than this handle's: get it by name")]
+    Superseded,
     /// The run has been cancelled, perhaps without having stopped yet.
     #[error(
         "the task has been cancelled, which nothing takes back: once it has ended, `rerun` starts it anew"

@@ -15,7 +15,7 @@ use super::error::{HandleError, NodeClosed, OutputError};
 use super::wire::{Answer, Query};
 use crate::core::branch::Progress;
 use crate::core::claim::Want;
-use crate::core::ids::{InvalidName, Name, RunId};
+use crate::core::ids::{InvalidName, Kind, Name, RunId};
 use crate::core::io::CallError;
 use crate::registry::{Entry, TaskState};
 use crate::task::Job;
@@ -24,6 +24,8 @@ use crate::task::Job;
 const ASK_DEADLINE: Duration = Duration::from_secs(1);
 /// How often a question is asked before "nobody knows" is believed.
 const ATTEMPTS: usize = 6;
+/// How often the kind of a task is asked for before an order goes out to it: its holder, then a replica.
+const KNOW_THE_KIND: usize = 2;
 /// Between attempts: a task that is moving has arrived by then.
 const RETRY: Duration = Duration::from_millis(100);
 /// How often a progress stream asks.
@@ -228,9 +230,10 @@ impl<T: Job> Handle<T> {
     /// Stops the task at its next step boundary and keeps its state, until [`Handle::resume`].
     ///
     /// # Errors
-    /// The name is unknown, the run has ended or was cancelled, or the node was closed. An owner that
-    /// cannot be reached obeys when it can be again. A cancel that is not known here yet wins all the
-    /// same, over a pause or a resume that was answered with `Ok`.
+    /// The name is unknown or of another kind, the run has ended, was replaced or cancelled, or the node was
+    /// closed. An owner that cannot be reached obeys when it can be again; where nobody else knows the task's
+    /// kind, it is not compared then. A cancel that is not known here yet wins all the same, over a pause or a
+    /// resume that was answered with `Ok`.
     pub async fn pause(&self) -> Result<(), HandleError> {
         self.want(Want::Pause).await
     }
@@ -254,16 +257,38 @@ impl<T: Job> Handle<T> {
 
     async fn want(&self, want: Want) -> Result<(), HandleError> {
         let name = self.name.clone()?;
-        let answer = self.node.call(|reply| Command::Want { name, want, reply }).await?;
+        self.check_kind(&name).await?;
+        let run = self.run;
+        let answer = self.node.call(|reply| Command::Want { name, run, want, reply }).await?;
         match answer {
             None => Err(HandleError::TimedOut),
             Some(Ok(_)) => Ok(()),
             Some(Err(CallError::Unknown)) => Err(HandleError::Unknown),
             Some(Err(CallError::Ended)) => Err(HandleError::Ended),
+            Some(Err(CallError::Superseded)) => Err(HandleError::Superseded),
             Some(Err(CallError::Cancelled)) => Err(HandleError::Cancelled),
             Some(Err(CallError::NotReady)) => Err(HandleError::NotReady),
             Some(Err(other)) => Err(HandleError::Refused(other.to_string())),
         }
+    }
+
+    /// What `run` has returned is of the right kind; a handle made from a name alone may not be.
+    async fn check_kind(&self, name: &Name) -> Result<(), HandleError> {
+        let Some(run) = self.entry().map(|entry| entry.run).filter(|_| self.run.is_none()) else {
+            return Ok(());
+        };
+        for attempt in 0..KNOW_THE_KIND {
+            let query = Query::Kind { name: name.clone(), run };
+            if let Some(Answer::Kind(running)) = self.ask(query, attempt).await? {
+                if running.as_str() == T::kind() {
+                    return Ok(());
+                }
+                let asked = Kind::new(T::kind())
+                    .map_err(|error| HandleError::Refused(error.to_string()))?;
+                return Err(HandleError::OtherKind { name: name.clone(), running, asked });
+            }
+        }
+        Ok(())
     }
 
     async fn ask(&self, query: Query, attempt: usize) -> Result<Option<Answer>, NodeClosed> {

@@ -33,9 +33,9 @@ impl Control {
                 let call = self.call(reply);
                 self.feed(Event::Run { call, spec, again });
             }
-            Command::Want { name, want, reply } => {
+            Command::Want { name, run, want, reply } => {
                 let call = self.call(reply);
-                self.feed(Event::Want { call, name, want });
+                self.feed(Event::Want { call, name, run, want });
             }
             Command::Ask { query, attempt, reply } => self.ask(query, attempt, reply),
             Command::Cordon(on) => self.feed(Event::Cordon(on)),
@@ -86,9 +86,15 @@ impl Control {
 
     /// Who to ask at the given attempt: the holder, then those that keep a copy. None is this node.
     fn who_knows(&self, entry: &Entry, query: &Query, attempt: usize) -> Option<SessionId> {
+        if matches!(query, Query::Kind { .. })
+            && self.machine.kind_of(&entry.name, entry.run).is_some()
+        {
+            return None;
+        }
         let mut known = vec![entry.session.clone()];
         // Progress of a task that runs is known to its holder alone.
-        let copies = matches!(query, Query::Output { .. }) || entry.state != TaskState::Running;
+        let copies = matches!(query, Query::Output { .. } | Query::Kind { .. })
+            || entry.state != TaskState::Running;
         if copies || attempt > 1 {
             for node in entry.replicas.iter().chain([&self.me.node]) {
                 if *node == self.me.node {
@@ -110,6 +116,10 @@ impl Control {
             }
             Query::Output { name, run } => {
                 self.ask_store(Pending::Output(whom), Request::Output { name, run });
+            }
+            Query::Kind { name, run } => {
+                let kind = self.machine.kind_of(&name, run).cloned();
+                self.reply(whom, kind.map(Answer::Kind));
             }
             Query::Yielded { name } => {
                 let since = self.tally.runs_since(&name);

@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::core::branch::Progress;
-use crate::core::ids::{Name, RunId};
+use crate::core::ids::{Kind, Name, RunId};
 use crate::core::limits;
 use crate::core::message::{Message, Unfit};
 
@@ -52,6 +52,13 @@ pub(crate) enum Query {
         /// Which run.
         run: RunId,
     },
+    /// Of which kind is it?
+    Kind {
+        /// The task.
+        name: Name,
+        /// Which run.
+        run: RunId,
+    },
     /// "My copy of it has stopped for yours: for how long has yours been running?"
     Yielded {
         /// The task.
@@ -63,7 +70,10 @@ impl Query {
     /// Which task is asked about.
     pub(crate) const fn name(&self) -> &Name {
         match self {
-            Self::Progress { name } | Self::Output { name, .. } | Self::Yielded { name } => name,
+            Self::Progress { name }
+            | Self::Output { name, .. }
+            | Self::Kind { name, .. }
+            | Self::Yielded { name } => name,
         }
     }
 }
@@ -76,6 +86,8 @@ pub(crate) enum Answer {
     Progress(Progress),
     /// What it brought (MessagePack with field names).
     Output(#[serde(deserialize_with = "limits::bytes::<_, { limits::OUTPUT }>")] Bytes),
+    /// Its kind.
+    Kind(Kind),
     /// It has been running for this long.
     RunsFor(Duration),
 }

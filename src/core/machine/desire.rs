@@ -3,15 +3,22 @@
 use super::task::{Caller, Doing, Purpose, Why};
 use super::{Machine, Needs};
 use crate::core::claim::{Desired, Phase, Want};
-use crate::core::ids::Name;
+use crate::core::ids::{Name, RunId};
 use crate::core::io::{Action, CallError, Cause};
 use crate::core::message::Message;
 use crate::core::placement;
 
 impl Machine {
-    pub(super) fn on_want(&mut self, call: u64, name: &Name, want: Want) {
+    pub(super) fn on_want(&mut self, call: u64, name: &Name, run: Option<RunId>, want: Want) {
         let caller = Caller::Here(call);
         let (run, session) = match (self.view.holder(name), self.boot.offered(name)) {
+            (Some(owner), _) if run.is_some_and(|run| run < owner.run) => {
+                return self.reply_to(caller, Err(CallError::Superseded));
+            }
+            // Gossip of the caller's own run has not come round yet.
+            (Some(owner), _) if run.is_some_and(|run| run > owner.run) => {
+                (run.unwrap_or(owner.run), owner.session.clone())
+            }
             (Some(owner), _) if owner.phase.is_terminal() => {
                 return self.reply_to(caller, Err(CallError::Ended));
             }

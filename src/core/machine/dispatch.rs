@@ -46,7 +46,7 @@ impl Machine {
             Event::LinkDown { with, refused } => self.on_link_down(&with, refused),
             Event::Message { from, message } => self.on_message(&from, message),
             Event::Run { call, spec, again } => self.on_run(call, spec, again),
-            Event::Want { call, name, want } => self.on_want(call, &name, want),
+            Event::Want { call, name, run, want } => self.on_want(call, &name, run, want),
             Event::Cordon(on) => self.on_cordon(on),
             Event::Drain { deadline } => self.on_drain(deadline),
             Event::DrainNow => self.on_drain_now(),

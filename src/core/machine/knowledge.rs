@@ -3,7 +3,7 @@
 use super::task::Doing;
 use super::{MAX_OTHER_SPECS, Machine};
 use crate::core::claim::{Claim, Spec};
-use crate::core::ids::{Name, RunId, SessionId};
+use crate::core::ids::{Kind, Name, RunId, SessionId};
 use crate::core::io::Notice;
 
 impl Machine {
@@ -105,6 +105,11 @@ impl Machine {
     }
 
     /// The spec of one run of a name.
+    /// The kind of a run, if that is known here.
+    pub fn kind_of(&self, name: &Name, run: RunId) -> Option<&Kind> {
+        self.spec_of(name, run).map(|spec| &spec.kind)
+    }
+
     pub(super) fn spec_of(&self, name: &Name, run: RunId) -> Option<&Spec> {
         let newest = self.specs.get(name).filter(|spec| spec.run == run);
         newest.or_else(|| self.other_specs.get(name)?.get(&run))

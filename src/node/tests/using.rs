@@ -131,6 +131,43 @@ async fn a_name_is_joined_as_the_kind_of_task_that_it_is_and_whatever_the_argume
     b.close().await;
 }
 
+/// Otherwise a name mistaken for another's, or a handle kept for too long, ends somebody else's work.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_to_a_task_of_another_kind_or_to_a_newer_run_is_refused() {
+    let a = start("a", None).await;
+    let b = start("b", Some(&a)).await;
+    let c = start("c", Some(&a)).await;
+    let all = [&a, &b, &c];
+    let old = a.run::<Count>("job", CountTo { end: 1, pause_ms: 1 }).await.unwrap();
+    timeout(SOON, old.output()).await.unwrap().unwrap();
+    let new = a.rerun::<Count>("job", CountTo { end: 100_000, pause_ms: 5 }).await.unwrap();
+    until("all know that it runs, with a replica", || {
+        all.iter().all(|n| {
+            n.get::<Count>("job").entry().is_some_and(|e| {
+                Some(e.run) == new.run()
+                    && e.state == TaskState::Running
+                    && e.replicas.iter().any(|replica| *replica != e.node)
+            })
+        })
+    })
+    .await;
+    for node in all {
+        let error = node.get::<Rare>("job").cancel().await.unwrap_err();
+        let text = error.to_string();
+        let HandleError::OtherKind { name, running, asked } = error else { panic!("{text}") };
+        assert_eq!((name.as_str(), running.as_str(), asked.as_str()), ("job", "count", "rare"));
+    }
+    assert_eq!(old.cancel().await, Err(HandleError::Superseded));
+    assert_eq!(old.pause().await, Err(HandleError::Superseded));
+    assert_eq!(new.state(), Some(TaskState::Running));
+    timeout(SOON, c.get::<Count>("job").cancel()).await.unwrap().unwrap();
+    let output = timeout(SOON, new.output()).await.unwrap();
+    assert_eq!(output.unwrap_err(), OutputError::Cancelled);
+    for node in all {
+        node.close().await;
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_run_is_refused_with_the_reason() {
     let node = start("a", None).await;

@@ -289,7 +289,8 @@ fn use_it(machine: &mut Machine, mut now: Now, nodes: &[SessionId]) -> Told {
     };
     let mut told = Told::default();
     machine.handle(now, Event::Run { call: 1, spec, again: false });
-    machine.handle(now, Event::Want { call: 2, name: steady.clone(), want: Want::Pause });
+    machine
+        .handle(now, Event::Want { call: 2, name: steady.clone(), run: None, want: Want::Pause });
     for _ in 0..300 {
         let mut answers = Vec::new();
         while let Some(action) = machine.poll() {

@@ -93,7 +93,7 @@ fn at_the_highest_epoch_a_drain_releases_what_it_cannot_hand_over() {
 #[test]
 fn a_name_that_has_used_up_its_epochs_ends_and_is_run_again() {
     let (mut world, nodes) = saturated(5, "z-ghost");
-    let end = Event::Want { call: 99, name: name("a"), want: Want::Cancel };
+    let end = Event::Want { call: 99, name: name("a"), run: None, want: Want::Cancel };
     world.give(&nodes[0], end);
     world.run_for(S * 3);
     assert_eq!(world.owner(&nodes[1], "a").unwrap().phase, Phase::Cancelled);

@@ -38,7 +38,7 @@ impl World {
     pub(in super::super) fn want(&mut self, at: &SessionId, task: &str, want: Want) -> u64 {
         self.calls += 1;
         let call = self.calls;
-        self.give(at, Event::Want { call, name: name(task), want });
+        self.give(at, Event::Want { call, name: name(task), run: None, want });
         call
     }
 
