@@ -254,7 +254,7 @@ impl Control {
             self.gauged = now;
             self.set_gauges();
             self.report_unlinked(now);
-            self.disk.save_members(self.gossip.address_book(), self.clock.wall_ms());
+            self.disk.save_members(self.gossip.address_book(), now, self.clock.wall_ms());
         }
     }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -18,6 +20,7 @@ use crate::checkpoint::directory::{DataDirectory, Inheritance, Member};
 use crate::checkpoint::{Answer, CheckpointStore, Execution, Limits, MemoryStore, StoreWorker};
 use crate::core::ids::SessionId;
 use crate::core::stored::StoredRun;
+use crate::core::time::Time;
 
 /// A node's store, and what it was before.
 pub(super) struct Disk {
@@ -41,8 +44,13 @@ pub(super) struct Keep {
     directory: Option<Arc<DataDirectory>>,
     /// The members that were saved last.
     saved: BTreeMap<SessionId, SocketAddr>,
-    saving: Option<JoinHandle<()>>,
+    saving: Option<(BTreeMap<SessionId, SocketAddr>, JoinHandle<bool>)>,
+    /// What could not be saved is not tried again before.
+    retry: Time,
 }
+
+/// Between a member list that could not be saved and the next attempt.
+const RETRY: Duration = Duration::from_secs(10);
 
 impl Keep {
     /// Whether checkpoints survive the process.
@@ -51,23 +59,39 @@ impl Keep {
     }
 
     /// Saves the address book if it has changed, off the control thread.
-    pub(super) fn save_members(&mut self, book: Vec<(SessionId, SocketAddr)>, wall_ms: u64) {
+    pub(super) fn save_members(
+        &mut self,
+        book: Vec<(SessionId, SocketAddr)>,
+        now: Time,
+        wall_ms: u64,
+    ) {
         let Some(directory) = self.directory.clone() else {
             return;
         };
+        if let Some((book, saving)) = self.saving.take() {
+            if !saving.is_finished() {
+                self.saving = Some((book, saving));
+                return;
+            }
+            match saving.now_or_never() {
+                Some(Ok(true)) => self.saved = book,
+                _ => self.retry = now + RETRY,
+            }
+        }
         let book: BTreeMap<SessionId, SocketAddr> = book.into_iter().collect();
-        let busy = self.saving.as_ref().is_some_and(|saving| !saving.is_finished());
-        if busy || book == self.saved {
+        if book == self.saved || now < self.retry {
             return;
         }
-        self.saved = book.clone();
         let member = |(session, address)| Member { session, address, seen_ms: wall_ms };
-        let members = book.into_iter().map(member).collect();
-        self.saving = Some(spawn_blocking(move || {
-            if let Err(error) = directory.save_members(members) {
-                tracing::warn!(target: "handover::node", %error, "the list of members was not saved");
+        let members = book.clone().into_iter().map(member).collect();
+        let saving = spawn_blocking(move || {
+            let saved = directory.save_members(members);
+            if let Err(error) = &saved {
+                tracing::warn!(target: "handover::node", %error, "the list of members was not saved, and will be tried again");
             }
-        }));
+            saved.is_ok()
+        });
+        self.saving = Some((book, saving));
     }
 }
 
@@ -157,8 +181,55 @@ fn assemble(
         replies,
         generation,
         succeeds: inheritance.predecessor,
-        keep: Keep { store, directory, saved: members.iter().cloned().collect(), saving: None },
+        keep: Keep {
+            store,
+            directory,
+            saved: members.iter().cloned().collect(),
+            saving: None,
+            retry: Time::ZERO,
+        },
         members,
         offers,
+    }
+}
+
+#[cfg(all(test, feature = "redb"))]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use super::*;
+    use crate::core::ids::NodeId;
+
+    const S: Duration = Duration::from_secs(1);
+
+    /// Saves, and waits for the write that this begins, if it does.
+    async fn save(keep: &mut Keep, book: &[(SessionId, SocketAddr)], now: Time) {
+        keep.save_members(book.to_vec(), now, 0);
+        while keep.saving.as_ref().is_some_and(|(_, saving)| !saving.is_finished()) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// A node that believes it has saved its members waits for the wrong ones after its next start.
+    #[tokio::test]
+    async fn a_member_list_that_could_not_be_saved_is_saved_later() {
+        let temp = tempfile::tempdir().unwrap();
+        let session = |node: &str| SessionId::new(NodeId::new(node).unwrap(), Uuid::nil());
+        let disk = open(Some(temp.path()), "test", &session("a"), 0).await.unwrap();
+        let mut keep = disk.keep;
+        let book = [(session("b"), SocketAddr::from(([127, 0, 0, 1], 1)))];
+        // Where its next version is written there is something else.
+        let in_the_way = temp.path().join("identity.new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        save(&mut keep, &book, Time::ZERO).await;
+        std::fs::remove_dir(&in_the_way).unwrap();
+        for after in [S, RETRY / 2, RETRY + S, RETRY + S * 2] {
+            save(&mut keep, &book, Time::ZERO + after).await;
+        }
+        drop(keep);
+        let me = session("a");
+        let (_, after) = DataDirectory::open(temp.path(), &me.node, "test", me.nonce).unwrap();
+        let known = after.members.into_iter().map(|member| (member.session, member.address));
+        assert_eq!(known.collect::<Vec<_>>(), book);
     }
 }

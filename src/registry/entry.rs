@@ -29,7 +29,8 @@ pub struct Entry {
     pub revision: Option<String>,
     /// Why it is parked or failed, for people; empty otherwise.
     pub note: String,
-    /// The nodes that hold its newest checkpoint, or its output.
+    /// The other nodes that hold its newest checkpoint, or its output, as its holder said last: empty at first
+    /// after a move, until another node has acknowledged one.
     pub replicas: Vec<NodeId>,
     /// The run has ended and its retention is over: its output is kept no longer, and the next `run` of
     /// the name starts another.
@@ -57,7 +58,7 @@ impl Entry {
             state: TaskState::Stored,
             revision: Some(revision.to_owned()),
             note: String::new(),
-            replicas: vec![me.node.clone()],
+            replicas: Vec::new(),
             expired: false,
             ran_on: None,
         }
@@ -65,6 +66,7 @@ impl Entry {
 
     pub(crate) fn of(claim: &Claim, revision: Option<String>, before: Option<&Self>) -> Self {
         let state = TaskState::of(&claim.phase);
+        let holder = &claim.session.node;
         let ran_on = match state {
             TaskState::Running => Some(claim.session.clone()),
             // It starts afresh from here.
@@ -75,14 +77,15 @@ impl Entry {
         };
         Self {
             name: claim.name.clone(),
-            node: claim.session.node.clone(),
+            node: holder.clone(),
             session: claim.session.clone(),
             epoch: claim.epoch,
             run: claim.run,
             state,
             revision,
             note: claim.note.clone(),
-            replicas: claim.replicas.clone(),
+            // What was taken over names its new holder, who kept it for the old one.
+            replicas: claim.replicas.iter().filter(|node| *node != holder).cloned().collect(),
             expired: claim.expired,
             ran_on,
         }

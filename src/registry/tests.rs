@@ -36,6 +36,17 @@ fn set(registry: &Registry, claim: &Claim) {
     registry.set(&claim.name, Some(claim), None);
 }
 
+/// Whoever takes over what it kept itself is its holder, and no replica of its own.
+#[test]
+fn a_holder_is_not_among_its_replicas() {
+    let registry = Registry::new(16);
+    let mut taken = claim("jobs/1", "b", 2, Phase::Running);
+    taken.replicas = vec![NodeId::new("b").unwrap(), NodeId::new("c").unwrap()];
+    set(&registry, &taken);
+    let entry = registry.get(&taken.name).unwrap();
+    assert_eq!(entry.replicas, [NodeId::new("c").unwrap()]);
+}
+
 #[tokio::test]
 async fn a_task_that_changes_nodes_is_told_once_as_a_move_from_where_it_ran() {
     let registry = Arc::new(Registry::new(16));
