@@ -6,6 +6,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use serde::de::{self, Visitor};
+use serde::ser::SerializeStruct;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
@@ -211,14 +212,33 @@ short_id! {
 }
 
 /// One life of one process of a node: what a lease is held by (Rule 1).
-#[derive(Clone, Eq, Serialize, Deserialize)]
+#[derive(Clone, Eq, Deserialize)]
 pub struct SessionId {
     /// The node.
-    #[serde(rename = "n")]
+    #[serde(rename = "n", alias = "node")]
     pub node: NodeId,
     /// Drawn once per process; survives a restart of gossip inside it.
-    #[serde(rename = "p")]
+    #[serde(rename = "p", alias = "nonce")]
     pub nonce: Uuid,
+}
+
+impl Serialize for SessionId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        pair(serializer, ("n", "node", &self.node), ("p", "nonce", &self.nonce))
+    }
+}
+
+/// Two fields, whose names are short where nobody reads them: they are in every claim.
+fn pair<S: Serializer>(
+    serializer: S,
+    (short, long, first): (&'static str, &'static str, &impl Serialize),
+    (second_short, second_long, second): (&'static str, &'static str, &impl Serialize),
+) -> Result<S::Ok, S::Error> {
+    let named = serializer.is_human_readable();
+    let mut fields = serializer.serialize_struct("", 2)?;
+    fields.serialize_field(if named { long } else { short }, first)?;
+    fields.serialize_field(if named { second_long } else { second_short }, second)?;
+    fields.end()
 }
 
 impl SessionId {
@@ -270,14 +290,20 @@ impl fmt::Debug for SessionId {
 }
 
 /// One run of a name (Rule 8): another uuid is another job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 pub struct RunId {
     /// Ascending per name.
-    #[serde(rename = "n")]
+    #[serde(rename = "n", alias = "number")]
     pub number: u64,
     /// Version 7, so that the lower one is the older run.
-    #[serde(rename = "u")]
+    #[serde(rename = "u", alias = "uuid")]
     pub uuid: Uuid,
+}
+
+impl Serialize for RunId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        pair(serializer, ("n", "number", &self.number), ("u", "uuid", &self.uuid))
+    }
 }
 
 impl Ord for RunId {

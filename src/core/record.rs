@@ -12,6 +12,7 @@ use super::ids::Kind;
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum NodeState {
     /// Learning what the others know; owns nothing (Rule 14).

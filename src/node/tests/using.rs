@@ -282,7 +282,17 @@ async fn the_status_is_json() {
     let status = serde_json::to_value(node.status().await.unwrap()).unwrap();
     assert_eq!(status["ready"], true);
     assert_eq!(status["tasks"]["running"], 1);
-    assert_eq!(status["running"][0]["name"], "job");
+    let job = &status["running"][0];
+    assert_eq!(job["name"], "job");
+    // In words, not in the abbreviations of the wire.
+    let read = |of: &serde_json::Value| serde_json::from_value::<SessionId>(of.clone()).unwrap();
+    assert_eq!(
+        (&status["session"]["node"], read(&status["session"])),
+        (&"a".into(), read(&job["session"]))
+    );
+    assert_eq!(read(&job["session"]), *node.session());
+    assert_eq!((&job["run"]["number"], &job["state"]), (&1.into(), &"running".into()));
+    assert_eq!(status["state"], "up");
     node.close().await;
 }
 
