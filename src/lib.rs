@@ -71,10 +71,11 @@
 //!
 //! Among nodes that hear each other, and have done so for some seconds, a task runs on at most one
 //! at a time, and a node dies or drains without its tasks being lost, as long as another node lives.
-//! The registry is eventually consistent: while the network is cut, and for some seconds after, a
-//! task can run on both sides; a process that stood still can finish a step that another node has begun
-//! again; and after a crash the steps since the last replicated checkpoint run again. Give effects on the outside a position,
-//! [`Cx::idempotency_key`], or [`Cx::fence`]. The windows are written down as formulas in
+//! The registry is eventually consistent: while the network is cut, or so slow that answers are late,
+//! and for some seconds after, a task can run on both sides; a process that stood still can finish a
+//! step that another node has begun again; and after a crash the steps since the last replicated
+//! checkpoint run again. Give effects on the outside a position, [`Cx::idempotency_key`], or
+//! [`Cx::fence`]. How long each of these windows is stands, as formulas, in section 2.3 of
 //! `docs/semantics.md`.
 //!
 //! # Where to look

@@ -48,7 +48,8 @@ pub struct DrainReport {
     /// Tasks that ended while the node drained.
     pub ended: usize,
     /// Tasks whose code had not returned when the drain ended. Other nodes take them over once this
-    /// process is gone.
+    /// process is gone and has been silent for [`Timing::silence_floor`](crate::Timing::silence_floor), with two nodes for
+    /// [`Timing::alone_after`](crate::Timing::alone_after): of a node that drains, refused connections say nothing (Rule 5).
     pub unstoppable: Vec<Name>,
     /// Tasks that nobody was given: this node held them to the end, or neither another node nor this
     /// node's disk holds their last commit. What a replica or a data directory has of them is taken up

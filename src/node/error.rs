@@ -173,7 +173,7 @@ pub enum RunError {
         "no answer came in time: the task may have been started; call again, the same name joins it"
     )]
     TimedOut,
-    /// The node has been closed.
+    /// The node has been closed. If that was during the call, the task may have been started.
     #[error(transparent)]
     Closed(#[from] NodeClosed),
 }

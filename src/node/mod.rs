@@ -116,7 +116,7 @@ impl Node {
     /// made at the same time on several nodes can all be answered with the one run that is started.
     ///
     /// # Errors
-    /// See [`RunError`]. Except for `TimedOut` and `Superseded`, nothing was started. If the future is
+    /// See [`RunError`]. Except for `TimedOut`, `Superseded` and `Closed`, nothing was started. If the future is
     /// dropped the task may start all the same; calling again joins it.
     pub async fn run<T: Job>(
         &self,
@@ -127,7 +127,7 @@ impl Node {
     }
 
     /// As [`Node::run`], but starts another run if the name's last one has ended, with these `args` and
-    /// of whatever kind.
+    /// of whatever kind. A run that goes on is joined, also while it is being cancelled: wait for its end first.
     ///
     /// # Errors
     /// As for [`Node::run`].
@@ -264,7 +264,7 @@ impl Node {
         self.send(Command::Cordon(true)).await
     }
 
-    /// Takes tasks again.
+    /// Takes tasks again. Changes nothing once the node drains.
     ///
     /// # Errors
     /// The node was closed.
