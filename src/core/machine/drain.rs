@@ -113,7 +113,7 @@ impl Machine {
                 }
             }
             Doing::Running | Doing::Kept => {
-                if task.hand.is_none() && !self.offer(name) {
+                if task.hand.is_none() && !self.offer(name) && !self.expects_taker(name) {
                     self.stop_for(name, Why::Release, grace);
                 }
             }

@@ -17,7 +17,10 @@ use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Action, Cause, Notice, Stop};
 use crate::core::lease::Epoch;
 use crate::core::limits;
+use crate::core::members::Peer;
 use crate::core::message::{Message, Refusal};
+use crate::core::placement::Candidate;
+use crate::core::record::NodeState;
 
 /// After twice this long without an answer an offer goes to the next node, or is repeated if there is none;
 /// a decision is told again after this long.
@@ -167,7 +170,7 @@ impl Machine {
 
     /// Nobody takes it. A node that drains releases it at its next boundary; another keeps it.
     fn unplaced(&mut self, name: &Name) {
-        let draining = self.drain.is_some();
+        let (draining, expects) = (self.drain.is_some(), self.expects_taker(name));
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
@@ -178,6 +181,7 @@ impl Machine {
                 // Decided, and its target is gone: whoever can may have it (Rule 18).
                 self.part(name);
             }
+            Doing::Running | Doing::Kept if expects => {}
             _ if draining => {
                 let grace = self.config.timing.stop_grace;
                 self.stop_for(name, Why::Release, grace);
@@ -185,6 +189,29 @@ impl Machine {
             Doing::Stopping(Why::Transfer) => task.doing = Doing::Stopping(Why::Release),
             _ => {}
         }
+    }
+
+    /// Whether a node that is joining may take what this one drains, and there is time to wait for that: where
+    /// a whole service is replaced at once there is nobody else. It is looked for again.
+    pub(super) fn expects_taker(&mut self, name: &Name) -> bool {
+        let Some(task) = self.tasks.get(name) else {
+            return false;
+        };
+        let version = task.latest.as_ref().map(|header| header.state_version);
+        let joins = |(session, peer): (&SessionId, &Peer)| {
+            let able = |record| {
+                Candidate { session, record, load: peer.load }.can_run(&task.spec.kind, version)
+            };
+            peer.is_asked()
+                && peer.state == NodeState::Joining
+                && peer.record.as_ref().is_none_or(able)
+        };
+        let expects = self.drain.as_ref().is_some_and(|drain| drain.has_time(self.now.at))
+            && self.members.iter().any(joins);
+        if expects {
+            self.alarm_in(name, RESEND);
+        }
+        expects
     }
 
     /// Stopped: the target gets the sealed state, unless it has it already.

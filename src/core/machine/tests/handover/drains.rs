@@ -77,6 +77,48 @@ fn all_nodes_that_drain_at_once_release_all_and_a_newcomer_takes_it_with_its_sta
     }
 }
 
+/// Every node is told to stop while its replacement is still joining: the budget is there to be used.
+#[test]
+fn a_service_that_is_replaced_at_once_hands_all_to_those_that_are_joining() {
+    for seed in 0..6 {
+        let (mut world, nodes) = World::cluster(seed, 3);
+        world.goal = 100_000;
+        for i in 0..10 {
+            world.start(&nodes[0], &format!("t{i}"));
+        }
+        world.run_for(S * 3);
+        for i in 0..3 {
+            world.boot(&format!("m{i}"), Setup::default(), Disk::default());
+        }
+        let joining = |w: &World, node: &SessionId| {
+            let members = w.nodes[node].machine.members();
+            members.iter().any(|(_, peer)| peer.met && peer.state == NodeState::Joining)
+        };
+        world.run_until(S, "their replacements are heard", |w| nodes.iter().all(|n| joining(w, n)));
+        let before = world.clone();
+        let begun = world.now;
+        nodes.iter().for_each(|node| world.drain(node, S * 25));
+        world.run_until(S * 10, "drained", |w| nodes.iter().all(|n| w.nodes[n].drained.is_some()));
+        for node in &nodes {
+            assert_eq!(
+                world.told(node, |n| matches!(n, Notice::Released { .. })),
+                0,
+                "seed {seed}"
+            );
+            world.give(node, Event::Leave);
+        }
+        world.run_for(S * 3);
+        world.assert_no_overlap();
+        for i in 0..10 {
+            let task = format!("t{i}");
+            let running = world.running(&task);
+            assert!(running.len() == 1 && !nodes.contains(&running[0]), "seed {seed}: {task}");
+            let after = world.since(&task, begun);
+            assert!(after[0].from_seq >= before.steps_done[&name(&task)], "seed {seed}: {after:?}");
+        }
+    }
+}
+
 #[test]
 fn a_second_signal_waits_for_no_step_boundary() {
     let (mut world, nodes) = World::cluster(8, 3);
