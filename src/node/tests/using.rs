@@ -125,7 +125,12 @@ async fn a_name_is_joined_as_the_kind_of_task_that_it_is_and_whatever_the_argume
         let joined = node.run::<Count>("job", CountTo { end: 7, pause_ms: 0 }).await.unwrap();
         assert_eq!(joined.run(), first.run());
     }
-    let progress = first.progress().await.unwrap();
+    // It says so with its first step.
+    let mut told = std::pin::pin!(first.progress_stream());
+    let mut progress = next(&mut told).await;
+    while progress.total == 0 {
+        progress = next(&mut told).await;
+    }
     assert_eq!(progress.total, 1_000, "its arguments are the first ones");
     a.close().await;
     b.close().await;
