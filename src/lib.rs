@@ -88,6 +88,10 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+#[cfg_attr(
+    not(feature = "redb"),
+    allow(dead_code, reason = "what is on disk needs the rest of it")
+)]
 pub(crate) mod checkpoint;
 pub(crate) mod clock;
 mod codec;

@@ -3,6 +3,7 @@
 use futures_util::FutureExt;
 
 use super::*;
+#[cfg(feature = "redb")]
 use crate::checkpoint::directory::DirectoryError;
 use crate::key::Key;
 use crate::net::NetworkLimits;
