@@ -98,7 +98,7 @@ pub(super) struct Control {
     pub(super) peers: Peers,
     /// What this node publishes.
     pub(super) own: BTreeMap<Name, Claim>,
-    /// The newest committed progress of what is run or kept here.
+    /// The newest committed progress of what is run or kept here, and the last of what ended here.
     pub(super) progress: BTreeMap<Name, (RunId, Progress)>,
     pub(super) calls: BTreeMap<u64, Caller>,
     pub(super) next_call: u64,

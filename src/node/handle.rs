@@ -92,8 +92,9 @@ impl<T: Job> Handle<T> {
         })
     }
 
-    /// How far the task is, asked of the node that runs it; as of the last commit while it moves or
-    /// after it has ended. All zero for a task that reports no progress. None if the name is unknown,
+    /// How far the task is, asked of the node that runs it; as of the last commit while it moves. After
+    /// it has ended, what its last step said, asked of the node where it did, or as of the last commit
+    /// where that node is no more. All zero for a task that reports no progress. None if the name is unknown,
     /// or its node did not answer within a few seconds.
     pub async fn progress(&self) -> Option<Progress> {
         let name = self.name.as_ref().ok()?;

@@ -216,9 +216,15 @@ impl Control {
                 }
                 self.note_stop(name, header, *dropped);
             }
-            Event::Ended { name, .. } | Event::Stuck { name, .. } => {
+            Event::Ended { name, .. } => {
+                // No commit has the progress of the last step.
+                let last = self.runner.last_progress(name);
+                if let (Some(progress), Some(claim)) = (last, self.own.get(name)) {
+                    self.progress.insert(name.clone(), (claim.run, progress));
+                }
                 self.note_stop(name, None, false);
             }
+            Event::Stuck { name, .. } => self.note_stop(name, None, false),
             _ => {}
         }
         self.feed(event);

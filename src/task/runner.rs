@@ -252,7 +252,13 @@ impl Runner {
 
     /// What a task that runs here last said of its progress.
     pub(crate) fn progress(&self, name: &Name) -> Option<Progress> {
-        let entry = self.tasks.get(name).filter(|entry| !entry.is_over())?;
+        self.tasks.get(name).filter(|entry| !entry.is_over())?;
+        self.last_progress(name)
+    }
+
+    /// The same of one that has stopped, as long as no other has taken its place.
+    pub(crate) fn last_progress(&self, name: &Name) -> Option<Progress> {
+        let entry = self.tasks.get(name)?;
         let progress = entry.shared.progress.lock();
         progress.unwrap_or_else(PoisonError::into_inner).clone()
     }

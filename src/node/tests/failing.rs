@@ -2,14 +2,16 @@
 
 use std::sync::atomic::AtomicU64;
 
+use futures_util::FutureExt;
+
 use super::*;
 use crate::clock::{Clock, SystemClock};
 use crate::core::io::Gone;
 use crate::core::time::Time;
 
 /// Counts its steps where a test can see them.
-struct Tick {
-    steps: Arc<AtomicU64>,
+pub(super) struct Tick {
+    pub(super) steps: Arc<AtomicU64>,
 }
 
 impl Task for Tick {
@@ -198,6 +200,80 @@ async fn tasks_stop_at_the_next_boundary_when_the_control_thread_has_died() {
     assert_eq!(here.load(Ordering::Relaxed), stopped_at, "it ran on without control");
     assert!(a.run::<Tick>("another", ()).await.is_err());
     b.close().await;
+}
+
+/// Blocks the thread that its step runs on, until the test ends it.
+struct Hog {
+    ended: Arc<AtomicBool>,
+    blocked: Arc<AtomicU64>,
+}
+
+impl Task for Hog {
+    const KIND: &'static str = "hog";
+    type Args = ();
+    type State = ();
+    type Output = ();
+
+    async fn step(&self, _: &mut Cx, (): &(), (): &mut ()) -> crate::error::Result<Step<()>> {
+        self.blocked.fetch_add(1, Ordering::Relaxed);
+        while !self.ended.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(Step::Done(()))
+    }
+}
+
+/// S5: the heartbeat does not share an executor with task code.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_tasks_block_every_thread_of_their_runtime_is_heard_and_keeps_them() {
+    const THREADS: usize = 2;
+    log();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(THREADS).enable_all().build().unwrap();
+    // Where the test fails it must not be dropped here.
+    let runtime = std::mem::ManuallyDrop::new(runtime);
+    let (here, there, blocked) = <(Arc<AtomicU64>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+    let ended = Arc::new(AtomicBool::new(false));
+    let may_end = MayEnd(ended.clone());
+    let a = builder("a", Seeds::None, Arc::default())
+        .task(Tick { steps: here.clone() })
+        .task(Hog { ended, blocked: blocked.clone() });
+    let a = runtime.spawn(a.start()).await.unwrap().unwrap();
+    timeout(SOON, a.wait_ready()).await.unwrap().unwrap();
+    a.run::<Tick>("tick", ()).await.unwrap();
+    let b = builder("b", a.address().into(), Arc::default()).task(Tick { steps: there.clone() });
+    let b = b.start().await.unwrap();
+    timeout(SOON, b.wait_ready()).await.unwrap().unwrap();
+    runs(&[&a, &b], "tick").await;
+    until("they are linked", || b.peers().iter().any(|peer| peer.linked)).await;
+    let before = b.whereis("tick").unwrap();
+    let mut events = b.events();
+
+    for i in 0..THREADS {
+        a.run::<Hog>(format!("hog/{i}"), ()).await.unwrap();
+    }
+    until("no thread is left", || blocked.load(Ordering::Relaxed) == THREADS as u64).await;
+    let steps = here.load(Ordering::Relaxed);
+    let end = Instant::now() + timing().silence_floor + Duration::from_secs(2);
+    while Instant::now() < end {
+        let peers = b.peers();
+        assert!(peers.iter().all(|p| p.gone.is_none() && p.state == NodeState::Up), "{peers:?}");
+        assert_eq!(a.state(), NodeState::Up);
+        timeout(SOON, a.status()).await.expect("it answers").unwrap();
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(here.load(Ordering::Relaxed), steps, "its tasks stand still");
+    drop(may_end);
+    until("they go on", || here.load(Ordering::Relaxed) > steps + 20).await;
+    let after = b.whereis("tick").unwrap();
+    assert_eq!((after.session, after.epoch), (before.session, before.epoch));
+    assert_eq!(there.load(Ordering::Relaxed), 0);
+    while let Some(event) = events.next().now_or_never().flatten() {
+        assert!(!matches!(event, NodeEvent::PeerGone { .. }), "{event:?}");
+    }
+    a.close().await;
+    b.close().await;
+    std::mem::ManuallyDrop::into_inner(runtime).shutdown_background();
 }
 
 /// Rule 5: what cannot be stopped outlives the node's own thread, and others learn no sooner than by silence

@@ -23,6 +23,7 @@ mod starting;
 mod unlinked;
 mod unstoppable;
 mod using;
+mod watching;
 
 const SOON: Duration = Duration::from_secs(30);
 

@@ -69,6 +69,12 @@ async fn a_node_of_another_key_or_cluster_is_told_of_on_both_sides() {
     a.close().await;
 }
 
+/// Orchestrators kill after 30 s: a drain and what winds it up come before.
+#[test]
+fn a_drain_has_25_seconds_unless_told_otherwise() {
+    assert_eq!(Node::builder("test").0.drain_budget, Duration::from_secs(25));
+}
+
 #[tokio::test]
 async fn settings_that_cannot_hold_are_refused_with_the_reason() {
     assert!(matches!(refused(plain().node_id("")).await, StartError::InvalidName(_)));

@@ -85,3 +85,25 @@ async fn a_wrong_address_is_told_of_by_those_who_cannot_reach_it() {
     a.close().await;
     b.close().await;
 }
+
+/// Nobody acknowledges what no stream brings: it waits a second for that, and says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_leaves_learns_that_a_peer_has_not_acknowledged_the_goodbye() {
+    log();
+    let firewall = Arc::new(Firewall::default());
+    let a = builder("a", Seeds::None, Arc::default()).network(firewall.clone());
+    let a = a.start().await.unwrap();
+    timeout(SOON, a.wait_ready()).await.unwrap().unwrap();
+    let b = builder("b", a.address().into(), Arc::default()).network(firewall);
+    let b = b.start().await.unwrap();
+    until("it is known", || a.peers().iter().any(|peer| peer.session == *b.session())).await;
+    timeout(SOON, a.drain()).await.unwrap();
+    let begun = Instant::now();
+    let error = timeout(SOON, a.leave()).await.unwrap().unwrap_err();
+    assert_eq!(error, LeaveError::Unheard { heard: 0, told: 1 });
+    assert!(error.to_string().starts_with("only 0 of 1 peers acknowledged"), "{error}");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(a.status().await.unwrap_err(), NodeClosed, "it has left all the same");
+    assert_eq!(timeout(SOON, a.leave()).await.unwrap().unwrap_err(), error, "whoever asks again");
+    b.close().await;
+}

@@ -1,7 +1,6 @@
 //! What a user does with a task by name.
 
 use super::*;
-use crate::registry::{TaskEvent, Watch};
 
 /// Registered nowhere but where a test says so.
 struct Rare;
@@ -17,7 +16,7 @@ impl Task for Rare {
     }
 }
 
-async fn next<S: futures_core::Stream + Unpin>(stream: &mut S) -> S::Item {
+pub(super) async fn next<S: futures_core::Stream + Unpin>(stream: &mut S) -> S::Item {
     timeout(SOON, stream.next()).await.expect("in time").expect("it goes on")
 }
 
@@ -75,6 +74,38 @@ async fn a_task_is_paused_resumed_and_cancelled_from_another_node() {
     until("it is cancelled", || handle.state() == Some(TaskState::Cancelled)).await;
     assert_eq!(timeout(SOON, handle.output()).await.unwrap().unwrap_err(), OutputError::Cancelled);
     assert_eq!(handle.pause().await, Err(HandleError::Ended));
+    a.leave().await.unwrap();
+    b.leave().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_progress_stream_tells_each_progress_once_and_the_last_one_when_the_run_has_ended() {
+    let may_end = Arc::new(AtomicBool::new(false));
+    let a = start_with("a", None, may_end.clone()).await;
+    let b = start_with("b", Some(&a), may_end.clone()).await;
+    let handle = a.run::<Count>("job", CountTo { end: 7, pause_ms: 5 }).await.unwrap();
+    until("the other node knows", || b.whereis("job").is_some()).await;
+    let elsewhere = b.get::<Count>("job");
+    for handle in [&handle, &elsewhere] {
+        let mut told = Box::pin(handle.progress_stream());
+        let (first, second) = (next(&mut told).await, next(&mut told).await);
+        assert!(first.done < second.done, "{first:?} {second:?}");
+        assert_eq!(second.total, 7);
+    }
+    let mut streams = [handle.progress_stream(), elsewhere.progress_stream()].map(Box::pin);
+    let mut last = Vec::new();
+    for told in &mut streams {
+        last.push(next(told).await);
+    }
+    may_end.store(true, Ordering::Relaxed);
+    let output = timeout(SOON, handle.output()).await.unwrap().unwrap();
+    for (told, mut last) in streams.iter_mut().zip(last) {
+        while let Some(progress) = timeout(SOON, told.next()).await.expect("it ends") {
+            assert!(progress.done > last.done, "{progress:?} after {last:?}");
+            last = progress;
+        }
+        assert_eq!((last.done, last.total), (output.at, 7));
+    }
     a.leave().await.unwrap();
     b.leave().await.unwrap();
 }
@@ -191,57 +222,54 @@ async fn what_cannot_be_run_is_refused_with_the_reason() {
     assert!(matches!(error, RunError::Closed(_)), "{error}");
 }
 
-async fn next_but_progress(watch: &mut Watch) -> TaskEvent {
-    loop {
-        match next(watch).await {
-            TaskEvent::Progress { progress, .. } => assert!(progress.done > 0),
-            event => return event,
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_watch_tells_of_start_move_and_end() {
-    let may_end = Arc::new(AtomicBool::new(false));
-    let a = start_with("a", None, may_end.clone()).await;
-    let b = start_with("b", Some(&a), may_end.clone()).await;
-    let mut watch = b.watch("w/");
-    let handle = a.run::<Count>("w/1", CountTo { end: 5, pause_ms: 5 }).await.unwrap();
-    let TaskEvent::Started { node, .. } = next_but_progress(&mut watch).await else {
-        panic!("it starts first");
-    };
-    let home = if node.as_str() == "a" { &a } else { &b };
-    assert!(home.drain().await.is_clean());
-    match next_but_progress(&mut watch).await {
-        TaskEvent::Moved { from, to, .. } => assert!(from == node && to != node),
-        other => panic!("{other:?}"),
-    }
-    may_end.store(true, Ordering::Relaxed);
-    match next_but_progress(&mut watch).await {
-        TaskEvent::Finished { name, state } => {
-            assert_eq!((name.as_str(), state), ("w/1", TaskState::Finished));
-        }
-        other => panic!("{other:?}"),
-    }
-    assert_eq!(timeout(SOON, handle.output()).await.unwrap().unwrap().by.len(), 2);
-    a.leave().await.unwrap();
-    b.leave().await.unwrap();
-    assert_eq!(timeout(SOON, watch.next()).await.unwrap(), None, "the node has closed");
-}
-
 #[tokio::test]
 async fn the_last_node_abandons_what_only_it_has() {
     let may_end = Arc::new(AtomicBool::new(false));
     let node = start_with("a", None, may_end).await;
     node.run::<Count>("job", CountTo { end: 5, pause_ms: 5 }).await.unwrap();
     until("it runs", || node.whereis("job").is_some_and(|e| e.state == TaskState::Running)).await;
-    let stop = tokio::spawn(node.stop_accepting());
     let report = timeout(SOON, node.drain()).await.unwrap();
     assert_eq!(report.abandoned.len(), 1, "{report:?}");
     assert_eq!(report.code(), 75);
     assert!(!node.is_ready());
     node.leave().await.unwrap();
-    timeout(SOON, stop).await.unwrap().unwrap();
+}
+
+/// Load balancers go on sending for that long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_stops_accepting_when_the_delay_after_the_start_of_a_drain_is_over_and_no_sooner()
+{
+    let delay = Duration::from_secs(1);
+    let node = builder("a", Seeds::None, Arc::default()).accept_delay(delay).start().await.unwrap();
+    timeout(SOON, node.wait_ready()).await.unwrap().unwrap();
+    let stop = node.stop_accepting();
+    let stopped = tokio::spawn(async move {
+        stop.await;
+        Instant::now()
+    });
+    sleep(delay * 2).await;
+    assert!(!stopped.is_finished(), "nothing drains");
+    let begun = Instant::now();
+    assert!(timeout(SOON, node.drain()).await.unwrap().is_clean());
+    let after = timeout(SOON, stopped).await.unwrap().unwrap() - begun;
+    assert!(after >= delay, "{after:?}");
+    // It was the delay that ended it.
+    assert_eq!(node.state(), NodeState::Draining);
+    timeout(SOON, node.stop_accepting()).await.expect("also for who asks later");
+    node.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_closes_leaves_nothing_to_accept_for_whatever_the_delay() {
+    let long = Duration::from_secs(3600);
+    let node = builder("a", Seeds::None, Arc::default()).accept_delay(long).start().await.unwrap();
+    timeout(SOON, node.wait_ready()).await.unwrap().unwrap();
+    let stopped = tokio::spawn(node.stop_accepting());
+    timeout(SOON, node.drain()).await.unwrap();
+    assert!(!stopped.is_finished());
+    timeout(SOON, node.leave()).await.unwrap().unwrap();
+    timeout(SOON, stopped).await.unwrap().unwrap();
+    timeout(SOON, node.stop_accepting()).await.expect("it has closed before");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -223,3 +223,27 @@ fn one_that_is_heard_by_gossip_alone_is_not_dead_because_a_peer_says_so() {
     world.run_for(S * 15);
     assert!(world.stretches.iter().all(|s| s.start < told), "what it runs was taken");
 }
+
+/// An answer that does not come is waited for, a second long and no longer.
+#[test]
+fn whoever_leaves_is_told_how_many_of_its_peers_have_heard_the_goodbye() {
+    let lost = |from: &SessionId, _: &SessionId, message: &Message| {
+        matches!(message, Message::LeaveHeard) && from.node.as_str() == "n2"
+    };
+    for (blocked, goodbye, within) in
+        [(None, (2, 2), 0..100), (Some(lost as _), (1, 2), 1000..1100)]
+    {
+        let (mut world, nodes) = World::cluster(8, 3);
+        let leaver = &nodes[0];
+        world.blocked = blocked;
+        world.drain(leaver, S);
+        world.run_until(S * 3, "drained", |w| w.nodes[leaver].drained.is_some());
+        let begun = world.now;
+        world.give(leaver, Event::Leave);
+        world.run_until(S * 2, "it has left", |w| w.nodes[leaver].left.is_some());
+        assert_eq!(world.nodes[leaver].goodbye, Some(goodbye));
+        let took = world.nodes[leaver].left.unwrap().since(begun);
+        assert!(within.contains(&took.as_millis()), "{took:?}");
+        assert_eq!(gone(&world, &nodes[2], leaver), Some(Gone::Left), "only the answer was lost");
+    }
+}

@@ -374,3 +374,24 @@ fn what_was_to_go_to_a_replica_that_has_died_is_released_at_once() {
     world.run_for(MS * 1_000);
     assert_eq!(world.claim_of(&owner, "a").unwrap().phase, Phase::Released);
 }
+
+/// Nobody sends it anything for want of a round of gossip.
+#[test]
+fn a_drain_is_told_to_every_peer_at_once_over_its_link() {
+    let (mut world, owner, others) = World::owned(46, 4, &Setup::default());
+    world.record_messages = true;
+    let begun = world.now;
+    world.drain(&owner, S * 25);
+    let told = |(at, from, _, message): &&(_, _, _, _)| {
+        let draining = matches!(message, Message::State { state: NodeState::Draining, .. });
+        *at == begun && *from == owner && draining
+    };
+    let told: Vec<&SessionId> = world.sent.iter().filter(told).map(|(_, _, to, _)| to).collect();
+    assert_eq!(told, others.iter().collect::<Vec<_>>());
+    // Less than any datagram takes.
+    world.run_for(MS / 2);
+    for other in &others {
+        let peer = world.nodes[other].machine.members().get(&owner).unwrap();
+        assert_eq!(peer.state, NodeState::Draining, "{other}");
+    }
+}

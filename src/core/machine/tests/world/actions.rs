@@ -250,7 +250,10 @@ impl World {
                 node.replies.insert(call, result);
             }
             Action::Drained => node.drained = Some(now),
-            Action::Left { .. } => node.left = Some(now),
+            Action::Left { heard, told } => {
+                node.left = Some(now);
+                node.goodbye = Some((heard, told));
+            }
             Action::Tell(notice) => {
                 if let Notice::PeerUp(peer) = &notice {
                     node.disk.members.insert(peer.clone());

@@ -69,6 +69,8 @@ pub(super) struct Node {
     pub ended: BTreeMap<Name, (RunId, Time)>,
     pub drained: Option<Time>,
     pub left: Option<Time>,
+    /// How many acknowledged its goodbye, of how many that were told.
+    pub goodbye: Option<(usize, usize)>,
     /// Checkpoints written from now on fail.
     pub disk_full: bool,
     /// Paused by SIGSTOP until then.

@@ -163,6 +163,7 @@ impl World {
             ended: BTreeMap::new(),
             drained: None,
             left: None,
+            goodbye: None,
             disk_full: false,
             paused: None,
             goes_on: BTreeMap::new(),
