@@ -1,5 +1,7 @@
 //! What a user does with a task by name.
 
+use futures_util::FutureExt;
+
 use super::*;
 
 /// Registered nowhere but where a test says so.
@@ -264,11 +266,11 @@ async fn a_node_that_closes_leaves_nothing_to_accept_for_whatever_the_delay() {
     let long = Duration::from_secs(3600);
     let node = builder("a", Seeds::None, Arc::default()).accept_delay(long).start().await.unwrap();
     timeout(SOON, node.wait_ready()).await.unwrap().unwrap();
-    let stopped = tokio::spawn(node.stop_accepting());
     timeout(SOON, node.drain()).await.unwrap();
-    assert!(!stopped.is_finished());
+    let mut stop = Box::pin(node.stop_accepting());
+    assert!((&mut stop).now_or_never().is_none());
     timeout(SOON, node.leave()).await.unwrap().unwrap();
-    timeout(SOON, stopped).await.unwrap().unwrap();
+    timeout(SOON, stop).await.expect("it ends with the node");
     timeout(SOON, node.stop_accepting()).await.expect("it has closed before");
 }
 

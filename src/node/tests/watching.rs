@@ -6,12 +6,15 @@ use super::*;
 use crate::registry::{TaskEvent, Watch};
 
 async fn next_but_progress(watch: &mut Watch) -> TaskEvent {
-    loop {
-        match next(watch).await {
-            TaskEvent::Progress { progress, .. } => assert!(progress.done > 0),
-            event => return event,
+    let other = async {
+        loop {
+            match next(watch).await {
+                TaskEvent::Progress { progress, .. } => assert!(progress.done > 0),
+                event => return event,
+            }
         }
-    }
+    };
+    timeout(SOON, other).await.expect("something else in time")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
