@@ -126,6 +126,31 @@ async fn a_drain_without_any_time_loses_nothing() {
     .await;
 }
 
+/// 5 s are enough to be safe, whatever the steps: what is lost is the step under way.
+#[tokio::test]
+async fn a_drain_of_5_s_ends_in_time_and_costs_steps_that_take_longer_once_more_and_nothing_else() {
+    bounded(async {
+        let budget = Duration::from_secs(5);
+        let setup = Setup { budget: Some(budget), ..Setup::default() };
+        let mut cluster = Cluster::of(&["n1", "n2"], setup).await;
+        let slow = |cluster: &Cluster, name: &str| cluster.ledger(name, 2, 12_000);
+        cluster.run_alike(4, slow).await;
+        // All are in their second step.
+        cluster.written(2).await;
+        let cut_off = cluster.must_run_on("n2", "n1").await;
+        let stopped = cluster.stop("n1").await;
+        assert_eq!(stopped.status.code(), Some(0), "{stopped:?}");
+        // What the budget does not cover is bounded, too.
+        assert!(stopped.after >= budget, "{stopped:?}");
+        assert!(stopped.after < budget + Duration::from_secs(4), "{stopped:?}");
+        assert_eq!(stopped.reported("released"), cut_off as u64, "{stopped:?}");
+        cluster.finish("n2").await;
+        assert_eq!(cluster.assert_complete(1), cut_off);
+        cluster.measure();
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_second_signal_ends_the_waiting_for_steps() {
     bounded(async {

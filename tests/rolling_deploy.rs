@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, test_kill_process};
@@ -186,56 +187,145 @@ fn an_output_that_is_not_there_is_damaged() {
     assert!(matches!(verdict, Verdict::Damaged(_)));
 }
 
-/// A run of one task that moved at a SIGTERM and at a SIGKILL; what it is judged by can be changed.
-fn judged(exits: &[(&str, i32)], killed: bool) -> Vec<String> {
-    const MS: u64 = 1_000_000;
-    let name = "compress/part-00".to_owned();
-    let step = |node: &str, epoch, seq, start: u64| Step {
-        name: name.clone(),
+const PART: &str = "compress/part-00";
+
+/// In milliseconds, 10 ms long.
+fn step(node: &str, epoch: u64, start: u64) -> Step {
+    Step {
+        name: PART.into(),
         epoch,
-        seq,
-        node: node.to_owned(),
-        start: start * MS,
-        end: Some((start + 10) * MS),
+        seq: epoch,
+        node: node.into(),
+        start: start * 1_000_000,
+        end: Some((start + 10) * 1_000_000),
         units: 1,
-    };
-    let end = |node: &str, cause, at: u64| ProcessEnd {
-        node: node.to_owned(),
-        cause,
-        signalled: at * MS,
-        exited: (at + 50) * MS,
-    };
-    let mut steps = vec![step("n1", 1, 1, 0), step("n2", 2, 2, 20)];
-    if killed {
-        steps.push(step("n3", 3, 3, 40));
     }
-    let ends = [end("n1", Cause::Sigterm, 5), end("n2", Cause::Sigkill, 31)];
-    let measured = Measured::new(&steps, &ends, 1000 * MS);
-    let source = Source { path: "source".into(), offset: 0, len: 3 };
-    let job = Job { source, output: "output".into(), frame: 1, level: 1, pace_ms: 1 };
-    let intact = Verdict::Intact { compressed: 1, sha256: String::new() };
-    let exits = exits
-        .iter()
-        .map(|(node, code)| ((*node).to_owned(), std::process::ExitStatus::from_raw(code << 8)));
-    let report = Report {
-        jobs: &BTreeMap::from([(name.clone(), job)]),
-        outputs: &BTreeMap::from([(name.clone(), 1)]),
-        verdicts: &BTreeMap::from([(name.clone(), intact)]),
-        measured: &measured,
-        ends: &ends,
-        exits: &exits.collect(),
-    };
-    assert_eq!(report.is_good(), report.faults().is_empty());
-    report.faults()
+}
+
+/// A run of one task that moved at a SIGTERM and at a SIGKILL, as it should be until a test changes it.
+struct Ran {
+    outputs: BTreeMap<String, u64>,
+    verdicts: BTreeMap<String, Verdict>,
+    steps: Vec<Step>,
+    exit: i32,
+}
+
+impl Ran {
+    fn well() -> Self {
+        let intact = Verdict::Intact { compressed: 1, sha256: String::new() };
+        Self {
+            outputs: BTreeMap::from([(PART.into(), 1)]),
+            verdicts: BTreeMap::from([(PART.into(), intact)]),
+            steps: vec![step("n1", 1, 0), step("n2", 2, 20), step("n3", 3, 40)],
+            exit: 0,
+        }
+    }
+
+    fn report<T>(&self, read: impl FnOnce(&Report<'_>) -> T) -> T {
+        let end = |node: &str, cause, at: u64| ProcessEnd {
+            node: node.to_owned(),
+            cause,
+            signalled: at * 1_000_000,
+            exited: (at + 50) * 1_000_000,
+        };
+        let ends = [end("n1", Cause::Sigterm, 5), end("n2", Cause::Sigkill, 31)];
+        let source = Source { path: "source".into(), offset: 0, len: 3 };
+        let job = Job { source, output: "output".into(), frame: 1, level: 1, pace_ms: 1 };
+        read(&Report {
+            jobs: &BTreeMap::from([(PART.into(), job)]),
+            outputs: &self.outputs,
+            verdicts: &self.verdicts,
+            measured: &Measured::new(&self.steps, &ends, 1_000_000_000),
+            ends: &ends,
+            exits: &BTreeMap::from([("n1".into(), ExitStatus::from_raw(self.exit << 8))]),
+        })
+    }
+
+    /// The only thing that is wrong with it has all these words.
+    fn assert_fault(&self, words: &[&str]) {
+        let (faults, good) = self.report(|report| (report.faults(), report.is_good()));
+        assert!(!good);
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(words.iter().all(|word| faults[0].contains(word)), "{faults:?}");
+    }
 }
 
 #[test]
 fn a_run_is_good_if_the_drained_exit_with_0_and_both_signals_met_running_tasks() {
-    assert_eq!(judged(&[("n1", 0)], true), [""; 0]);
-    let faults = judged(&[("n1", 75)], true);
-    assert_eq!(faults.len(), 1, "{faults:?}");
-    assert!(faults[0].contains("n1") && faults[0].contains("75"), "{faults:?}");
-    let faults = judged(&[("n1", 0)], false);
-    assert_eq!(faults.len(), 1, "{faults:?}");
-    assert!(faults[0].contains("SIGKILL") && faults[0].contains("--input"), "{faults:?}");
+    let (faults, good) = Ran::well().report(|report| (report.faults(), report.is_good()));
+    assert!(good && faults.is_empty(), "{faults:?}");
+    Ran { exit: 75, ..Ran::well() }.assert_fault(&["n1", "75"]);
+    let mut unkilled = Ran::well();
+    unkilled.steps.pop();
+    unkilled.assert_fault(&["SIGKILL", "--input"]);
+}
+
+#[test]
+fn a_task_that_is_lost_damaged_or_not_verified_is_a_fault() {
+    Ran { outputs: BTreeMap::new(), ..Ran::well() }.assert_fault(&[PART, "is lost"]);
+    Ran { verdicts: BTreeMap::new(), ..Ran::well() }.assert_fault(&[PART, "was not verified"]);
+    let damaged = BTreeMap::from([(PART.into(), Verdict::Damaged("torn".into()))]);
+    Ran { verdicts: damaged, ..Ran::well() }.assert_fault(&[PART, "is damaged", "torn"]);
+}
+
+#[test]
+fn a_task_that_ran_twice_at_once_is_a_fault_on_two_nodes_as_on_one() {
+    let mut on_two = Ran::well();
+    on_two.steps[1] = step("n2", 2, 7);
+    on_two.assert_fault(&[PART, "n1", "n2", "at once for 3 ms"]);
+    let mut on_one = Ran::well();
+    on_one.steps.push(step("n3", 4, 45));
+    on_one.assert_fault(&["twice at once on one node"]);
+}
+
+/// Every leaf of it, by its path.
+fn keys(of: &Value, below: &str) -> Vec<String> {
+    let Value::Object(fields) = of else {
+        assert!(of.is_number(), "{below} is {of}");
+        return vec![below.to_owned()];
+    };
+    let path = |key: &str| format!("{below}{}{key}", if below.is_empty() { "" } else { "." });
+    fields.iter().flat_map(|(key, value)| keys(value, &path(key))).collect()
+}
+
+#[test]
+fn the_figures_have_the_names_that_programs_read_and_count_what_went_wrong() {
+    let summary = |ran: &Ran| ran.report(|report| serde_json::to_value(report.summary()).unwrap());
+    let well = summary(&Ran::well());
+    let mut found = keys(&well, "");
+    found.sort_unstable();
+    let expected = [
+        "completed",
+        "lost",
+        "moves_max_per_task",
+        "moves_total",
+        "sigkill.gap_ms.max",
+        "sigkill.gap_ms.p50",
+        "sigkill.gap_ms.p99",
+        "sigkill.overlap_ms_max",
+        "sigkill.redone_units_max_per_task",
+        "sigterm.drain_s_max",
+        "sigterm.gap_ms.max",
+        "sigterm.gap_ms.p50",
+        "sigterm.gap_ms.p99",
+        "sigterm.overlap_ms_max",
+        "sigterm.redone_ratio",
+        "tasks",
+        "verified",
+    ];
+    assert_eq!(found, expected);
+    let counts = |of: &Value| ["tasks", "completed", "lost", "verified"].map(|key| of[key].clone());
+    assert_eq!(counts(&well), [1, 1, 0, 1]);
+    assert_eq!([&well["moves_total"], &well["moves_max_per_task"]], [2, 2]);
+    assert_eq!(well["sigterm"]["gap_ms"]["max"], 10.0);
+    assert_eq!([&well["sigterm"]["redone_ratio"], &well["sigterm"]["drain_s_max"]], [1.0, 0.05]);
+
+    let mut badly = Ran { outputs: BTreeMap::new(), verdicts: BTreeMap::new(), ..Ran::well() };
+    badly.steps[1] = step("n2", 2, 7);
+    // What n2 had done is done again.
+    badly.steps[2].seq = 2;
+    let badly = summary(&badly);
+    assert_eq!(counts(&badly), [1, 0, 1, 0]);
+    assert_eq!(badly["sigterm"]["overlap_ms_max"], 3.0);
+    assert_eq!(badly["sigkill"]["redone_units_max_per_task"], 1);
 }

@@ -10,9 +10,9 @@ use tokio::time::{sleep, timeout};
 
 use super::cut::Cut;
 use super::recorder::Recorded;
-use super::task::{Grow, Journal, Rare, Tick};
+use super::task::{Grow, Journal, Long, Rare, Tick};
 
-const SOON: Duration = Duration::from_secs(30);
+pub(super) const SOON: Duration = Duration::from_secs(30);
 
 /// What a node can do.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +63,7 @@ impl Host {
             .checkpoint_every(Duration::from_millis(100), 1 << 20)
             .network(cut.clone())
             .executor(Executor::Current)
+            .task(Long)
             .task(Tick { journal: journal.clone(), node: id.to_owned() });
         let builder = if setup.rare { builder.task(Rare) } else { builder };
         let builder = match setup.grow {

@@ -11,10 +11,14 @@ mod task;
 
 use std::time::{Duration, Instant};
 
-use handover::TaskState;
+use futures_core::stream::BoxStream;
+use futures_util::{StreamExt, stream};
+use handover::signal::Signal;
+use handover::{TaskEvent, TaskState, Trigger};
+use tokio::time::{sleep, timeout};
 
-use self::host::{Host, Hosts, Setup, close_to, until};
-use self::task::{Grow, Journal, Rare, Tick};
+use self::host::{Host, Hosts, SOON, Setup, close_to, until};
+use self::task::{Grow, Journal, Long, Rare, Tick};
 
 const TICK: &str = "tick";
 
@@ -226,17 +230,32 @@ async fn a_conflict_is_told_by_both_sides_and_its_overlap_is_that_of_the_steps()
     let home = hosts.iter().position(|host| host.sees(TICK, Some(host))).unwrap();
     let old = hosts.remove(home);
     until("it has taken some steps", || journal.steps().len() > 40).await;
+    let mut watch = old.node.watch(TICK);
+    let mut watches: Vec<_> = hosts.iter().map(|host| host.node.watch(TICK)).collect();
 
     old.cut.isolate();
     let runs_on = |host: &&Host| !journal.by(host).is_empty();
     until("another node has taken it over", || hosts.iter().any(|host| runs_on(&host))).await;
-    let winner = hosts.iter().find(runs_on).unwrap();
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    let first = hosts.iter().position(|host| runs_on(&host)).unwrap();
+    let winner = &hosts[first];
+    sleep(Duration::from_secs(1)).await;
     old.cut.heal();
     until("the old copy has stopped", || old.sees(TICK, Some(winner))).await;
     until("it is measured", || !old.metrics.histogram("handover_overlap_seconds", &[]).is_empty())
         .await;
 
+    for watch in [&mut watch, &mut watches[first]] {
+        let told = async {
+            loop {
+                let event = watch.next().await.expect("it goes on");
+                if let TaskEvent::Conflict { name, kept, stopped } = event {
+                    return [name.to_string(), kept.to_string(), stopped.to_string()];
+                }
+            }
+        };
+        let told = timeout(SOON, told).await.expect("it is told");
+        assert_eq!(told, [TICK, winner.id.as_str(), old.id.as_str()]);
+    }
     let last = journal.by(&old).last().unwrap().end;
     let first = journal.by(winner)[0].begin;
     let truly = last.duration_since(first).as_secs_f64();
@@ -255,6 +274,36 @@ async fn a_conflict_is_told_by_both_sides_and_its_overlap_is_that_of_the_steps()
     }
     hosts.push(old);
     Hosts(hosts).leave().await;
+}
+
+/// A signal, and one more when that cannot be taken for the same.
+struct Twice;
+
+impl Trigger for Twice {
+    fn signals(self) -> BoxStream<'static, Option<Signal>> {
+        let second = stream::once(async {
+            sleep(Duration::from_millis(1200)).await;
+            Some(Signal::Terminate)
+        });
+        stream::iter([Some(Signal::Terminate)]).chain(second).boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_drain_that_a_second_signal_cut_short_is_measured_as_forced() {
+    const LONG: &str = "long";
+    let journal = Journal::default();
+    let a = Host::start("a", &[], &journal, Setup::default()).await;
+    let b = Host::start("b", &[&a], &journal, Setup::default()).await;
+    a.node.run::<Long>(LONG, ()).await.unwrap();
+    until("both know that it runs", || [&a, &b].iter().all(|host| host.sees(LONG, None))).await;
+    let (home, other) = if a.sees(LONG, Some(&a)) { (a, b) } else { (b, a) };
+    let report = timeout(SOON, home.node.drain_on(Twice)).await.unwrap();
+    assert_eq!(report.forced, Some(Signal::Terminate), "{report:?}");
+    let drains = |labels: &[_]| home.metrics.histogram("handover_drain_seconds", labels);
+    assert_eq!(drains(&[("outcome", "forced")]), [report.elapsed.as_secs_f64()]);
+    assert_eq!(drains(&[]).len(), 1, "and as nothing else");
+    Hosts(vec![home, other]).leave().await;
 }
 
 #[tokio::test]

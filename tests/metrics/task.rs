@@ -64,6 +64,22 @@ impl Task for Tick {
     }
 }
 
+/// A step that takes longer than a test.
+#[derive(Debug)]
+pub(super) struct Long;
+
+impl Task for Long {
+    const KIND: &'static str = "long";
+    type Args = ();
+    type State = ();
+    type Output = ();
+
+    async fn step(&self, _: &mut Cx, (): &(), (): &mut ()) -> Result<Step<()>> {
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        Ok(Step::More)
+    }
+}
+
 /// Registered on some nodes only.
 #[derive(Debug)]
 pub(super) struct Rare;

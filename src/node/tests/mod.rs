@@ -17,6 +17,7 @@ use crate::task::{Cx, Step, Task};
 
 mod failing;
 mod hostile;
+mod logging;
 mod many;
 mod seeds;
 mod starting;
