@@ -78,6 +78,11 @@ impl Phase {
         self.is_held() && !matches!(self, Self::Claimed | Self::Incoming { .. })
     }
 
+    /// The claimant has the name, and does not run it.
+    pub const fn is_kept(&self) -> bool {
+        matches!(self, Self::Paused | Self::Parked { .. } | Self::Quarantined)
+    }
+
     /// Only an order of the user ends it, whoever holds the name (Rules 20 and 26).
     pub const fn waits_for_resume(&self) -> bool {
         matches!(self, Self::Quarantined | Self::Parked { until_resumed: true })

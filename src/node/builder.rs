@@ -230,7 +230,7 @@ impl NodeBuilder {
         self
     }
 
-    /// How many tasks run here at most. Default: 10,000.
+    /// How many tasks run here at most; what is paused or parked here takes no room. Default: 10,000.
     pub fn max_running(mut self, limit: u32) -> Self {
         self.0.max_running = limit;
         self

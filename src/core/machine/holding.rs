@@ -1,4 +1,4 @@
-//! The claims of this node that hold a name: their numbers, and how many there are of each kind.
+//! The claims of this node that hold a name: their numbers, and how many of each kind run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,16 +6,31 @@ use crate::core::ids::Kind;
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Holding {
-    by_number: BTreeMap<u64, Kind>,
+    /// With their kinds, and whether they run, or are about to.
+    by_number: BTreeMap<u64, (Kind, bool)>,
+    running: usize,
     of_kind: BTreeMap<Kind, usize>,
     /// Transferred, and not known to be taken: not held, nor released.
     decided: BTreeSet<u64>,
 }
 
 impl Holding {
-    pub(super) fn insert(&mut self, number: u64, kind: &Kind) {
-        if self.by_number.insert(number, kind.clone()).is_none() {
+    /// What is only kept takes no room from what runs.
+    pub(super) fn insert(&mut self, number: u64, kind: &Kind, runs: bool) {
+        let before = self.by_number.insert(number, (kind.clone(), runs));
+        let ran = before.is_some_and(|(_, ran)| ran);
+        if runs && !ran {
+            self.running += 1;
             *self.of_kind.entry(kind.clone()).or_default() += 1;
+        } else if ran && !runs {
+            self.ends(kind);
+        }
+    }
+
+    fn ends(&mut self, kind: &Kind) {
+        self.running -= 1;
+        if let Some(count) = self.of_kind.get_mut(kind) {
+            *count -= 1;
         }
     }
 
@@ -29,11 +44,11 @@ impl Holding {
     /// Whether the claim held its name until now.
     pub(super) fn remove(&mut self, number: u64) -> bool {
         let decided = self.decided.remove(&number);
-        let Some(kind) = self.by_number.remove(&number) else {
+        let Some((kind, runs)) = self.by_number.remove(&number) else {
             return decided;
         };
-        if let Some(count) = self.of_kind.get_mut(&kind) {
-            *count -= 1;
+        if runs {
+            self.ends(&kind);
         }
         true
     }
@@ -44,8 +59,14 @@ impl Holding {
         held.into_iter().chain(self.decided.first()).min().copied()
     }
 
+    #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.by_number.len()
+    }
+
+    /// How many run, or are about to.
+    pub(super) const fn running(&self) -> usize {
+        self.running
     }
 
     pub(super) fn of(&self, kind: &Kind) -> usize {

@@ -79,7 +79,7 @@ impl Machine {
         if !self.admits(&spec.name) {
             return Some(Refusal::TooManyNames);
         }
-        if self.load.full || self.is_full_of(&spec.kind) {
+        if self.is_full_for(spec) {
             return Some(Refusal::Full);
         }
         if !self.may_take(spec, version) {

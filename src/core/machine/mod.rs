@@ -375,8 +375,7 @@ impl Machine {
     /// Whether this node may take a task now.
     fn may_take(&self, spec: &Spec, state_version: Option<u32>) -> bool {
         self.state == NodeState::Up
-            && !self.load.full
-            && !self.is_full_of(&spec.kind)
+            && !self.is_full_for(spec)
             && self
                 .config
                 .record
@@ -385,8 +384,15 @@ impl Machine {
                 .is_some_and(|versions| state_version.is_none_or(|v| versions.reads(v)))
     }
 
-    /// Whether this node holds as many tasks of a kind as it may.
-    pub(super) fn is_full_of(&self, kind: &Kind) -> bool {
-        self.config.kind_limits.get(kind).is_some_and(|limit| self.holding.of(kind) >= *limit)
+    /// What this node runs, or is about to.
+    fn load_now(&self) -> Load {
+        let running = u32::try_from(self.holding.running()).unwrap_or(u32::MAX);
+        Load { running, full: running >= self.config.record.max_running }
+    }
+
+    /// Whether this node runs as many tasks as it may, of all kinds or of this one.
+    fn is_full_for(&self, spec: &Spec) -> bool {
+        let of_kind = self.config.kind_limits.get(&spec.kind);
+        self.load_now().full || of_kind.is_some_and(|limit| self.holding.of(&spec.kind) >= *limit)
     }
 }

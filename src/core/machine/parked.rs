@@ -24,6 +24,9 @@ impl Machine {
         if self.may_take(&spec, version) {
             return self.claim(spec, Cause::Unparked, Purpose::Run, Vec::new());
         }
+        if self.is_full_for(&spec) {
+            self.passed_over.insert(name.clone());
+        }
         if !self.offer(name) {
             self.look_older(name);
         }

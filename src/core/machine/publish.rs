@@ -8,7 +8,7 @@ use crate::core::claim::{Claim, Phase};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Action, Notice};
 use crate::core::message::Message;
-use crate::core::record::{Load, NodeState};
+use crate::core::record::NodeState;
 
 /// Bound on the list of single releases in the header.
 const MAX_RELEASED: usize = 32;
@@ -41,13 +41,11 @@ impl Machine {
             return;
         };
         task.claim.version = task.claim.version.saturating_add(1);
-        let claim = task.claim.clone();
+        let (claim, ran) = (task.claim.clone(), self.holding.running());
         if claim.phase.is_held() {
-            self.holding.insert(claim.number, &task.spec.kind);
+            self.holding.insert(claim.number, &task.spec.kind, !claim.phase.is_kept());
         } else if matches!(claim.phase, Phase::Transferred { .. }) {
             self.holding.decide(claim.number);
-            // There may be room for one more.
-            self.dirty.append(&mut self.passed_over);
         } else if self.holding.remove(claim.number) {
             if claim.phase.is_free() {
                 self.recently_released.push_back(claim.number);
@@ -55,6 +53,8 @@ impl Machine {
                     self.recently_released.pop_front();
                 }
             }
+        }
+        if self.holding.running() < ran {
             // There may be room for one more.
             self.dirty.append(&mut self.passed_over);
         }
@@ -100,8 +100,7 @@ impl Machine {
             self.push(Action::Header { state, version, watermark, released });
             self.header = Some(header);
         }
-        let running = u32::try_from(self.holding.len()).unwrap_or(u32::MAX);
-        let load = Load { running, full: running >= self.config.record.max_running };
+        let load = self.load_now();
         if load != self.load {
             self.load = load;
             self.push(Action::PublishLoad(load));

@@ -293,7 +293,7 @@ impl Machine {
             candidates.push(Candidate {
                 session: &self.config.me,
                 record: &self.config.record,
-                load: self.load,
+                load: self.load_now(),
             });
         }
         candidates
@@ -342,7 +342,7 @@ impl Machine {
             _ if !self.admits(&name) => Refusal::TooManyNames,
             true => return self.claim(spec, Cause::Start, Purpose::Run, callers),
             false if self.state != NodeState::Up => Refusal::NotUp,
-            false if self.load.full || self.is_full_of(&spec.kind) => Refusal::Full,
+            false if self.is_full_for(&spec) => Refusal::Full,
             false => Refusal::Incompatible,
         };
         let result = Err(CallError::NoNode(refusal));

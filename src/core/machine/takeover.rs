@@ -48,7 +48,7 @@ impl Machine {
         if !self.members.may_take_over(self.now.at) {
             return self.alarm_in(name, TICK * 5);
         }
-        if self.load.full || self.specs.get(name).is_some_and(|spec| self.is_full_of(&spec.kind)) {
+        if self.load_now().full || self.specs.get(name).is_some_and(|spec| self.is_full_for(spec)) {
             self.passed_over.insert(name.clone());
         }
         let Some((rank, purpose)) = self.takeover_rank(name, &top) else {

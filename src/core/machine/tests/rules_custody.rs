@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::rules_claims::short;
 use super::world::{Disk, MS, Setup, World, name};
-use crate::core::claim::{Claim, Phase, Spec};
+use crate::core::claim::{Claim, Phase, Spec, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
 use crate::core::message::Message;
@@ -24,11 +24,15 @@ fn unable() -> Setup {
 /// Three nodes that cannot run "a" and one that does, which dies.
 fn orphan(seed: u64) -> (World, Vec<SessionId>, SessionId) {
     let mut world = World::new(seed);
-    let nodes: Vec<_> =
-        (0..3).map(|i| world.boot(&format!("n{i}"), unable(), Disk::default())).collect();
+    world.goal = 100_000;
+    let nodes = (0..3).map(|i| world.boot(&format!("n{i}"), unable(), Disk::default())).collect();
+    orphan_in(world, nodes)
+}
+
+/// The same in this cluster.
+fn orphan_in(mut world: World, nodes: Vec<SessionId>) -> (World, Vec<SessionId>, SessionId) {
     let runner = world.boot("runner", able(), Disk::default());
     world.run_for(S * 4);
-    world.goal = 100_000;
     world.start_kind(&nodes[0], "a", "special", false);
     world.run_for(S * 2);
     assert_eq!(world.runner("a"), runner);
@@ -126,15 +130,49 @@ fn custody_outlives_its_holders_drain() {
     assert_resumed(&world, &able);
 }
 
-/// An able node that was full takes it when it has room.
+/// An able node that was full takes it when it has room, also where that node is the one that keeps it.
 #[test]
 fn a_kept_task_goes_to_a_node_that_was_full() {
-    let (mut world, nodes, _) = orphan(4);
-    world.run_for(S * 6);
-    keeper(&world, &nodes[0]);
-    let full = world.boot("able", Setup { max_running: 1, ..able() }, Disk::default());
-    world.run_for(S * 4);
-    assert_eq!(world.runner("a"), full);
+    let mut kept_there = 0;
+    for i in 0..6 {
+        let mut world = World::new(4);
+        world.goal = 100_000;
+        // Another name is the first in line for the name each time.
+        let full = Setup { max_running: 1, ..able() };
+        let full = world.boot(&format!("able{i}"), full, Disk::default());
+        let nodes = vec![full.clone(), world.boot("n0", unable(), Disk::default())];
+        world.run_for(S * 4);
+        world.start_kind(&full, "b", "special", false);
+        world.run_for(S * 2);
+        let (mut world, nodes, _) = orphan_in(world, nodes);
+        world.run_for(S * 6);
+        assert!(world.running("a").is_empty() && world.runner("b") == full, "{full}");
+        kept_there += usize::from(keeper(&world, &nodes[0]) == full);
+        world.want(&nodes[0], "b", Want::Cancel);
+        world.run_for(S * 4);
+        assert_eq!(world.runner("a"), full);
+    }
+    assert!((1..6).contains(&kept_there), "{kept_there}");
+}
+
+/// What is kept, paused or parked, runs nowhere, and takes no room from what does.
+#[test]
+fn what_is_kept_counts_as_none_that_runs() {
+    let (mut world, owner, _) = World::owned(5, 1, &Setup { max_running: 1, ..Setup::default() });
+    world.start(&owner, "b");
+    world.run_for(S * 2);
+    assert!(world.running("b").is_empty());
+    world.want(&owner, "a", Want::Pause);
+    world.run_for(S * 2);
+    world.start(&owner, "b");
+    world.run_for(S * 2);
+    assert_eq!(world.runner("b"), owner);
+    world.want(&owner, "a", Want::Run);
+    world.run_for(S * 2);
+    assert!(world.running("a").is_empty(), "there is no room for both");
+    world.want(&owner, "b", Want::Cancel);
+    world.run_for(S * 2);
+    assert_eq!(world.runner("a"), owner);
 }
 
 /// A session is buried once its names are in other hands; its relayed heartbeat revives nothing.
