@@ -85,6 +85,35 @@ fn a_loser_that_fails_as_it_stops_keeps_its_branch() {
     assert_eq!(of_old(&new), of_old(&old));
 }
 
+/// Rule 12: a record is removed once another has dominated it for `R_eta`, and never while it says that its
+/// task still runs: others go by it.
+#[test]
+fn whoever_is_still_stopping_keeps_its_record_however_long_it_is_dominated() {
+    let converged = setup().timing.convergence() + MS * 200;
+    let mut long = 0;
+    for wait in 5..9 {
+        let (mut world, _, old, new) = split(3, 3);
+        world.steps.insert(name("a"), S * 4);
+        world.run_for(S * wait);
+        world.heal();
+        let stops = |n: &Notice| matches!(n, Notice::Conflict { .. });
+        world.run_until(S * 2, "a conflict", |w| w.told(&old, stops) > 0);
+        let (told, mut known) = (world.now, false);
+        while world.running("a").contains(&old) {
+            let own = world.claim_of(&old, "a");
+            assert!(own.is_some_and(|claim| claim.phase == Phase::Running));
+            let seen = world.nodes[&new].machine.view().get(&name("a"), &old);
+            assert!(seen.map_or(!known, |claim| claim.phase == Phase::Running));
+            known = seen.is_some();
+            world.run_for(MS * 50);
+        }
+        long += usize::from(known && world.now.since(told) > converged);
+        world.run_for(converged * 2);
+        assert!(world.claim_of(&old, "a").is_none(), "and then it goes");
+    }
+    assert!(long > 0);
+}
+
 /// Whoever meets a rival asks it for proof of life, and does not wait until gossip happens to bring
 /// some: every moment until then is run twice.
 #[test]
