@@ -101,7 +101,6 @@ fn an_offer_of_the_sources_own_epoch_is_refused() {
 fn who_accepts_too_late_is_told_so() {
     let (mut world, owner, _) = World::owned(54, 3, &Setup::default());
     let target = target_of(&world, &owner);
-    world.steps.insert(name("a"), S * 6);
     let fault = |hits, fate| Fault { hits, fate, times: 1 };
     world.faults = vec![
         fault(|m| matches!(m, Message::OfferReply { .. }), Fate::Late(MS * 1_500)),

@@ -112,13 +112,14 @@ impl World {
         let (now, paused) = (self.now, self.is_paused(session));
         let poisoned = self.poison.contains(name);
         let failing = self.failing.contains(&(name.clone(), session.clone()));
+        let from_now_on = self.steps.get(name).copied();
         let Some(node) = self.nodes.get_mut(session) else { return };
         let (permit, setup, writes) = (node.permit, &node.setup, &node.writes);
         let Some(task) = node.loops.get_mut(name).filter(|t| t.generation == generation) else {
             return;
         };
         let again = Due::Step { node: session.clone(), name: name.clone(), generation };
-        let (step, kind) = (task.step, &task.spec.kind);
+        let (step, kind) = (from_now_on.unwrap_or(task.step), &task.spec.kind);
         let newest = setup.kinds.iter().find(|(known, _)| *known == kind.as_str()).unwrap().1;
         let wanted = writes.get(kind).filter(|_| setup.downgrades);
         let state_version = wanted.copied().unwrap_or(newest);
