@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::world::{MS, Setup, World, name};
+use super::rules_claims::short;
+use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::Phase;
 use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::{Gone, Notice};
@@ -156,6 +157,30 @@ fn steps_go_on_after_a_gap_with_the_first_echo_sent_after_it() {
     for (task, before) in mine.iter().zip(before) {
         assert!(world.steps_done[&name(task)] > before + 2, "{task}");
     }
+}
+
+/// Rule 17: and one that nobody echoes any more does not stand still for ever: it goes on after `alone_after`.
+#[test]
+fn after_a_gap_an_isolated_node_goes_on_after_alone_after() {
+    let setup = |kind| Setup { kinds: vec![(kind, 1)], timing: short(), ..Setup::default() };
+    let mut world = World::new(6);
+    world.goal = 100_000;
+    // Nobody else can run it.
+    let node = world.boot("n0", setup("special"), Disk::default());
+    for other in ["n1", "n2"] {
+        world.boot(other, setup("count"), Disk::default());
+    }
+    world.run_for(S * 3);
+    world.start_kind(&node, "a", "special", false);
+    world.run_for(S * 2);
+    world.isolate(&node);
+    world.pause(&node, S * 3);
+    world.run_for(S * 3 + MS * 300);
+    let (woken, alone_after) = (world.steps_done[&name("a")], short().alone_after);
+    world.run_for(alone_after - S);
+    assert_eq!(world.steps_done[&name("a")], woken, "steps started");
+    world.run_for(S * 2);
+    assert!(world.steps_done[&name("a")] > woken + 5);
 }
 
 /// Rule 4: an echo of what was sent long ago is no evidence, however fresh the datagram that carries it.

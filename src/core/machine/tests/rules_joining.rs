@@ -203,6 +203,25 @@ fn a_cluster_started_again_goes_on_above_all_epochs_before() {
     }
 }
 
+/// Rule 14: whoever is missing may know better, and may also never come back.
+#[test]
+fn a_node_that_comes_back_alone_waits_for_the_others_until_alone_after() {
+    let setup = Setup { durable: true, timing: short(), ..Setup::default() };
+    let (mut world, owner, others) = World::owned(12, 3, &setup);
+    world.run_for(S);
+    let seq = world.acknowledged[&name("a")].1;
+    others.iter().chain([&owner]).for_each(|node| world.crash(node));
+    let disk = world.nodes[&owner].disk.clone();
+    let node = world.boot(owner.node.as_str(), setup, disk);
+    let is_up = |w: &World| w.nodes[&node].machine.state() == NodeState::Up;
+    world.run_until(S * 10, "it is up", is_up);
+    world.run_for(short().alone_after - S);
+    assert!(world.running("a").is_empty(), "somebody may know better");
+    world.run_for(S * 3);
+    assert_eq!(world.runner("a"), node);
+    assert!(world.stretches.last().unwrap().from_seq >= seq);
+}
+
 /// L3, C4: a node that died before the others comes back with its old directory, and a clock that is
 /// behind. Where it is the one to go on, it does so above the checkpoint that others give it.
 #[test]
