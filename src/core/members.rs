@@ -91,8 +91,13 @@ impl Peer {
     /// claim names itself. One that was never met, perhaps a corpse that gossip tells of, is not:
     /// if it is up it has caught up with this node, and so has been met (Rule 14).
     pub fn is_asked(&self) -> bool {
-        let joins = self.state == NodeState::Joining && (self.met || self.linked);
-        self.is_live() || (self.gone.is_none() && joins)
+        self.is_live() || self.joins()
+    }
+
+    /// Has shown itself, and is not up yet.
+    pub fn joins(&self) -> bool {
+        let here = self.gone.is_none() && (self.met || self.linked);
+        here && self.state == NodeState::Joining
     }
 
     /// Nothing has shown that it exists but what others say.

@@ -140,7 +140,12 @@ impl Machine {
     pub(super) fn finishes_here(&self, task: &Task) -> bool {
         matches!(task.doing, Doing::Running)
             && self.config.finish_here.contains(&task.spec.kind)
-            && self.drain.as_ref().is_some_and(|drain| drain.has_time(self.now.at))
+            && self.has_time_to_drain()
+    }
+
+    /// Whether this node drains, and what is stopped later still has the time to move.
+    pub(super) fn has_time_to_drain(&self) -> bool {
+        self.drain.as_ref().is_some_and(|drain| drain.has_time(self.now.at))
     }
 
     /// Stops waiting for step boundaries: what runs is told to stop now, what has stopped is

@@ -17,6 +17,7 @@ use crate::core::branch::{Header, Position};
 use crate::core::claim::{Claim, Phase};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{Action, Cause};
+use crate::core::members::Peer;
 use crate::core::message::Rejection;
 use crate::core::placement;
 use crate::core::record::NodeState;
@@ -308,8 +309,10 @@ impl Machine {
         replicas.count() + usize::from(has && stays(&owner.session))
     }
 
-    /// How many peers there are that copies can be given to.
+    /// How many peers there are that copies can be given to, or will be while there is time to wait for it.
     fn keepers(&self) -> usize {
-        self.members.iter().filter(|(_, peer)| peer.keeps()).count()
+        let has_time = self.has_time_to_drain();
+        let keeps = |peer: &Peer| peer.keeps() || (has_time && peer.joins());
+        self.members.iter().filter(|(_, peer)| keeps(peer)).count()
     }
 }

@@ -20,7 +20,6 @@ use crate::core::limits;
 use crate::core::members::Peer;
 use crate::core::message::{Message, Refusal};
 use crate::core::placement::Candidate;
-use crate::core::record::NodeState;
 
 /// After twice this long without an answer an offer goes to the next node, or is repeated if there is none;
 /// a decision is told again after this long.
@@ -202,12 +201,9 @@ impl Machine {
             let able = |record| {
                 Candidate { session, record, load: peer.load }.can_run(&task.spec.kind, version)
             };
-            peer.is_asked()
-                && peer.state == NodeState::Joining
-                && peer.record.as_ref().is_none_or(able)
+            peer.joins() && peer.record.as_ref().is_none_or(able)
         };
-        let expects = self.drain.as_ref().is_some_and(|drain| drain.has_time(self.now.at))
-            && self.members.iter().any(joins);
+        let expects = self.has_time_to_drain() && self.members.iter().any(joins);
         if expects {
             self.alarm_in(name, RESEND);
         }

@@ -119,6 +119,70 @@ fn a_service_that_is_replaced_at_once_hands_all_to_those_that_are_joining() {
     }
 }
 
+/// The same, told just before the replacements are heard, and where a node only keeps another's copy: neither what
+/// has stopped meanwhile nor a copy is given up while somebody is about to be up.
+#[test]
+fn a_replacement_that_is_heard_after_the_drain_began_is_waited_for_too() {
+    for seed in 0..6 {
+        let setup = Setup { durable: true, ..Setup::default() };
+        let (mut world, owner, others) = World::owned(seed, 3, &setup);
+        world.steps.insert(name("a"), MS * 300);
+        world.run_for(S * 3);
+        let done = world.steps_done[&name("a")];
+        world.run_until(S * 2, "a step begins", |w| w.steps_done[&name("a")] > done);
+        let acknowledged = world.acknowledged[&name("a")].1;
+        (0..3).for_each(|i| drop(world.boot(&format!("m{i}"), setup.clone(), Disk::default())));
+        let begun = world.now;
+        for node in others.iter().chain([&owner]) {
+            world.drain(node, S * 25);
+        }
+        for _ in 0..100 {
+            world.run_for(MS * 20);
+            for node in others.iter().chain([&owner]) {
+                match (world.nodes[node].drained, world.nodes[node].left) {
+                    (Some(_), None) => world.give(node, Event::Leave),
+                    (_, Some(_)) => world.crash(node),
+                    _ => {}
+                }
+            }
+        }
+        let lost = world.told(&owner, |n| matches!(n, Notice::Released { replicas: 0, .. }));
+        assert_eq!(lost, 0, "seed {seed}");
+        world.runner("a");
+        let after = world.since("a", begun);
+        assert!(after[0].from_seq >= acknowledged, "seed {seed}: {after:?}");
+    }
+}
+
+#[test]
+fn a_replica_whose_owner_waits_for_a_replacement_keeps_its_copy_for_it() {
+    for seed in 0..6 {
+        let setup = Setup { durable: true, ..Setup::default() };
+        let (mut world, owner, others) = World::owned(seed, 3, &setup);
+        world.steps.insert(name("a"), S);
+        world.run_for(S * 3);
+        let acknowledged = world.acknowledged[&name("a")].1;
+        (0..3).for_each(|i| drop(world.boot(&format!("m{i}"), setup.clone(), Disk::default())));
+        world.run_for(MS * 150);
+        let begun = world.now;
+        for node in others.iter().chain([&owner]) {
+            world.drain(node, S * 25);
+        }
+        world.run_for(MS * 100);
+        let drained: Vec<_> =
+            others.iter().filter(|node| world.nodes[*node].drained.is_some()).collect();
+        for node in drained {
+            world.give(node, Event::Leave);
+            world.crash(node);
+        }
+        world.crash(&owner);
+        world.run_for(S * 40);
+        let after = world.since("a", begun);
+        let goes_on = after.first().is_some_and(|s| s.from_seq >= acknowledged);
+        assert!(goes_on, "seed {seed}: {acknowledged} was acknowledged: {after:?}");
+    }
+}
+
 #[test]
 fn a_second_signal_waits_for_no_step_boundary() {
     let (mut world, nodes) = World::cluster(8, 3);
