@@ -316,10 +316,17 @@ impl Control {
             self.board.close();
         }
         if left {
-            // What was submitted is still stored; then the channel ends.
+            // What was submitted, or waits for that, is still stored; then the channel ends.
+            let asked = async {
+                self.ask_waiting();
+                while !self.loads.is_empty() && stored.recv().await.is_some() {
+                    self.ask_waiting();
+                }
+            };
+            let asked = timeout(FLUSH, asked).await;
             drop(self.store);
             let flushed = async { while stored.recv().await.is_some() {} };
-            if timeout(FLUSH, flushed).await.is_err() {
+            if asked.is_err() || timeout(FLUSH, flushed).await.is_err() {
                 tracing::error!(target: "handover::task", "the disk does not keep up: the last checkpoints may be missing on it");
             }
         }

@@ -246,9 +246,14 @@ impl Control {
 
     /// Asks the store. A write that it is too busy for has failed, and is tried again by whoever it
     /// matters to; what nobody would ask for again waits, and what is read for the machine, since to be
-    /// busy is not to have lost it.
+    /// busy is not to have lost it. Nothing overtakes what waits: it may be about the same run.
     pub(super) fn ask_store(&mut self, pending: Pending, request: Request) {
-        if let Err(full) = self.store.submit(pending, request) {
+        self.ask_waiting();
+        let asked = match self.loads.is_empty() {
+            true => self.store.submit(pending, request),
+            false => Err(QueueFull(pending, request)),
+        };
+        if let Err(full) = asked {
             let why = full.to_string();
             let QueueFull(pending, request) = full;
             match pending {
