@@ -123,7 +123,11 @@ impl fmt::Display for Error {
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self} ({:?})", self.class)
+        // What `main` returns is printed this way: to say that it may be tried again would mislead there.
+        match self.class {
+            Class::Retry => write!(f, "{self}"),
+            class => write!(f, "{self} ({class:?})"),
+        }
     }
 }
 
