@@ -376,6 +376,11 @@ impl Members {
         self.peers.get(session).is_some_and(heard)
     }
 
+    /// Whether a session has echoed a datagram that was sent after `since`.
+    pub fn has_echoed_since(&self, session: &SessionId, since: Time) -> bool {
+        self.peers.get(session).is_some_and(|peer| peer.echoed.is_some_and(|sent| sent > since))
+    }
+
     /// A newer heartbeat came by any path. Returns whether the session came back from silence.
     pub fn heartbeat(&mut self, now: Time, of: &SessionId) -> bool {
         let Some(peer) = self.gossiped(of, now) else {

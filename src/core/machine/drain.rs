@@ -7,13 +7,15 @@ use super::Machine;
 use super::relief::Relief;
 use super::task::{Doing, Task, Why};
 use crate::core::ids::{Name, SessionId};
-use crate::core::io::{Action, Notice};
+use crate::core::io::{Action, Gone, Notice};
+use crate::core::members::Peer;
 use crate::core::message::{Message, Refusal};
 use crate::core::record::NodeState;
 use crate::core::time::Time;
 
 #[derive(Clone, Debug)]
 pub(super) struct Drain {
+    began: Time,
     deadline: Time,
     /// Until then, tasks of kinds that are to be finished here may end by themselves.
     finish_until: Time,
@@ -24,6 +26,10 @@ pub(super) struct Drain {
     left: Option<Name>,
     /// A name of which others still relied on a copy kept here when last looked at.
     relied_on: Option<Name>,
+    /// Peers that have answered since it began.
+    answered: BTreeSet<SessionId>,
+    /// Have not answered in time: they may be dead without being known to be.
+    pub(super) silent: BTreeSet<SessionId>,
     pub(super) relief: Relief,
 }
 
@@ -35,6 +41,8 @@ pub(super) struct Goodbye {
     done: bool,
 }
 
+/// How long an answer is waited for once the budget is spent, while there is still time to ask another.
+const LAST_WAIT: Duration = Duration::from_millis(400);
 /// How long a step may still take once the budget is spent.
 const LAST_GRACE: Duration = Duration::from_millis(100);
 /// How long a goodbye waits for its acknowledgements.
@@ -77,12 +85,15 @@ impl Machine {
         let budget = deadline.since(self.now.at);
         let finish_until = deadline.back(self.config.timing.stop_grace.min(budget / 2));
         self.drain = Some(Drain {
+            began: self.now.at,
             deadline,
             finish_until,
             hurried: None,
             told: false,
             left: None,
             relied_on: None,
+            answered: BTreeSet::new(),
+            silent: BTreeSet::new(),
             relief: Relief::default(),
         });
         // Everything is being stopped already, and nobody takes anything from here.
@@ -148,6 +159,48 @@ impl Machine {
         self.drain.as_ref().is_some_and(|drain| drain.has_time(self.now.at))
     }
 
+    /// Whether others drain as well, and their replacements, if there are any, may not have been heard of yet.
+    pub(super) fn expects_joiners(&self) -> bool {
+        let patience = self.config.timing.convergence();
+        self.drain.as_ref().is_some_and(|drain| {
+            let drains = |peer: &Peer| match peer.gone {
+                None => peer.state == NodeState::Draining,
+                Some((gone, at)) => gone == Gone::Left && at >= drain.began,
+            };
+            drain.has_time(self.now.at)
+                && self.now.at.since(drain.began) < patience
+                && self.members.iter().any(|(_, peer)| drains(peer))
+        })
+    }
+
+    /// How long an answer is waited for that should come within `wait`.
+    pub(super) fn patience(&self, wait: Duration) -> Duration {
+        let hurried = self.drain.as_ref().is_some_and(Drain::is_hurried);
+        if hurried { wait.min(LAST_WAIT) } else { wait }
+    }
+
+    pub(super) fn drain_answered(&mut self, from: &SessionId) {
+        if let Some(drain) = &mut self.drain {
+            drain.silent.remove(from);
+            drain.answered.insert(from.clone());
+        }
+    }
+
+    /// Whether a peer is known to have lived after this node began to drain: what it acknowledged before, it may
+    /// have taken with it. Always, while this node does not drain.
+    pub(super) fn is_answered_by(&self, peer: &SessionId) -> bool {
+        self.drain.as_ref().is_none_or(|drain| {
+            drain.answered.contains(peer) || self.members.has_echoed_since(peer, drain.began)
+        })
+    }
+
+    /// Whether a peer may be dead for all that this node has heard while it drains.
+    pub(super) fn is_doubted(&self, peer: &SessionId) -> bool {
+        self.drain.as_ref().is_some_and(|drain| {
+            drain.silent.contains(peer) || !self.members.is_heard(self.now.at, peer)
+        })
+    }
+
     /// Stops waiting for step boundaries: what runs is told to stop now, what has stopped is
     /// released.
     pub(super) fn on_drain_now(&mut self) {
@@ -170,6 +223,7 @@ impl Machine {
                     self.withdraw_offer(&name);
                     self.part(&name);
                 }
+                Doing::Settling(_) | Doing::Finding(_) | Doing::Fetching { .. } => self.part(&name),
                 // Nobody has it.
                 Doing::Moving { .. } if !self.is_given(task) => {
                     self.withdraw_offer(&name);

@@ -75,12 +75,6 @@ impl Machine {
     fn stopped(&mut self, name: &Name, why: Why) {
         match why {
             Why::Transfer => self.seal(name),
-            // Since it was told to stop, somebody may have come who can have it.
-            Why::Release if self.expects_taker(name) => {
-                if let Some(task) = self.tasks.get_mut(name) {
-                    task.doing = Doing::Kept;
-                }
-            }
             Why::Release => self.part(name),
             Why::Yield { to } => self.yielded(name, &to),
             Why::Lost => self.lost(name),

@@ -10,7 +10,6 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Machine;
-use super::drain::Drain;
 use super::recover::transfer_time;
 use super::task::{Doing, Purpose};
 use crate::core::branch::{Header, Position};
@@ -32,8 +31,6 @@ pub(super) struct Relief {
     /// Who has acknowledged which.
     given: BTreeMap<Name, (Header, BTreeSet<SessionId>)>,
     refused: BTreeSet<SessionId>,
-    /// Have not answered in time: they may be dead as well.
-    silent: BTreeSet<SessionId>,
     /// How far the pass over what is held has come, if one is under way.
     pass: Option<Bound<Name>>,
     /// When the last pass began: there may be very many names.
@@ -51,8 +48,8 @@ struct Gift {
 
 /// Copies on their way at a time: each is read whole.
 const AT_ONCE: usize = 64;
-/// How long an answer is waited for once the budget is spent, while there is still time to ask another.
-const LAST_WAIT: Duration = Duration::from_millis(400);
+/// Between two passes over what is held.
+const PASS: Duration = Duration::from_millis(400);
 
 impl Machine {
     /// A name of which too few others keep a copy without this node: looked for from `from` on, and
@@ -161,10 +158,10 @@ impl Machine {
             }
             let given = relief.given.get(name);
             let answered = |to: &SessionId| given.is_some_and(|(_, by)| by.contains(to));
-            relief.silent.extend(gift.to.iter().filter(|to| !answered(to)).cloned());
+            drain.silent.extend(gift.to.iter().filter(|to| !answered(to)).cloned());
             false
         });
-        if relief.pass.is_none() && relief.looked.is_none_or(|at| now.since(at) >= LAST_WAIT) {
+        if relief.pass.is_none() && relief.looked.is_none_or(|at| now.since(at) >= PASS) {
             (relief.pass, relief.looked) = (Some(Bound::Unbounded), Some(now));
         }
         self.give_on();
@@ -196,9 +193,7 @@ impl Machine {
     fn gift(&self, name: &Name) -> Option<Gift> {
         let owner = self.view.owner(name)?;
         let (to, header) = (self.receivers(owner), self.copy_here(owner)?.clone());
-        let hurried = self.drain.as_ref().is_some_and(Drain::is_hurried);
-        let wait = transfer_time(header.len);
-        let until = self.now.at + if hurried { wait.min(LAST_WAIT) } else { wait };
+        let until = self.now.at + self.patience(transfer_time(header.len));
         (!to.is_empty()).then_some(Gift { header, to, until })
     }
 
@@ -219,7 +214,7 @@ impl Machine {
         };
         let others = self.members.iter().filter(|(s, peer)| peer.keeps() && lacks(s));
         let mut order = placement::rendezvous(&owner.name, others.map(|(session, _)| session));
-        order.sort_by_key(|session| drain.relief.silent.contains(session));
+        order.sort_by_key(|session| self.is_doubted(session));
         order.into_iter().take(wanted).cloned().collect()
     }
 
@@ -313,6 +308,7 @@ impl Machine {
     fn keepers(&self) -> usize {
         let has_time = self.has_time_to_drain();
         let keeps = |peer: &Peer| peer.keeps() || (has_time && peer.joins());
-        self.members.iter().filter(|(_, peer)| keeps(peer)).count()
+        let known = self.members.iter().filter(|(_, peer)| keeps(peer)).count();
+        known + usize::from(self.expects_joiners())
     }
 }

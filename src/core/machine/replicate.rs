@@ -63,14 +63,16 @@ impl Machine {
     }
 
     /// The next `replicas` nodes of the name's rendezvous order. Cordoned ones, which may be the next to
-    /// go, come after those that are up, and whose store has failed comes last.
+    /// go, come after those that are up, those that may be dead for all that a draining node has heard after
+    /// them, and whose store has failed comes last.
     pub(super) fn replica_targets(&self, name: &Name) -> Vec<SessionId> {
         let keeps = self.members.iter().filter(|(_, peer)| peer.keeps());
         let mut order = placement::rendezvous(name, keeps.map(|(session, _)| session));
         let refused = self.tasks.get(name).map(|task| &task.refused);
         order.sort_by_key(|session| {
             let up = self.members.get(session).is_some_and(|peer| peer.is_up());
-            (refused.is_some_and(|refused| refused.contains(*session)), !up)
+            let refused = refused.is_some_and(|refused| refused.contains(*session));
+            (refused, self.is_doubted(session), !up)
         });
         order.into_iter().take(self.config.replicas.min(limits::OF_ONE)).cloned().collect()
     }
@@ -100,6 +102,7 @@ impl Machine {
         position: Position,
         result: Result<(), Rejection>,
     ) {
+        self.drain_answered(from);
         if result.is_ok() {
             self.owed_acked(from, name, position);
         }

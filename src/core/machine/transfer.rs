@@ -190,8 +190,8 @@ impl Machine {
         }
     }
 
-    /// Whether a node that is joining may take what this one drains, and there is time to wait for that: where
-    /// a whole service is replaced at once there is nobody else. It is looked for again.
+    /// Whether a node that is joining, or is about to be heard, may take what this one drains, and there is time to
+    /// wait for that: where a whole service is replaced at once there is nobody else. It is looked for again.
     pub(super) fn expects_taker(&mut self, name: &Name) -> bool {
         let Some(task) = self.tasks.get(name) else {
             return false;
@@ -203,9 +203,10 @@ impl Machine {
             };
             peer.joins() && peer.record.as_ref().is_none_or(able)
         };
-        let expects = self.has_time_to_drain() && self.members.iter().any(joins);
+        let expects =
+            self.has_time_to_drain() && (self.members.iter().any(joins) || self.expects_joiners());
         if expects {
-            self.alarm_in(name, RESEND);
+            self.alarm_in(name, RESEND.min(self.config.timing.gossip_interval));
         }
         expects
     }

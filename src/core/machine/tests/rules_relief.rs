@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::rules_ends::holders;
 use super::world::{Disk, Fate, Fault, MS, Setup, World, name};
-use crate::core::claim::Phase;
+use crate::core::claim::{Phase, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
 use crate::core::message::Message;
@@ -391,5 +391,73 @@ fn a_replica_whose_owner_is_dead_and_not_yet_known_to_be_gives_its_copy_away() {
         world.crash(&replica);
         world.run_for(S * 60);
         assert_nothing_lost(&world, &before, &format!("seed {seed}"));
+    }
+}
+
+/// A node that alone can run "a", which has run for a while, and three that can only keep it, whose kernels say nothing
+/// when they die: the runner, the keepers, and the one of them that has a copy.
+fn with_keepers(seed: u64) -> (World, SessionId, Vec<SessionId>, SessionId) {
+    let able = Setup { known_dead: false, ..Setup::default() };
+    let unable = Setup { kinds: vec![("other", 1)], ..able.clone() };
+    let (mut world, mut nodes) = World::cluster_of(seed, 1, &able);
+    let boot = |i| world.boot(&format!("m{i}"), unable.clone(), Disk::default());
+    let keepers: Vec<_> = (1..4).map(boot).collect();
+    world.run_for(S * 3);
+    world.goal = 1_000_000;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let replicas = world.claim_of(&nodes[0], "a").unwrap().replicas.clone();
+    let replica = keepers.iter().find(|keeper| replicas.contains(&keeper.node)).unwrap().clone();
+    (world, nodes.remove(0), keepers, replica)
+}
+
+/// The replica's host has lost its power, and that is not known yet when its owner drains: what is released, whether
+/// it ran or had stopped before, is in other living hands first.
+#[test]
+fn what_is_released_is_not_left_to_a_replica_that_is_silently_dead() {
+    for seed in 0..4 {
+        for paused in [false, true] {
+            for (dead_for, budget) in [(0, 25), (300, 25), (1_000, 25), (1_000, 5), (3_000, 0)] {
+                let (mut world, owner, keepers, replica) = with_keepers(seed);
+                if paused {
+                    world.want(&owner, "a", Want::Pause);
+                    world.run_for(S);
+                }
+                world.crash(&replica);
+                world.run_for(MS * dead_for);
+                let done = world.steps_done[&name("a")];
+                world.drain(&owner, S * budget);
+                let within = S * 4.min(budget) + MS * 1_200;
+                world.run_until(within, "drained", |w| w.nodes[&owner].drained.is_some());
+                let context = format!("seed {seed}, paused {paused}, {dead_for} ms, {budget} s");
+                let alone =
+                    world.told(&owner, |n| matches!(n, Notice::Released { replicas: 0, .. }));
+                assert_eq!(alone, 0, "{context}");
+                world.crash(&owner);
+                let newest =
+                    keepers.iter().filter(|keeper| **keeper != replica).flat_map(|keeper| {
+                        let runs = world.nodes[keeper].disk.runs.values();
+                        runs.flat_map(|run| run.checkpoints.iter().map(|(h, _)| h.position.seq))
+                    });
+                assert!(newest.max().is_some_and(|seq| seq >= done), "{context}: {done} steps");
+            }
+        }
+    }
+}
+
+/// A replica that has shown that it lives is not sent again what it has.
+#[test]
+fn what_had_stopped_before_a_drain_is_released_as_soon_as_its_replica_is_known_to_live() {
+    for seed in 0..4 {
+        let (mut world, owner, _, _) = with_keepers(seed);
+        world.want(&owner, "a", Want::Pause);
+        world.run_for(S);
+        world.record_messages = true;
+        let begun = world.now;
+        world.drain(&owner, S * 25);
+        world.run_until(S, "drained", |w| w.nodes[&owner].drained.is_some());
+        assert!(world.now.since(begun) < MS * 500, "seed {seed}: {:?}", world.now.since(begun));
+        let again = |m: &&(_, _, _, Message)| matches!(m.3, Message::Checkpoint { .. });
+        assert_eq!(world.sent.iter().filter(again).count(), 0, "seed {seed}");
     }
 }

@@ -183,6 +183,93 @@ fn a_replica_whose_owner_waits_for_a_replacement_keeps_its_copy_for_it() {
     }
 }
 
+/// Every node is told to stop a moment before anything is heard of its replacement.
+#[test]
+fn a_whole_service_that_is_told_to_stop_waits_a_moment_for_replacements_to_show_themselves() {
+    for seed in 0..6 {
+        let (mut world, nodes) = World::cluster(seed, 3);
+        world.goal = 100_000;
+        for i in 0..10 {
+            world.start(&nodes[0], &format!("t{i}"));
+        }
+        world.run_for(S * 3);
+        let before = world.clone();
+        let begun = world.now;
+        nodes.iter().for_each(|node| world.drain(node, S * 25));
+        world.run_for(MS * 200);
+        (0..3).for_each(|i| drop(world.boot(&format!("m{i}"), Setup::default(), Disk::default())));
+        world.run_until(S * 20, "drained", |w| nodes.iter().all(|n| w.nodes[n].drained.is_some()));
+        for node in &nodes {
+            world.give(node, Event::Leave);
+            world.crash(node);
+        }
+        world.run_for(S * 3);
+        world.assert_no_overlap();
+        for i in 0..10 {
+            let task = format!("t{i}");
+            let after = world.since(&task, begun);
+            assert_eq!(after.len(), 1, "seed {seed}: {after:?}");
+            assert!(after[0].from_seq >= before.steps_done[&name(&task)], "seed {seed}: {after:?}");
+        }
+    }
+}
+
+/// Where none shows itself in that moment, all is given up: nothing else would come of it.
+#[test]
+fn a_whole_service_that_is_told_to_stop_for_good_waits_for_that_moment_only() {
+    let (mut world, nodes) = World::cluster(3, 3);
+    world.goal = 100_000;
+    for i in 0..10 {
+        world.start(&nodes[0], &format!("t{i}"));
+    }
+    world.run_for(S * 3);
+    nodes.iter().for_each(|node| world.drain(node, S * 25));
+    let within = S * 3;
+    world.run_until(within, "drained", |w| nodes.iter().all(|n| w.nodes[n].drained.is_some()));
+}
+
+/// A name that a node has just been given, and still looks for, waits like what runs.
+#[test]
+fn a_name_on_its_way_into_a_node_that_drains_waits_for_a_replacement() {
+    let mut met = 0;
+    for seed in 0..30 {
+        let setup = Setup { durable: true, ..Setup::default() };
+        let (mut world, owner, others) = World::owned(seed, 3, &setup);
+        let acknowledged = world.acknowledged[&name("a")].1;
+        world.reads_take = MS * 300;
+        (0..3).for_each(|i| drop(world.boot(&format!("m{i}"), setup.clone(), Disk::default())));
+        world.run_for(MS * (seed * 10) as u32);
+        world.crash(&owner);
+        let begun = world.now;
+        world.run_for(MS * (seed * 7 % 60) as u32);
+        others.iter().for_each(|node| world.drain(node, S * 25));
+        let starting = |node: &&SessionId| {
+            let claim = world.claim_of(node, "a");
+            claim.is_some_and(|c| matches!(c.phase, Phase::Claimed | Phase::Recovering))
+        };
+        met += others.iter().filter(starting).count();
+        for _ in 0..900 {
+            world.run_for(MS * 20);
+            for node in &others {
+                match (world.nodes[node].drained, world.nodes[node].left) {
+                    (Some(_), None) => world.give(node, Event::Leave),
+                    (_, Some(_)) => world.crash(node),
+                    _ => {}
+                }
+            }
+        }
+        for node in &others {
+            let released = world.told(node, |n| matches!(n, Notice::Released { .. }));
+            assert_eq!(released, 0, "seed {seed}: {node}");
+        }
+        world.runner("a");
+        let after = world.since("a", begun);
+        assert!(after[0].from_seq >= acknowledged, "seed {seed}: {after:?}");
+        world.assert_no_overlap();
+    }
+    assert!(met > 5, "{met} were on their way");
+}
+
 #[test]
 fn a_second_signal_waits_for_no_step_boundary() {
     let (mut world, nodes) = World::cluster(8, 3);
