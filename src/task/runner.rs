@@ -357,8 +357,8 @@ impl fmt::Debug for Runner {
     }
 }
 
-/// A task's loop with its last event. What user code does while it is dropped can panic outside of
-/// any attempt; that ends this task and no other.
+/// A task's loop with its last event. Should anything panic outside of any attempt, that ends this task and
+/// no other.
 async fn supervised(
     task: Box<TaskLoop>,
     shared: Arc<Shared>,

@@ -1,12 +1,14 @@
 //! The loop of one task: boundary, step, boundary, until it ends or is told to stop.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use metrics::Histogram;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -385,7 +387,7 @@ impl TaskLoop {
 
     /// Discards what the attempt did; the delay before the next, or why there is none.
     fn failed(&mut self, error: &Error) -> Result<Duration, String> {
-        self.instance = None;
+        discard(self.instance.take());
         self.failures.at = self.failures.at.max(self.line.seq());
         self.failures.in_a_row += 1;
         self.failures.careful = true;
@@ -470,7 +472,7 @@ impl TaskLoop {
 
     /// Drops the user's code and waits for its closures; says so if they do not return (Rule 15).
     async fn joined(&mut self) {
-        self.instance = None;
+        discard(self.instance.take());
         self.cx.abandon();
         if timeout(self.manners.closure_grace, self.cx.join()).await.is_err() {
             tracing::error!(
@@ -518,13 +520,38 @@ fn obey(wires: &mut Wires, line: &mut Line, awaited: &mut Option<Position>) -> (
 
 /// Runs a step to its end. Nothing that a failed attempt began may run beside the next one.
 async fn guarded(instance: &mut dyn Instance, cx: &mut Cx) -> Result<Step<Bytes>> {
-    let step = AssertUnwindSafe(instance.step(cx)).catch_unwind().await;
+    let step = AssertUnwindSafe(Contained(Some(instance.step(cx)))).catch_unwind().await;
     let result = step.unwrap_or_else(|panic| Err(Error::panicked("a step", &*panic)));
     if result.is_err() {
         cx.abandon();
         cx.join().await;
     }
     result
+}
+
+/// A user's future, which may be dropped before its end: when a step is cut.
+struct Contained<'a, T>(Option<BoxFuture<'a, T>>);
+
+impl<T> Future for Contained<'_, T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        self.0.as_mut().map_or(Poll::Pending, |future| future.as_mut().poll(cx))
+    }
+}
+
+impl<T> Drop for Contained<'_, T> {
+    fn drop(&mut self) {
+        discard(self.0.take());
+    }
+}
+
+/// Drops what is the user's. A panic in that says nothing of the work that was done, nor of what is kept of it.
+fn discard<T>(users: T) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(users))) {
+        let error = Error::panicked("dropping a task's code", &*panic);
+        tracing::warn!(target: "handover::task", %error, "the task goes on without it");
+    }
 }
 
 /// Waits, then for room among the events.

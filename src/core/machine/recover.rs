@@ -141,7 +141,9 @@ impl Machine {
         if !finding.everyone {
             return self.ask_everyone(name);
         }
-        if !task.prior.checkpointed && branches.is_empty() {
+        // Who has said to hold one may only be slow.
+        let is_held = task.prior.holders.keys().any(|holder| finding.waiting.contains(holder));
+        if !task.prior.checkpointed && !is_held && branches.is_empty() {
             return self.start(name, io::From::Initial, None);
         }
         if now < finding.until {

@@ -234,25 +234,59 @@ async fn panics_while_encoding_and_decoding_are_failed_attempts() {
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_panic_while_a_step_is_dropped_ends_that_task_alone() {
-    struct Grenade;
-    impl Drop for Grenade {
-        fn drop(&mut self) {
-            panic!("dropped");
-        }
+/// Panics when it is dropped.
+#[derive(Default, Serialize, Deserialize)]
+struct Grenade;
+
+impl Drop for Grenade {
+    fn drop(&mut self) {
+        assert!(std::thread::panicking(), "dropped");
     }
-    let script = Script::new(|_, _, _| {
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_a_cut_step_is_dropped_costs_that_step_and_no_more() {
+    let script = Script::new(|_, _, at| {
         Box::pin(async {
+            at.n += 1;
+            if at.n < 3 {
+                return Ok(Step::More);
+            }
             let _grenade = Grenade;
             std::future::pending().await
         })
     });
     let mut world = World::new(script);
     world.start("a");
+    world.commit().await;
     tokio::time::sleep(ms(10)).await;
     world.stop("a", ms(10));
-    assert_eq!(failed(world.outcome().await), "the task panicked: dropped");
+    let (sealed, dropped) = world.sealed().await;
+    assert!(dropped);
+    assert_eq!(sealed.unwrap().0.position.seq, 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_while_the_state_of_a_task_that_is_done_is_dropped_takes_nothing_from_its_output() {
+    struct Armed;
+    impl Task for Armed {
+        type Args = String;
+        type State = Option<Grenade>;
+        type Output = u64;
+        const KIND: &'static str = "armed";
+        async fn step(
+            &self,
+            _: &mut Cx,
+            _: &String,
+            at: &mut Option<Grenade>,
+        ) -> Result<Step<u64>> {
+            *at = Some(Grenade);
+            Ok(Step::Done(7))
+        }
+    }
+    let mut world = World::new(Armed);
+    world.runner.start(spec(Armed::KIND, "a"), lease(1), From::Initial, vec![], 0);
+    assert!(matches!(world.outcome().await, Outcome::Done(_)));
 }
 
 #[tokio::test(start_paused = true)]

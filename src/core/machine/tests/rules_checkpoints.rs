@@ -720,3 +720,34 @@ fn what_one_of_two_new_replicas_has_acknowledged_is_looked_for() {
     }
     assert!(tried > 0);
 }
+
+/// Rule 20: the owner died before it knew that its first commit was kept. Who has said to hold it is waited for,
+/// though nothing was acknowledged and it does not answer at first.
+#[test]
+fn a_holder_that_is_slow_to_answer_is_waited_for_before_the_first_step_is_done_again() {
+    for seed in 0..4 {
+        let able = Setup::default();
+        let unable = Setup { kinds: vec![("other", 1)], ..able.clone() };
+        let (mut world, nodes) = World::cluster_of(seed, 1, &able);
+        let holder = world.boot("n1", unable, Disk::default());
+        world.run_for(S * 3);
+        world.goal = 100_000;
+        world.step = S;
+        world.blocked = Some(|_, _, m| matches!(m, Message::CheckpointReply { .. }));
+        world.start(&nodes[0], "a");
+        world.run_until(S * 3, "the first commit is kept", |w| {
+            w.nodes[&holder].disk.runs.values().any(|run| !run.checkpoints.is_empty())
+        });
+        world.boot("n2", able, Disk::default());
+        world.run_for(MS * 600);
+        world.crash(&nodes[0]);
+        let died = world.now;
+        world.blocked = Some(|_, _, m| matches!(m, Message::States { .. }));
+        world.run_for(S * 4);
+        world.blocked = None;
+        world.run_for(S * 4);
+        let after = world.since("a", died);
+        assert_eq!(after.len(), 1, "seed {seed}: {after:?}");
+        assert!(after[0].from_seq >= 1, "seed {seed}: {after:?}");
+    }
+}
