@@ -1,6 +1,6 @@
 //! Starting: from checked settings to a control loop that runs.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
+use super::backlog::Backlog;
 use super::board::Board;
 use super::builder::Config;
 use super::command::Command;
@@ -18,6 +19,7 @@ use super::control::{Closing, Control, Inputs, Unanswered};
 use super::disk::{self, Disk};
 use super::error::StartError;
 use super::executor::Running;
+use super::intake::MAX_WAITING;
 use super::peers::Peers;
 use super::queries::Queries;
 use super::seeds::Seeds;
@@ -217,7 +219,7 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
         links: sockets.links,
         runner,
         store: disk.worker,
-        loads: VecDeque::new(),
+        backlog: Backlog::new(MAX_WAITING),
         disk: disk.keep,
         peers: Peers::default(),
         own: BTreeMap::new(),

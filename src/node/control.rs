@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use super::backlog::Backlog;
 use super::board::Board;
 use super::command::{Command, Farewell};
 use super::disk::Keep;
@@ -22,7 +23,7 @@ use super::peers::Peers;
 use super::pending::Pending;
 use super::queries::Queries;
 use super::tally::Tally;
-use crate::checkpoint::{Answer, Request, StoreWorker};
+use crate::checkpoint::{Answer, QueueFull, StoreWorker};
 use crate::clock::{self, SharedClock};
 use crate::core::branch::Progress;
 use crate::core::claim::Claim;
@@ -93,7 +94,7 @@ pub(super) struct Control {
     pub(super) runner: Runner,
     pub(super) store: StoreWorker<Pending>,
     /// What the store was too busy to be asked for.
-    pub(super) loads: VecDeque<(Pending, Request)>,
+    pub(super) backlog: Backlog<QueueFull<Pending>>,
     pub(super) disk: Keep,
     pub(super) peers: Peers,
     /// What this node publishes.
@@ -319,7 +320,7 @@ impl Control {
             // What was submitted, or waits for that, is still stored; then the channel ends.
             let asked = async {
                 self.ask_waiting();
-                while !self.loads.is_empty() && stored.recv().await.is_some() {
+                while !self.backlog.is_empty() && stored.recv().await.is_some() {
                     self.ask_waiting();
                 }
             };

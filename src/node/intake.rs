@@ -18,7 +18,7 @@ use crate::gossip::{GossipEvent, Table};
 use crate::link::LinkEvent;
 
 /// Reads that wait for the store: a node that takes over all names there can be has one for each.
-const MAX_LOADS: usize = 1_000_000;
+pub(super) const MAX_WAITING: usize = 1_000_000;
 
 impl Control {
     pub(super) fn on_gossip(&mut self, event: GossipEvent) {
@@ -248,26 +248,19 @@ impl Control {
     /// matters to; what nobody would ask for again waits, and what is read for the machine, since to be
     /// busy is not to have lost it. Nothing overtakes what waits: it may be about the same run.
     pub(super) fn ask_store(&mut self, pending: Pending, request: Request) {
-        self.ask_waiting();
-        let asked = match self.loads.is_empty() {
-            true => self.store.submit(pending, request),
-            false => Err(QueueFull(pending, request)),
-        };
-        if let Err(full) = asked {
+        // Nobody would ask for those again, or to be busy is not to have lost it.
+        let may_wait = matches!(
+            pending,
+            Pending::Load(_) | Pending::Write(Written::Deletion { .. } | Written::Run { .. })
+        );
+        let store = &mut self.store;
+        let asked = QueueFull(pending, request);
+        let submit = |QueueFull(pending, request)| store.submit(pending, request).err();
+        if let Some(full) = self.backlog.submit(asked, may_wait, submit) {
             let why = full.to_string();
-            let QueueFull(pending, request) = full;
-            match pending {
-                // Nobody would ask again.
-                Pending::Write(Written::Deletion { .. } | Written::Run { .. })
-                    if self.loads.len() < MAX_LOADS =>
-                {
-                    self.loads.push_back((pending, request));
-                }
+            match full.0 {
                 Pending::Write(written) => self.on_written(written, Some(why)),
-                Pending::Load(header) if self.loads.len() >= MAX_LOADS => {
-                    self.on_loaded(header, Err(why));
-                }
-                Pending::Load(_) => self.loads.push_back((pending, request)),
+                Pending::Load(header) => self.on_loaded(header, Err(why)),
                 Pending::End { .. } => {
                     tracing::debug!(target: "handover::task", why, "an end is copied later");
                 }
@@ -278,12 +271,8 @@ impl Control {
 
     /// Asks for what the store was too busy to be asked for.
     pub(super) fn ask_waiting(&mut self) {
-        while let Some((pending, request)) = self.loads.pop_front() {
-            if let Err(QueueFull(pending, request)) = self.store.submit(pending, request) {
-                self.loads.push_front((pending, request));
-                return;
-            }
-        }
+        let store = &mut self.store;
+        self.backlog.retry(|QueueFull(pending, request)| store.submit(pending, request).err());
     }
 
     pub(super) fn on_store(&mut self, answer: store::Answer<Pending>) {

@@ -1,6 +1,7 @@
 //! The node: everything joined, and the library's public face.
 
 mod actions;
+mod backlog;
 mod board;
 mod boot;
 mod builder;
