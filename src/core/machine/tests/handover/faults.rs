@@ -6,9 +6,10 @@ use super::{
 };
 use crate::core::claim::Phase;
 use crate::core::ids::SessionId;
-use crate::core::io::Action;
-use crate::core::machine::tests::world::{Fate, Fault, MS, Setup, Trip, World, name};
+use crate::core::io::{Action, Event, Notice};
+use crate::core::machine::tests::world::{Disk, Fate, Fault, MS, Setup, Trip, World, name};
 use crate::core::message::Message;
+use crate::core::record::NodeState;
 
 #[test]
 fn any_message_of_a_handover_may_be_lost_doubled_or_late() {
@@ -186,6 +187,30 @@ fn after_a_decision_any_number_of_targets_may_die() {
             let released = world.claim_of(&owner, "a").unwrap().phase.clone();
             assert_eq!(released, Phase::Released, "{answers}");
         }
+    }
+}
+
+/// The only one who could have it has died with the decision, and its replacement is joining: the source keeps the
+/// name for that one, and does not go.
+#[test]
+fn after_a_decision_for_the_dead_the_name_waits_for_one_that_joins() {
+    for seed in 0..4 {
+        let (mut world, owner, others) = World::owned(seed, 2, &Setup::default());
+        let (first, begun) = (&others[0], world.now);
+        world.trip = Some(Trip { task: "a", at: tells, victim: Some(first.clone()) });
+        let newcomer = world.boot("n9", Setup::default(), Disk::default());
+        world.run_for(MS * 20);
+        assert_eq!(world.nodes[&newcomer].machine.state(), NodeState::Joining);
+        world.drain(&owner, S * 60);
+        world.run_until(S * 50, "drained", |w| w.nodes[&owner].drained.is_some());
+        assert!(world.trip.is_none(), "seed {seed}: it was decided");
+        world.give(&owner, Event::Leave);
+        world.crash(&owner);
+        world.run_for(S * 3);
+        assert_eq!(world.runner("a"), newcomer, "seed {seed}");
+        assert_moved(&world);
+        let said = world.told(&owner, |n| matches!(n, Notice::Released { .. }));
+        assert_eq!(said, 0, "seed {seed}: {:?}", world.since("a", begun));
     }
 }
 
