@@ -129,6 +129,6 @@ pub use self::node::{
 };
 pub use self::registry::{Entry, TaskEvent, TaskState, Watch};
 pub use self::task::{
-    Cx, DecodeError, EncodeError, Job, RegisterError, Retry, Run, RunCx, Running, Step, Task,
-    Tracked, Value, assert_resumable, decode, encode,
+    Branch, Cx, DecodeError, EncodeError, Job, Reconciled, RegisterError, Retry, Run, RunCx,
+    Running, Step, Task, Tracked, Value, assert_resumable, decode, encode,
 };

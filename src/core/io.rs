@@ -10,6 +10,7 @@ use super::claim::{Claim, Desired, Phase, Spec, Want};
 use super::ids::{Kind, Name, RunId, SessionId};
 use super::lease::{Epoch, Lease};
 use super::message::{Message, Refusal};
+use super::reconcile::Side;
 use super::record::{Load, NodeRecord, NodeState};
 use super::stored::StoredEnd;
 use super::time::Time;
@@ -245,6 +246,15 @@ pub enum Event {
         /// What there is instead.
         to: Header,
     },
+    /// The answer to [`Action::Reconcile`].
+    Reconciled {
+        /// The task.
+        name: Name,
+        /// The epoch it was asked under.
+        epoch: Epoch,
+        /// What was chosen; none if the code does not say.
+        chosen: Option<Side>,
+    },
     /// Time passed.
     Tick,
 }
@@ -360,6 +370,15 @@ pub enum Action {
         name: Name,
         /// How.
         how: Stop,
+    },
+    /// Have a task's code choose what state goes on where its copies have met; answered by `Reconciled`.
+    Reconcile {
+        /// What it is.
+        spec: Spec,
+        /// To be repeated in the answer.
+        epoch: Epoch,
+        /// The winner's own first, if it has any.
+        branches: Vec<(Header, Bytes)>,
     },
     /// Commit every task's state at its next boundary, whatever the throttle says.
     CommitAll,
@@ -596,6 +615,15 @@ pub enum Notice {
         name: Name,
         /// How.
         phase: Phase,
+    },
+    /// Branches of a run have become one.
+    Reconciled {
+        /// The task.
+        name: Name,
+        /// How many there were.
+        branches: usize,
+        /// Where it goes on.
+        seq: u64,
     },
     /// Two live claims met.
     Conflict {

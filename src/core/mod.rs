@@ -15,6 +15,7 @@ pub mod machine;
 pub mod members;
 pub mod message;
 pub mod placement;
+pub mod reconcile;
 pub mod record;
 pub mod stored;
 pub mod time;

@@ -66,6 +66,9 @@ impl Control {
                 self.runner.start(spec, lease, from, lineage, seq);
             }
             Action::Reepoch { name, lease } => self.runner.reepoch(&name, lease),
+            Action::Reconcile { spec, epoch, branches } => {
+                self.runner.reconcile(spec, epoch, branches);
+            }
             Action::Stop { name, how } => self.runner.stop(&name, how),
             Action::CommitAll => self.runner.commit_all(),
             Action::FreeSlot(name) => self.runner.free_slot(&name),

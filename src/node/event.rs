@@ -100,6 +100,14 @@ pub enum NodeEvent {
         /// Who stops.
         stopped: SessionId,
     },
+    /// What copies of a task had done apart has become one state again, as its
+    /// [`reconcile`](crate::Task::reconcile) says; it goes on here.
+    Reconciled {
+        /// The task.
+        name: Name,
+        /// How many there were.
+        branches: usize,
+    },
     /// A task's newest state could not be had.
     StateLost {
         /// The task.

@@ -53,6 +53,10 @@ impl Control {
             }
             Notice::Ended { name, phase } => self.on_task_ended(name, &phase),
             Notice::Conflict { name, kept, stopped } => self.on_conflict(name, kept, stopped),
+            Notice::Reconciled { name, branches, seq } => {
+                tracing::warn!(target: "handover::conflict", %name, branches, seq, "branches were reconciled");
+                NodeEvent::Reconciled { name, branches }
+            }
             Notice::StateLost { name, what } => {
                 tracing::error!(target: "handover::takeover", %name, what, "the newest state could not be had");
                 NodeEvent::StateLost { name, what }

@@ -10,7 +10,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::codec::{self, Limits, Value};
+use super::reconcile::Branch;
 use super::{Cx, Retry, Step, Task};
+use crate::core::reconcile::{Choice, Side};
 use crate::core::record::Versions;
 use crate::error::{Error, Result};
 
@@ -60,6 +62,18 @@ pub(crate) trait AnyKind: Send + Sync {
         state: Option<(u32, &Bytes)>,
         writing: Writing,
     ) -> Result<Box<dyn Instance>, Unreadable>;
+
+    /// What state goes on of two. More progress decides where the code has no say.
+    fn reconcile(
+        &self,
+        args: &[u8],
+        mine: &Side,
+        theirs: &Side,
+        writing: Writing,
+    ) -> Result<Choice> {
+        let _ = (args, mine, theirs, writing);
+        Ok(Choice::MoreProgress)
+    }
 }
 
 /// How states are written.
@@ -176,6 +190,25 @@ impl<T: Task> AnyKind for Stepped<T> {
         let (args, state) = decode(args, state, &writing.limits, self.versions(), upgrade)?;
         Ok(Box::new(Stepping { task: Arc::clone(&self.0), args, state, writing }))
     }
+
+    fn reconcile(
+        &self,
+        args: &[u8],
+        mine: &Side,
+        theirs: &Side,
+        writing: Writing,
+    ) -> Result<Choice> {
+        let branch = |side: &Side| {
+            let state = Some((side.version, &side.state));
+            let upgrade = |from, bytes: &[u8]| self.0.upgrade(from, bytes);
+            let (args, state) = decode(args, state, &writing.limits, self.versions(), upgrade)
+                .map_err(|Unreadable(why)| Error::fatal(why))?;
+            Ok::<_, Error>((args, Branch::new(side, state)))
+        };
+        let ((args, mine), (_, theirs)) = (branch(mine)?, branch(theirs)?);
+        let chosen = self.0.reconcile(&args, mine, theirs)?;
+        chosen.encode(|state| write(&*self.0, &state, &writing))
+    }
 }
 
 struct Stepping<T: Task> {
@@ -201,13 +234,18 @@ impl<T: Task> Instance for Stepping<T> {
     }
 
     fn encode(&mut self) -> Result<(u32, Bytes)> {
-        let reads = Versions { oldest: T::OLDEST_STATE_VERSION, newest: T::STATE_VERSION };
-        let downgrade = |to| self.task.downgrade(to, &self.state);
-        if let Some(older) = self.writing.downgraded(reads, downgrade)? {
-            return Ok(older);
-        }
-        Ok((T::STATE_VERSION, encode(&self.state, Value::State, &self.writing.limits)?))
+        write(&*self.task, &self.state, &self.writing)
     }
+}
+
+/// A state in the version that is written now.
+fn write<T: Task>(task: &T, state: &T::State, writing: &Writing) -> Result<(u32, Bytes)> {
+    let reads = Versions { oldest: T::OLDEST_STATE_VERSION, newest: T::STATE_VERSION };
+    let downgrade = |to| task.downgrade(to, state);
+    if let Some(older) = writing.downgraded(reads, downgrade)? {
+        return Ok(older);
+    }
+    Ok((T::STATE_VERSION, encode(state, Value::State, &writing.limits)?))
 }
 
 /// Encodes what the user's code made. No later attempt would make it smaller; another build may.

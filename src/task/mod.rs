@@ -14,6 +14,7 @@ mod erased;
 mod kinds;
 mod line;
 mod orders;
+mod reconcile;
 mod resumable;
 mod retry;
 mod run;
@@ -28,6 +29,7 @@ pub use self::erased::Job;
 pub(crate) use self::kinds::Kinds;
 pub use self::kinds::RegisterError;
 pub(crate) use self::line::Throttle;
+pub use self::reconcile::{Branch, Reconciled};
 pub use self::resumable::assert_resumable;
 pub use self::retry::Retry;
 pub use self::run::{Run, RunCx, Running};
@@ -199,6 +201,50 @@ pub trait Task: Send + Sync + 'static {
     fn downgrade(&self, to: u32, state: &Self::State) -> Result<Option<Vec<u8>>> {
         let _ = (to, state);
         Ok(None)
+    }
+
+    /// Chooses what state goes on after two copies of a task have run at once, as on both sides of a cut that has
+    /// healed, or after its newest checkpoint had been out of reach for a while. Which copy goes on is
+    /// decided by the order of their claims alone, and that one calls this, between two steps; `mine` is its own.
+    /// Of more than two copies it is called for two at a time. It should not take longer than the stop's grace:
+    /// the task stands still, and after that goes on as by default.
+    ///
+    /// Default: [`Reconciled::MoreProgress`]. The work of the other copy is lost then; its effects are not. For
+    /// work on both sides that must not be lost, merge.
+    ///
+    /// # Errors
+    /// More progress decides then, as after a panic. Nothing is lost that would not be without this.
+    ///
+    /// ```
+    /// # use handover::{Branch, Cx, Reconciled, Result, Step, Task};
+    /// # use std::collections::BTreeSet;
+    /// # struct Index;
+    /// impl Task for Index {
+    ///     # const KIND: &'static str = "index";
+    ///     # type Args = ();
+    ///     # type Output = ();
+    ///     type State = BTreeSet<u64>; // which documents are done
+    ///
+    ///     fn reconcile(
+    ///         &self,
+    ///         _: &(),
+    ///         mut mine: Branch<BTreeSet<u64>>,
+    ///         theirs: Branch<BTreeSet<u64>>,
+    ///     ) -> Result<Reconciled<BTreeSet<u64>>> {
+    ///         mine.state.extend(theirs.state);
+    ///         Ok(Reconciled::Merged(mine.state))
+    ///     }
+    ///     # async fn step(&self, _: &mut Cx, _: &(), _: &mut Self::State) -> Result<Step<()>> { Ok(Step::Done(())) }
+    /// }
+    /// ```
+    fn reconcile(
+        &self,
+        args: &Self::Args,
+        mine: Branch<Self::State>,
+        theirs: Branch<Self::State>,
+    ) -> Result<Reconciled<Self::State>> {
+        let _ = (args, mine, theirs);
+        Ok(Reconciled::MoreProgress)
     }
 
     /// Whether a node that is told to stop should finish tasks of this kind itself if it can. They

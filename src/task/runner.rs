@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -20,9 +21,10 @@ use super::cx::Shared;
 use super::kinds::Kinds;
 use super::line::{Line, Throttle};
 use super::orders::{Halt, Orders, Slots, Wires};
+use super::reconcile;
 use super::task_loop::{Manners, TaskLoop};
 use crate::clock::SharedClock;
-use crate::core::branch::{Ancestor, Position, Progress};
+use crate::core::branch::{Ancestor, Header, Position, Progress};
 use crate::core::claim::Spec;
 use crate::core::ids::{Kind, Name};
 use crate::core::io::{Event, From, Outcome, Stop, Stuck};
@@ -177,6 +179,16 @@ impl Runner {
         );
         let handle = AbortOnDropHandle::new(self.config.handle.spawn(whole.instrument(span)));
         self.tasks.insert(name, Entry { shared, orders, over, told, _handle: handle });
+    }
+
+    /// Has a task's code choose what state goes on; it may take its time, and block.
+    pub(crate) fn reconcile(&self, spec: Spec, epoch: Epoch, branches: Vec<(Header, Bytes)>) {
+        let (kind, limits) = (self.config.kinds.get(&spec.kind), self.config.kinds.limits());
+        let events = self.events.clone();
+        self.config.handle.spawn_blocking(move || {
+            let chosen = reconcile::choose(kind.as_ref(), &spec, branches, limits);
+            let _ = events.blocking_send(Event::Reconciled { name: spec.name, epoch, chosen });
+        });
     }
 
     /// Stops a task. A name that does not run is ignored: its last event is on its way.

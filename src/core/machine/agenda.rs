@@ -48,6 +48,7 @@ impl Machine {
     fn look(&mut self, name: &Name) {
         self.look_conflict(name);
         self.look_task(name);
+        self.look_branches(name);
         self.look_desired(name);
         self.look_free(name);
         self.look_takeover(name);
@@ -90,6 +91,7 @@ impl Machine {
                 self.look_hand(name);
             }
             Doing::Sealing { .. } | Doing::Moving { .. } => self.look_hand(name),
+            Doing::Reconciling(_) => self.look_reconciling(name),
             Doing::Over { .. } => {}
         }
     }

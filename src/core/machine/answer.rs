@@ -116,6 +116,7 @@ impl Machine {
             | Doing::Running
             | Doing::Stopping(_)
             | Doing::Incoming { .. }
+            | Doing::Reconciling(_)
             | Doing::Kept
             | Doing::Sealing { .. }
             | Doing::Parting { .. } => held(),

@@ -67,6 +67,9 @@ impl Machine {
             Event::Loaded { header, state, .. } => self.on_loaded(header, state),
             Event::LoadedEnd { name, run, output } => self.on_loaded_end(&name, run, output),
             Event::FellBack { damaged, to } => self.on_fell_back(&damaged, to),
+            Event::Reconciled { name, epoch, chosen } => {
+                self.on_reconciled(&name, epoch, chosen);
+            }
             Event::Tick => {}
         }
     }

@@ -219,7 +219,7 @@ impl Machine {
                     self.withdraw_offer(&name);
                     self.stop_now(&name);
                 }
-                Doing::Kept | Doing::Sealing { .. } => {
+                Doing::Kept | Doing::Reconciling(_) | Doing::Sealing { .. } => {
                     self.withdraw_offer(&name);
                     self.part(&name);
                 }

@@ -29,13 +29,17 @@ impl Machine {
             }
             Doing::Stopping(standing) => {
                 // A loop that waits for a transfer slot is hurried; the graver reason stands.
-                let hurry = *standing == Why::Transfer;
+                let hurry = matches!(standing, Why::Transfer | Why::Reconcile);
                 if hurry || matches!(why, Why::Lost | Why::Cancel) {
                     *standing = why;
                     self.push(Action::Stop { name: name.clone(), how: Stop::Boundary { grace } });
                 }
             }
-            Doing::Settling(_) | Doing::Finding(_) | Doing::Fetching { .. } | Doing::Kept => {
+            Doing::Settling(_)
+            | Doing::Finding(_)
+            | Doing::Fetching { .. }
+            | Doing::Reconciling(_)
+            | Doing::Kept => {
                 self.stopped(name, why);
             }
             Doing::Incoming { transferred: None, .. } => self.stopped(name, why),
@@ -78,6 +82,7 @@ impl Machine {
             Why::Release => self.part(name),
             Why::Yield { to } => self.yielded(name, &to),
             Why::Lost => self.lost(name),
+            Why::Reconcile => self.gather_branches(name),
             Why::Pause => {
                 if let Some(task) = self.tasks.get_mut(name) {
                     task.claim.phase = Phase::Paused;

@@ -25,6 +25,7 @@ mod needs;
 mod parked;
 mod parting;
 mod publish;
+mod reconcile;
 mod recover;
 mod relief;
 mod replicate;
@@ -91,6 +92,11 @@ pub struct Machine {
     /// The sessions with which a task here is in conflict.
     rivalries: BTreeMap<SessionId, conflict::Rivalry>,
     owed: BTreeMap<Name, conflict::Owed>,
+    /// Names that run here of which a branch may be held that is not of their line, and from when on to
+    /// look at that (Rule 22).
+    forked: BTreeMap<Name, Time>,
+    /// Those whose branches were reconciled here, until that is in other hands.
+    reconciled: BTreeMap<Name, BTreeSet<SessionId>>,
     /// Names of which nothing but their past is known, and since when.
     idle: BTreeMap<Name, Time>,
     /// Who asked about a name, until their claim is visible or they are gone (Rule 13).
@@ -184,6 +190,8 @@ impl Machine {
             outdated: BTreeMap::new(),
             rivalries: BTreeMap::new(),
             owed: BTreeMap::new(),
+            forked: BTreeMap::new(),
+            reconciled: BTreeMap::new(),
             idle: BTreeMap::new(),
             askers: BTreeMap::new(),
             starts: start::Starts::default(),

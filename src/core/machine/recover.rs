@@ -288,6 +288,7 @@ impl Machine {
             let message = Message::StateData { header: header.clone(), state: state.clone() };
             self.send(&reader, message);
         }
+        self.branch_loaded(&header, state.as_ref());
         if state.is_none()
             && let Some(branches) =
                 self.held.get_mut(&header.name).and_then(|runs| runs.get_mut(&header.run))
@@ -418,6 +419,7 @@ impl Machine {
         if seq == 0 {
             self.keep_run(name);
         }
+        self.note_branches(name);
         self.publish(name);
         let epoch = lease.epoch;
         self.push(Action::Start { spec, lease, from, lineage, seq });

@@ -26,23 +26,38 @@ impl Machine {
             return;
         }
         task.latest = Some(header.clone());
+        if forced {
+            task.forced = Some(header.position);
+        }
+        let spec = task.spec.clone();
+        self.keep(&spec, header.clone(), state.clone(), None);
+        self.replicate_now(&name, targets, &header, &state);
+    }
+
+    /// The newest commit of a task goes to those that are to keep it.
+    pub(super) fn replicate_now(
+        &mut self,
+        name: &Name,
+        targets: Vec<SessionId>,
+        header: &Header,
+        state: &Bytes,
+    ) {
+        let Some(task) = self.tasks.get_mut(name) else {
+            return;
+        };
         task.sent = self.now.at;
         // Without replicas the disk alone counts, and what it refuses is tried again.
         let alone = targets.is_empty() && self.config.durable;
         task.bytes = alone.then(|| state.clone());
         task.replicas.clone_from(&targets);
-        if forced {
-            task.forced = Some(header.position);
-        }
         let (claim, spec) = (task.claim.clone(), task.spec.clone());
-        self.keep(&spec, header.clone(), state.clone(), None);
         for to in &targets {
-            self.send_checkpoint(to, &claim, &spec, &header, &state);
+            self.send_checkpoint(to, &claim, &spec, header, state);
         }
         if targets.is_empty() && !alone {
-            self.replicated(&name, header.position);
+            self.replicated(name, header.position);
         }
-        self.alarm_in(&name, self.config.timing.silence_floor);
+        self.alarm_in(name, self.config.timing.silence_floor);
     }
 
     pub(super) fn send_checkpoint(
@@ -203,6 +218,9 @@ impl Machine {
         if let Some(header) = latest.filter(|latest| latest.position == position) {
             for old in obsolete.into_iter().filter(|old| !holders.contains(old)) {
                 self.send(&old, Message::Obsolete { header: header.clone() });
+            }
+            if replicas > 0 || wanted == 0 {
+                self.tell_reconciled(&header);
             }
         }
     }
@@ -407,12 +425,16 @@ impl Machine {
         let runs = self.held.entry(header.name.clone()).or_default();
         let branches = runs.entry(header.run).or_default();
         let admission = branches.admit(header.clone());
+        let header_writer = header.writer.clone();
         if let Admission::Kept { superseded } = &admission {
             let (name, run) = (header.name.clone(), header.run);
             self.writing.insert(writing(&header), superseded.clone());
             // What it contains goes with its being stored.
             self.push(Action::Store { spec: spec.clone(), header, state, from });
             self.note_pins(&name, run);
+            if header_writer != self.config.me {
+                self.note_branches(&name);
+            }
         }
         admission
     }
@@ -458,6 +480,9 @@ impl Machine {
             self.not_stored(&header, superseded);
             let text = format!("a checkpoint of {name} could not be stored: {why}");
             self.tell(Notice::Unstored { text, elsewhere: false });
+        }
+        if from.is_some() && self.forked.contains_key(&name) {
+            self.dirty.insert(name.clone());
         }
         if let Some(from) = from {
             let unavailable = |why| Err(Rejection::Unavailable(limits::clipped(why, limits::TEXT)));

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use litemap::LiteMap;
 
+use super::reconcile::Reconciling;
 use crate::core::branch::{Ancestor, Branches, Header, Position};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{NodeId, SessionId};
@@ -85,6 +86,8 @@ pub(super) enum Doing {
         /// When the source was last told that it is accepted.
         said: Time,
     },
+    /// It has stopped to take in what others have done of it (Rule 22).
+    Reconciling(Reconciling),
     /// Held; nothing runs.
     Kept,
     /// Stopped for handing over: the target is getting the sealed state.
@@ -118,6 +121,8 @@ pub(super) enum Why {
     Yield { to: SessionId },
     /// Another run won, or this run has ended elsewhere.
     Lost,
+    /// To make one state of its branches.
+    Reconcile,
     /// As desired.
     Pause,
     /// As desired.

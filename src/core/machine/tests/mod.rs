@@ -23,6 +23,7 @@ mod rules_joining;
 mod rules_kinds;
 mod rules_liveness;
 mod rules_meeting;
+mod rules_reconcile;
 mod rules_relief;
 mod rules_saturation;
 mod rules_settling;

@@ -8,6 +8,7 @@ use crate::core::branch::{Ancestor, Header};
 use crate::core::claim::Spec;
 use crate::core::ids::SessionId;
 use crate::core::io::{Action, Event, Notice, Stop};
+use crate::core::reconcile::reconcile;
 
 impl World {
     pub(in super::super) fn give(&mut self, to: &SessionId, event: Event) {
@@ -174,6 +175,13 @@ impl World {
                         self.at(MS * 100, Due::Deliver { to: session.clone(), event });
                     }
                 }
+            }
+            Action::Reconcile { spec, epoch, branches } => {
+                let choose = self.chooses;
+                let chosen = reconcile(branches, |mine, theirs| choose(mine, theirs));
+                let event = Event::Reconciled { name: spec.name, epoch, chosen };
+                let take = self.choosing_takes;
+                self.at(take, Due::Deliver { to: session.clone(), event });
             }
             Action::FreeSlot(name) => {
                 node.slots.remove(&name);

@@ -27,6 +27,7 @@ use crate::core::io::{CallError, Event, Notice};
 use crate::core::lease::Epoch;
 use crate::core::machine::Machine;
 use crate::core::message::Message;
+use crate::core::reconcile::{Choice, Side};
 use crate::core::record::NodeState;
 use crate::core::time::Time;
 use gossip::{Published, Says};
@@ -151,6 +152,9 @@ pub(super) struct World {
     /// The newest commit of each name that a replica has acknowledged to its owner.
     pub acknowledged: BTreeMap<Name, (RunId, u64)>,
     pub steps_done: BTreeMap<Name, u64>,
+    /// What the code of tasks chooses where copies meet, and how long that takes.
+    pub chooses: fn(&Side, &Side) -> Choice,
+    pub choosing_takes: Duration,
 }
 
 pub(super) fn name(text: &str) -> Name {
@@ -200,6 +204,8 @@ impl World {
             acknowledged: BTreeMap::new(),
             state_len: 8,
             steps_done: BTreeMap::new(),
+            chooses: |_, _| Choice::MoreProgress,
+            choosing_takes: MS,
         }
     }
 
