@@ -57,7 +57,10 @@ impl Machine {
             return self.alarm(name, from);
         }
         let strays = self.strays(name);
-        if strays.is_empty() {
+        // It takes an epoch to write what comes of it, and one to go on.
+        let next = self.next_epoch(name);
+        let has_epochs = next > task.claim.epoch && next.next() > next;
+        if strays.is_empty() || !has_epochs {
             self.forked.remove(name);
         } else if !strays.iter().any(|stray| self.goes_on(stray)) {
             let grace = self.config.timing.stop_grace;

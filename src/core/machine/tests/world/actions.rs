@@ -177,8 +177,7 @@ impl World {
                 }
             }
             Action::Reconcile { spec, epoch, branches } => {
-                let choose = self.chooses;
-                let chosen = reconcile(branches, |mine, theirs| choose(mine, theirs));
+                let chosen = reconcile(branches, self.chooses);
                 let event = Event::Reconciled { name: spec.name, epoch, chosen };
                 let take = self.choosing_takes;
                 self.at(take, Due::Deliver { to: session.clone(), event });
