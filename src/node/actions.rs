@@ -67,6 +67,7 @@ impl Control {
             }
             Action::Reepoch { name, lease } => self.runner.reepoch(&name, lease),
             Action::Reconcile { spec, epoch, branches } => {
+                self.tally.reconciling(&spec.name);
                 self.runner.reconcile(spec, epoch, branches);
             }
             Action::Stop { name, how } => self.runner.stop(&name, how),

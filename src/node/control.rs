@@ -232,7 +232,9 @@ impl Control {
             self.feed(Event::Tick);
         }
         self.queries.expire(now);
-        self.tally.expire(now);
+        for name in self.tally.expire(now) {
+            self.on_overlap(name, None);
+        }
         self.measure_overlaps(now);
         if self.draining.as_mut().is_some_and(|draining| draining.is_overdue(now)) {
             tracing::warn!(target: "handover::drain", "the drain budget is spent: steps are dropped, what is left is released");

@@ -91,14 +91,17 @@ pub enum NodeEvent {
         /// How.
         state: TaskState,
     },
-    /// Two nodes held a task at once.
+    /// Two nodes held a task at once, and this was one of them. Told once the loser has stopped.
     Conflict {
         /// The task.
         name: Name,
         /// Who goes on.
         kept: SessionId,
-        /// Who stops.
+        /// Who has stopped.
         stopped: SessionId,
+        /// For how long both ran it, as measured by the loser: from the later start to its stop. Zero if one of
+        /// them only held it.
+        overlap: Duration,
     },
     /// What copies of a task had done apart has become one state again, as its
     /// [`reconcile`](crate::Task::reconcile) says; it goes on here.

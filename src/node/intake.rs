@@ -177,6 +177,9 @@ impl Control {
             }
             Ok(Wire::Query { id, query }) => self.answer(query, Whom::There { to: from, id }),
             Ok(Wire::Answer { id, answer }) => self.on_answer(&from, id, answer),
+            Ok(Wire::Conflict { name, kept, overlap }) => {
+                self.show_conflict(name, kept, from, overlap);
+            }
             Err(error) => {
                 metrics::frame_rejected(error.reason());
                 let foul = error.is_foul();
@@ -195,10 +198,10 @@ impl Control {
             // Whoever asked may have stopped waiting.
             (Some(Asker::Handle(handle)), answer) => drop(handle.send(answer)),
             (Some(Asker::Overlap { name, asked }), Some(Answer::RunsFor(theirs))) => {
-                self.tally.overlapped(&name, Some((asked, theirs)));
+                self.on_overlap(name, Some((asked, theirs)));
             }
             // It runs there no more: nobody can tell.
-            (Some(Asker::Overlap { name, .. }), _) => self.tally.overlapped(&name, None),
+            (Some(Asker::Overlap { name, .. }), _) => self.on_overlap(name, None),
             (None, _) => {}
         }
     }

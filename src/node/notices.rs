@@ -1,13 +1,17 @@
 //! Telling the user: events, log, metrics.
 
+use std::time::Duration;
+
 use super::control::Control;
 use super::event::NodeEvent;
 use super::metrics;
+use super::wire::Wire;
 use crate::core::claim::Phase;
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Cause, Gone, Notice};
 use crate::core::lease::Epoch;
 use crate::core::record::NodeState;
+use crate::core::time::Time;
 use crate::registry::{TaskEvent, TaskState};
 
 impl Control {
@@ -52,7 +56,9 @@ impl Control {
                 NodeEvent::Unstoppable { name }
             }
             Notice::Ended { name, phase } => self.on_task_ended(name, &phase),
-            Notice::Conflict { name, kept, stopped } => self.on_conflict(name, kept, stopped),
+            Notice::Conflict { name, kept, stopped } => {
+                return self.on_conflict(name, kept, stopped);
+            }
             Notice::Reconciled { name, branches, seq } => {
                 tracing::warn!(target: "handover::conflict", %name, branches, seq, "branches were reconciled");
                 NodeEvent::Reconciled { name, branches }
@@ -184,24 +190,51 @@ impl Control {
         NodeEvent::Ended { name, state }
     }
 
-    /// Another node has stopped its copy of a task for the one that runs here.
-    pub(super) fn on_yielded(&mut self, name: Name, stopped: SessionId) {
-        let event = self.on_conflict(name, self.me.clone(), stopped);
-        self.board.tell(event);
+    /// Two nodes held a task, and the claim of one has ended the other. For how long both ran is known once this
+    /// one has stopped; where nothing ran, it is now.
+    fn on_conflict(&mut self, name: Name, kept: SessionId, stopped: SessionId) {
+        tracing::warn!(target: "handover::conflict", %name, %kept, %stopped, "two nodes held the task");
+        if stopped == self.me && !self.tally.losing(self.clock.boot(), &name, &kept) {
+            self.tell_conflict(name, kept, Duration::ZERO);
+        }
     }
 
-    fn on_conflict(&mut self, name: Name, kept: SessionId, stopped: SessionId) -> NodeEvent {
-        tracing::warn!(target: "handover::conflict", %name, %kept, %stopped, "two nodes held the task");
-        if stopped == self.me {
-            self.tally.losing(self.clock.boot(), &name, &kept);
+    /// This node's copy has stopped, and it is known, or will never be, since when the other has been running.
+    pub(super) fn on_overlap(&mut self, name: Name, theirs: Option<(Time, Duration)>) {
+        if let Some((kept, overlap)) = self.tally.overlapped(&name, theirs) {
+            tracing::warn!(target: "handover::conflict", %name, %kept, ?overlap, "ran twice for so long");
+            self.tell_conflict(name, kept, overlap);
         }
-        metrics::conflict(kept == self.me);
+    }
+
+    /// Tells users of this node and, once, all others of a conflict that this node has lost.
+    fn tell_conflict(&mut self, name: Name, kept: SessionId, overlap: Duration) {
+        let told = Wire::Conflict { name: name.clone(), kept: kept.clone(), overlap };
+        let peers: Vec<SessionId> = self.peers.staying().cloned().collect();
+        for peer in peers {
+            self.send(&peer, &told);
+        }
+        self.show_conflict(name, kept, self.me.clone(), overlap);
+    }
+
+    /// Shows it to users here; those whose copy it was hear it from the node as well.
+    pub(super) fn show_conflict(
+        &mut self,
+        name: Name,
+        kept: SessionId,
+        stopped: SessionId,
+        overlap: Duration,
+    ) {
         let event = TaskEvent::Conflict {
             name: name.clone(),
             kept: kept.node.clone(),
             stopped: stopped.node.clone(),
+            overlap,
         };
         self.board.registry.report(&name, event);
-        NodeEvent::Conflict { name, kept, stopped }
+        if kept == self.me || stopped == self.me {
+            metrics::conflict(kept == self.me);
+            self.board.tell(NodeEvent::Conflict { name, kept, stopped, overlap });
+        }
     }
 }

@@ -123,9 +123,6 @@ impl Control {
             }
             Query::Yielded { name } => {
                 let since = self.tally.runs_since(&name);
-                if let (Some(_), Whom::There { to, .. }) = (since, &whom) {
-                    self.on_yielded(name, to.clone());
-                }
                 let runs_for = since.map(|since| self.clock.boot().since(since));
                 self.reply(whom, runs_for.map(Answer::RunsFor));
             }

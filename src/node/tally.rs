@@ -57,6 +57,7 @@ struct Begun {
 #[derive(Clone, Copy, Debug)]
 struct Stopped {
     at: Time,
+    begun: Begun,
     /// The share of the run's work so far that its stop has thrown away.
     redone: f64,
 }
@@ -111,7 +112,11 @@ impl Tally {
         };
         self.stopped.remove(name);
         // Bounded by what runs.
-        self.running.insert(name.clone(), Begun { at: now, run, written_ms });
+        let begun = self.running.entry(name.clone()).or_insert(Begun { at: now, run, written_ms });
+        if begun.run != run {
+            begun.at = now;
+        }
+        (begun.run, begun.written_ms) = (run, written_ms);
     }
 
     /// A task that runs here has committed its state.
@@ -145,7 +150,7 @@ impl Tally {
             false => 0.0,
         };
         if self.stopped.len() < MAX {
-            self.stopped.insert(name.clone(), Stopped { at: now, redone });
+            self.stopped.insert(name.clone(), Stopped { at: now, begun, redone });
         }
         if let Some(Losing { kept, seen }) = self.losing.remove(name) {
             let lost = Lost { kept, begun: begun.at, seen, stopped: now, asked: None };
@@ -165,10 +170,23 @@ impl Tally {
     }
 
     /// The answer, if there will ever be one: for how long the other copy had been running when it
-    /// was asked.
-    pub(super) fn overlapped(&mut self, name: &Name, theirs: Option<(Time, Duration)>) {
-        if let Some(lost) = self.lost.remove(name) {
-            metrics::overlap(lost.overlap(theirs));
+    /// was asked. Who goes on, and for how long both ran.
+    pub(super) fn overlapped(
+        &mut self,
+        name: &Name,
+        theirs: Option<(Time, Duration)>,
+    ) -> Option<(SessionId, Duration)> {
+        let lost = self.lost.remove(name)?;
+        let overlap = lost.overlap(theirs);
+        metrics::overlap(overlap);
+        Some((lost.kept, overlap))
+    }
+
+    /// A task that has stopped here is about to go on here, from what its copies have done: to others it
+    /// has been running all the time.
+    pub(super) fn reconciling(&mut self, name: &Name) {
+        if let Some(stopped) = self.stopped.remove(name) {
+            self.running.insert(name.clone(), stopped.begun);
         }
     }
 
@@ -251,28 +269,26 @@ impl Tally {
         Arrival { again, gap, redone }
     }
 
-    /// A claim was seen that ends the task here.
-    pub(super) fn losing(&mut self, now: Time, name: &Name, kept: &SessionId) {
-        if self.running.contains_key(name) {
+    /// A claim was seen that ends the task here. False if it does not run: there is nothing to measure.
+    pub(super) fn losing(&mut self, now: Time, name: &Name, kept: &SessionId) -> bool {
+        let runs = self.running.contains_key(name);
+        if runs {
             self.losing.insert(name.clone(), Losing { kept: kept.clone(), seen: now });
         }
+        runs
     }
 
-    pub(super) fn expire(&mut self, now: Time) {
+    /// Forgets what is old; the names of conflicts of which nobody will tell any more.
+    pub(super) fn expire(&mut self, now: Time) -> Vec<Name> {
         if now.since(self.expired) < FORGET {
-            return;
+            return Vec::new();
         }
         self.expired = now;
         self.stopped.retain(|_, stopped| now.since(stopped.at) < FORGET);
         self.losing.retain(|name, _| self.running.contains_key(name));
-        self.lost.retain(|_, lost| {
-            let waits = now.since(lost.stopped) < FORGET;
-            if !waits {
-                metrics::overlap(lost.overlap(None));
-            }
-            waits
-        });
         self.moved.retain(|_, at| now.since(*at) < DOUBLE);
+        let late = self.lost.iter().filter(|(_, lost)| now.since(lost.stopped) >= FORGET);
+        late.map(|(name, _)| name.clone()).collect()
     }
 
     /// Sets the gauges of what this node holds.

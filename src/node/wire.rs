@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::core::branch::Progress;
-use crate::core::ids::{Kind, Name, RunId};
+use crate::core::ids::{Kind, Name, RunId, SessionId};
 use crate::core::limits;
 use crate::core::message::{Message, Unfit};
 
@@ -33,6 +33,16 @@ pub(crate) enum Wire {
         id: u64,
         /// None: this node does not have it (any more).
         answer: Option<Answer>,
+    },
+    /// The sender has stopped its copy of a task for another one, and knows for how long both ran.
+    #[serde(rename = "x")]
+    Conflict {
+        /// The task.
+        name: Name,
+        /// Who goes on.
+        kept: SessionId,
+        /// For how long both ran.
+        overlap: Duration,
     },
 }
 
@@ -182,6 +192,11 @@ mod tests {
             Wire::Query { id: 7, query: Query::Progress { name } },
             Wire::Answer { id: 7, answer: Some(Answer::Output(Bytes::from_static(b"x"))) },
             Wire::Answer { id: 8, answer: None },
+            Wire::Conflict {
+                name: Name::new("t").unwrap(),
+                kept: SessionId::new(NodeId::new("n").unwrap(), Uuid::nil()),
+                overlap: Duration::from_millis(1_500),
+            },
         ] {
             assert_eq!(decode::<Wire>(&encode(&wire).unwrap()).unwrap(), wire);
         }

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use futures_core::Stream;
 use serde::Serialize;
@@ -65,7 +66,7 @@ pub enum TaskEvent {
         /// How: finished, failed, cancelled or superseded.
         state: TaskState,
     },
-    /// Two nodes held it at once; this node saw one of them stop.
+    /// Two nodes held it at once, and one of them has stopped. Every node that the loser has a link to is told.
     Conflict {
         /// The task.
         name: Name,
@@ -73,6 +74,8 @@ pub enum TaskEvent {
         kept: NodeId,
         /// Who stopped.
         stopped: NodeId,
+        /// For how long both ran it. Zero if one of them only held it.
+        overlap: Duration,
     },
     /// Its record is gone: the retention is over.
     Forgotten {

@@ -3,6 +3,7 @@
 
 mod commits;
 mod ledger;
+mod reconcile;
 mod running;
 mod steps;
 mod stopping;
