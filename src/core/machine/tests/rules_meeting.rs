@@ -346,3 +346,37 @@ fn a_branch_that_nobody_has_acknowledged_is_sent_again_on_a_new_link_to_the_winn
         assert_eq!(sent(&new), usize::from(!acknowledged));
     }
 }
+
+/// Rule 9: whoever has begun to yield claims the name no more until it has released it, whatever becomes of
+/// its winner's claim meanwhile.
+#[test]
+fn whoever_has_begun_to_yield_mints_nothing_above_its_winner() {
+    for drains in [false, true] {
+        let (mut world, _, old, new) = split(11, 4);
+        world.steps.insert(name("a"), S * 5);
+        world.run_for(S * 6);
+        world.heal();
+        let stops = |n: &Notice| matches!(n, Notice::Conflict { .. });
+        world.run_until(S * 2, "a conflict", |w| w.told(&old, stops) > 0);
+        let (yielded, met) = (world.claim_of(&old, "a").unwrap().epoch, world.now);
+        if drains {
+            // Its winner lets go of it, and others claim it, while its last step still runs.
+            world.drain(&new, S);
+            world.give(&new, Event::DrainNow);
+            world.run_for(MS * 800);
+            let seen = world.nodes[&old].machine.view().epoch(&name("a")).unwrap();
+            assert!(seen > world.claim_of(&new, "a").unwrap().epoch, "another has asked for it");
+            assert!(world.running("a").contains(&old), "it still stops");
+        }
+        while world.running("a").contains(&old) {
+            assert_eq!(world.claim_of(&old, "a").unwrap().epoch, yielded, "drains: {drains}");
+            world.run_for(MS * 10);
+        }
+        world.run_for(S * 10);
+        assert_eq!(world.running("a").len(), 1, "drains: {drains}");
+        if !drains {
+            assert!(world.since("a", met).iter().all(|s| s.session == new));
+            assert!(world.claim_of(&old, "a").is_none_or(|claim| claim.epoch == yielded));
+        }
+    }
+}
