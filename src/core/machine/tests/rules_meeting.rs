@@ -380,3 +380,37 @@ fn whoever_has_begun_to_yield_mints_nothing_above_its_winner() {
         }
     }
 }
+
+/// Rule 21: a loser counts as a replica. When its winner dies the task goes on from the best branch, though
+/// the loser alone may have that, and though it is told of in one way only.
+#[test]
+fn after_a_winners_death_the_task_goes_on_from_the_losers_branch_if_that_is_the_best() {
+    for (seed, mute, late) in [(11, false, false), (12, true, false), (13, false, true)] {
+        let (mut world, nodes, old, new) = split(seed, 3);
+        let third = nodes.iter().find(|node| **node != old && **node != new).unwrap();
+        // Nobody gets the loser's branch, and who asks it to settle may have no answer.
+        world.blocked = Some(match mute {
+            true => |_, _, m| matches!(m, Message::Checkpoint { .. } | Message::Answers { .. }),
+            false => |_, _, m| matches!(m, Message::Checkpoint { .. }),
+        });
+        world.heal();
+        world.run_until(S * 2, "it yields", |w| w.running("a") == [new.clone()]);
+        // The winner gets no further meanwhile.
+        world.steps.insert(name("a"), S * 100);
+        let lost = world.stretches.iter().rfind(|s| s.session == old).unwrap().to_seq;
+        world.run_for(if late { S * 3 } else { MS * 100 });
+        assert_eq!(world.claim_of(&old, "a").is_none(), late, "its record has served its time");
+        let best = |at| {
+            let held = world.nodes[at].disk.runs.values().flat_map(|run| &run.checkpoints);
+            held.map(|(header, _)| header.position.seq).max()
+        };
+        assert!(best(third) < Some(lost) && best(&new) < Some(lost), "the loser's is the best");
+        world.crash(&new);
+        world.steps.clear();
+        let died = world.now;
+        world.run_for(S * 6);
+        assert_eq!(&world.runner("a"), third, "the winner's replica comes first");
+        let after = world.since("a", died);
+        assert!(after[0].from_seq >= lost, "seed {seed}: {lost} was reached: {after:?}");
+    }
+}
