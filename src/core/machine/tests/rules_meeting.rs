@@ -414,3 +414,39 @@ fn after_a_winners_death_the_task_goes_on_from_the_losers_branch_if_that_is_the_
         assert!(after[0].from_seq >= lost, "seed {seed}: {lost} was reached: {after:?}");
     }
 }
+
+/// Nobody is left who sees both ends of a cut: they take each other for dead in time, and two copies run;
+/// the heal ends one of them, and never both.
+#[test]
+fn copies_on_both_sides_of_a_dead_bridge_end_as_one_when_the_cut_heals() {
+    for seed in 12..16 {
+        let (mut world, owner, others) = World::owned(seed, 3, &Setup { replicas: 2, ..setup() });
+        // What it runs itself, or only relays.
+        let bridge = if seed % 2 == 0 { &owner } else { &others[0] };
+        let ends: Vec<_> = world.living().into_iter().filter(|node| node != bridge).collect();
+        world.cut_both(&ends[0], &ends[1]);
+        world.run_for(S * 5);
+        assert_eq!(world.runner("a"), owner, "seed {seed}: a bridge is enough");
+        world.crash(bridge);
+        for end in &ends {
+            world.start(end, "b");
+        }
+        world.run_for(S * 12);
+        for task in ["a", "b"] {
+            assert_eq!(world.running(task), ends, "seed {seed}: {task}");
+        }
+        world.heal();
+        let healed = world.now;
+        let mut survivors = Vec::new();
+        while world.now < healed + S * 10 {
+            world.run_for(MS * 10);
+            let running = ["a", "b"].map(|task| world.running(task));
+            assert!(running.iter().all(|copies| !copies.is_empty()), "seed {seed}: {running:?}");
+            if world.now > healed + S * 3 {
+                survivors.push(running);
+            }
+        }
+        assert!(survivors.iter().flatten().all(|copies| copies.len() == 1), "seed {seed}");
+        assert!(survivors.iter().all(|running| *running == survivors[0]), "seed {seed}");
+    }
+}
