@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{S, assert_moved, is_transferred};
 use crate::core::claim::Phase;
-use crate::core::ids::SessionId;
+use crate::core::ids::{Kind, SessionId};
 use crate::core::io::{Action, Event, Notice};
 use crate::core::machine::tests::world::{Disk, MS, Setup, World, name};
 use crate::core::message::Message;
@@ -268,6 +268,39 @@ fn a_name_on_its_way_into_a_node_that_drains_waits_for_a_replacement() {
         world.assert_no_overlap();
     }
     assert!(met > 5, "{met} were on their way");
+}
+
+/// A node on which "a" runs, with nobody else that is up, and one that is joining and does not get on: it hears
+/// nobody. Of that one only its datagrams are known, and its record if there is one.
+fn with_a_joiner(seed: u64, kinds: Option<&'static str>) -> (World, SessionId) {
+    let (mut world, owner, _) = World::owned(seed, 1, &Setup::default());
+    let joiner = world.boot("m0", Setup::default(), Disk::default());
+    world.cut(&owner, &joiner);
+    world.run_for(S);
+    if let Some(kind) = kinds {
+        let mut record = world.nodes[&joiner].machine.config.record.clone();
+        record.kinds = record.kinds.into_values().map(|v| (Kind::new(kind).unwrap(), v)).collect();
+        world.give(&owner, Event::Record { of: joiner.clone(), record });
+    }
+    let peer = world.nodes[&owner].machine.members().get(&joiner).unwrap();
+    assert!(peer.joins() && peer.record.is_some() == kinds.is_some());
+    (world, owner)
+}
+
+/// Whoever joins is waited for as long as what is stopped afterwards can still move, and no longer.
+#[test]
+fn a_joiner_that_does_not_get_on_is_waited_for_within_the_budget() {
+    for kinds in [None, Some("count")] {
+        let (mut world, owner) = with_a_joiner(9, kinds);
+        world.drain(&owner, S * 6);
+        world.run_for(S * 2 + MS * 900);
+        assert_eq!(world.running("a"), std::slice::from_ref(&owner), "it is waited for: {kinds:?}");
+        world.run_for(S);
+        assert!(world.running("a").is_empty(), "half the budget is left to move it: {kinds:?}");
+        world.run_for(S * 2 + MS * 100);
+        assert!(world.nodes[&owner].drained.is_some(), "{kinds:?}");
+        assert_eq!(world.told(&owner, |n| matches!(n, Notice::Released { .. })), 1, "{kinds:?}");
+    }
 }
 
 #[test]
