@@ -303,6 +303,16 @@ fn a_joiner_that_does_not_get_on_is_waited_for_within_the_budget() {
     }
 }
 
+/// Who is joining and cannot run a task is not waited for on its account.
+#[test]
+fn a_joiner_that_does_not_know_the_kind_is_not_waited_for() {
+    let (mut world, owner) = with_a_joiner(10, Some("other"));
+    world.drain(&owner, S * 6);
+    world.run_for(MS * 300);
+    assert!(world.running("a").is_empty());
+    assert_eq!(world.claim_of(&owner, "a").unwrap().phase, Phase::Released);
+}
+
 #[test]
 fn a_second_signal_waits_for_no_step_boundary() {
     let (mut world, nodes) = World::cluster(8, 3);
