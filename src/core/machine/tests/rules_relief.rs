@@ -463,6 +463,33 @@ fn what_had_stopped_before_a_drain_is_released_as_soon_as_its_replica_is_known_t
     }
 }
 
+/// Whoever only looks for a state keeps nothing of it: the last holder stays until it has begun.
+#[test]
+fn an_owner_that_only_looks_for_a_state_keeps_no_copy_of_it() {
+    for seed in 66..69 {
+        let (mut world, owner, holder) = World::with_a_keeper(seed);
+        world.commit_every = 1;
+        world.run_for(S);
+        let before = world.clone();
+        let lost = |m: &Message| matches!(m, Message::States { .. });
+        let late = |m: &Message| matches!(m, Message::StateData { .. });
+        world.faults.push(Fault { hits: lost, fate: Fate::Lost, times: 1 });
+        world.faults.push(Fault { hits: late, fate: Fate::Late(S), times: 1 });
+        world.crash(&owner);
+        let taker = world.boot("n2", Setup::default(), Disk::default());
+        world.run_until(S * 15, "it is looked for", |w| {
+            let claim = w.nodes[&holder].machine.view().get(&name("a"), &taker);
+            claim.is_some_and(|claim| claim.phase == Phase::Recovering)
+        });
+        assert!(world.running("a").is_empty());
+        drain_and_exit(&mut world, &holder);
+        assert_eq!(world.running("a"), std::slice::from_ref(&taker), "seed {seed}");
+        world.run_for(S * 5);
+        assert!(world.faults.is_empty());
+        assert_nothing_lost(&world, &before, &format!("seed {seed}"));
+    }
+}
+
 /// The checkpoints that a node gave away: when, and to whom.
 fn given_away(world: &World, by: &SessionId) -> Vec<(Time, SessionId)> {
     let given = world.sent.iter().filter(|(_, from, _, message)| {
