@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use super::rules_claims::short;
+use super::rules_claims::{publish, short};
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Claim, Phase, Spec, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
+use crate::core::lease::Epoch;
 use crate::core::message::Message;
 use crate::core::record::NodeState;
 
@@ -211,11 +212,7 @@ fn a_buried_session_that_comes_back_counts_again() {
     let sent = world.now;
     world.run_for(MS * 5);
     // What gossip brings of it meanwhile is kept, and void.
-    let higher = Claim {
-        epoch: crate::core::lease::Epoch(claim.epoch.0 + 50),
-        version: claim.version + 1,
-        ..claim
-    };
+    let higher = Claim { epoch: Epoch(claim.epoch.0 + 50), version: claim.version + 1, ..claim };
     let changes = vec![(name("a"), Some(higher.clone()))];
     world.give(at, Event::Claims { of: runner.clone(), changes });
     world.give(at, heard(Some(sent)));
@@ -300,4 +297,32 @@ fn a_burial_elsewhere_is_no_reason_to_drop_what_a_session_heard_of_lately_held()
     assert_eq!(world.running("a").len(), 1, "{:?}", world.owner(&mistaken, "a"));
     assert!(world.stretches.last().unwrap().from_seq > 10);
     world.assert_no_overlap();
+}
+
+/// Rule 24: a dead session is not buried as long as nobody alive has what it had. A record below its claim is
+/// none of that.
+#[test]
+fn a_dead_session_is_not_buried_for_a_claim_below_its_own() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, owner, others) = World::owned(13, 3, &setup);
+    let above = world.claim_of(&owner, "a").unwrap().clone();
+    let (session, number) = (others[1].clone(), 1_000);
+    let below =
+        Claim { epoch: Epoch(above.epoch.0 - 1), phase: Phase::Released, session, number, ..above };
+    for other in &others {
+        // They take nothing over.
+        world.give(other, Event::Cordon(true));
+    }
+    world.crash(&owner);
+    publish(&mut world, &others[..1], &below);
+    world.run_for(setup.timing.dead_node_grace * 3);
+    let known = world.nodes[&others[0]].machine.view().get(&name("a"), &owner);
+    assert_eq!(known.map(|claim| &claim.phase), Some(&Phase::Running));
+    assert!(world.nodes[&others[0]].machine.view().get(&name("a"), &others[1]).is_some());
+    world.give(&others[0], Event::Cordon(false));
+    world.run_for(S * 3);
+    assert_eq!(world.runner("a"), others[0]);
+    // Now somebody has it.
+    world.run_for(setup.timing.dead_node_grace);
+    assert!(world.nodes[&others[0]].machine.view().get(&name("a"), &owner).is_none());
 }
