@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use super::rules_claims::{publish, short};
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Claim, Phase, Spec, Want};
-use crate::core::ids::SessionId;
+use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::{Event, Notice};
 use crate::core::lease::Epoch;
 use crate::core::message::Message;
@@ -236,7 +238,7 @@ fn a_joiner_is_told_of_the_buried() {
 /// What gossip may bring long after everybody has buried a session: a claim of it and a spec.
 fn ghost(world: &World, at: &SessionId) -> SessionId {
     let live = world.owner(at, "alive").unwrap().clone();
-    SessionId::new(live.session.node, uuid::Uuid::from_u128(4711))
+    SessionId::new(live.session.node, Uuid::from_u128(4711))
 }
 
 /// A claim of a session that the others have buried, and that nobody else ever spoke of, is no
@@ -325,4 +327,30 @@ fn a_dead_session_is_not_buried_for_a_claim_below_its_own() {
     // Now somebody has it.
     world.run_for(setup.timing.dead_node_grace);
     assert!(world.nodes[&others[0]].machine.view().get(&name("a"), &owner).is_none());
+}
+
+/// Rule 24: nor for one above it whose session is gone too. What it says of the state is all that is left.
+#[test]
+fn a_dead_session_is_not_buried_for_a_claim_of_another_that_is_dead() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, owner, others) = World::owned(14, 3, &setup);
+    let below = world.claim_of(&owner, "a").unwrap().clone();
+    let session = SessionId::new(NodeId::new("corpse").unwrap(), Uuid::from_u128(1));
+    let above =
+        Claim { epoch: below.epoch.next(), phase: Phase::Claimed, session, number: 1, ..below };
+    for other in &others {
+        // They take nothing over.
+        world.give(other, Event::Cordon(true));
+    }
+    publish(&mut world, &others, &above);
+    for other in &others {
+        let suspected = Event::Suspicion { of: above.session.clone(), suspected: true };
+        world.give(other, suspected);
+    }
+    world.crash(&owner);
+    world.run_for(setup.timing.dead_node_grace * 3);
+    let machine = &world.nodes[&others[0]].machine;
+    let known = machine.view().get(&name("a"), &owner);
+    assert_eq!(known.map(|claim| &claim.phase), Some(&Phase::Running));
+    assert!(machine.members().is_gone(&above.session) && machine.members().is_gone(&owner));
 }
