@@ -272,6 +272,14 @@ fn a_claim_of_a_session_that_a_peer_has_buried_revives_nothing() {
     world.give(asker, Event::Specs { specs: vec![spec] });
     world.give(asker, Event::Claims { of: dead.clone(), changes: vec![(name("a"), Some(claim))] });
     world.give(asker, Event::Suspicion { of: dead.clone(), suspected: true });
+    // Whom it asks about the silent one does not tell it before it has claimed the name.
+    world.blocked = Some(|_, _, message| matches!(message, Message::Buried { .. }));
+    world.run_until(S * 5, "it has claimed the name", |w| w.claim_of(asker, "a").is_some());
+    world.run_for(MS * 10);
+    let stepped_back = world.claim_of(asker, "a").map(|claim| &claim.phase);
+    assert_eq!(stepped_back, Some(&Phase::Superseded));
+    world.run_for(setup.timing.convergence() + MS * 200);
+    assert_eq!(world.claim_of(asker, "a"), None, "nobody else speaks of it, and all have heard");
     world.run_for(S * 20);
     assert!(world.stretches.iter().all(|s| s.name != name("a")), "it was born again");
     assert!(world.nodes[asker].machine.buried.contains_key(&dead));
