@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::rules_claims::short;
 use super::world::{MS, Setup, World, name};
-use crate::core::claim::{Phase, Want};
+use crate::core::claim::{Claim, Phase, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{Action, Event, Notice};
+use crate::core::lease::Epoch;
 use crate::core::message::Message;
 
 const S: Duration = Duration::from_secs(1);
@@ -449,4 +450,30 @@ fn copies_on_both_sides_of_a_dead_bridge_end_as_one_when_the_cut_heals() {
         assert!(survivors.iter().flatten().all(|copies| copies.len() == 1), "seed {seed}");
         assert!(survivors.iter().all(|running| *running == survivors[0]), "seed {seed}");
     }
+}
+
+/// Rules 9 and 21: whoever has lost against a copy that runs claims nothing above that because of another claim
+/// that it would have to step over: the winner goes on.
+#[test]
+fn a_loser_steps_over_nothing_before_it_has_heard_of_its_winner() {
+    let (world, nodes, old, new) = split(14, 3);
+    let third = nodes.iter().find(|node| **node != old && **node != new).unwrap();
+    let won = world.claim_of(&new, "a").unwrap().clone();
+    let let_go = Claim {
+        session: third.clone(),
+        number: 1_000,
+        phase: Phase::Released,
+        epoch: Epoch(won.epoch.0 + 5),
+        ..won.clone()
+    };
+    // Both become known, and neither of the sessions has been heard since.
+    let mut machine = world.nodes[&old].machine.clone();
+    std::iter::from_fn(|| machine.poll()).for_each(drop);
+    for claim in [won, let_go] {
+        let of = claim.session.clone();
+        let changes = vec![(name("a"), Some(claim))];
+        machine.handle(world.clock(), Event::Claims { of, changes });
+    }
+    let minted = std::iter::from_fn(|| machine.poll()).any(|a| matches!(a, Action::Reepoch { .. }));
+    assert!(!minted, "it runs on under the claim that it had");
 }
