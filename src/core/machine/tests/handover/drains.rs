@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{S, assert_moved, is_transferred};
+use super::{S, assert_moved, is_offer_reply, is_transferred};
 use crate::core::claim::Phase;
 use crate::core::ids::{Kind, SessionId};
 use crate::core::io::{Action, Event, Notice};
@@ -588,4 +588,25 @@ fn a_drain_is_told_to_every_peer_at_once_over_its_link() {
         let peer = world.nodes[other].machine.members().get(&owner).unwrap();
         assert_eq!(peer.state, NodeState::Draining, "{other}");
     }
+}
+
+/// Whoever refuses an offer is no reason to let go of what a node that is joining may have.
+#[test]
+fn what_is_refused_while_somebody_joins_runs_on() {
+    let (mut world, owner) = with_a_joiner(12, Some("count"));
+    let full = Setup { kind_limit: Some(0), ..Setup::default() };
+    let refuses = world.boot("n1", full, Disk::default());
+    world.run_for(S);
+    world.record_messages = true;
+    world.drain(&owner, S * 10);
+    world.run_for(S * 2);
+    let refused = world.sent.iter().filter(|(_, from, _, m)| *from == refuses && is_offer_reply(m));
+    assert!(refused.count() > 0);
+    assert_eq!(world.running("a"), std::slice::from_ref(&owner));
+    let released = |n: &Notice| matches!(n, Notice::Released { .. });
+    assert_eq!(world.told(&owner, released), 0);
+    world.heal();
+    world.run_until(S * 2, "drained", |w| w.nodes[&owner].drained.is_some());
+    assert_eq!(world.told(&owner, released), 0);
+    assert_moved(&world);
 }
