@@ -610,3 +610,22 @@ fn what_is_refused_while_somebody_joins_runs_on() {
     assert_eq!(world.told(&owner, released), 0);
     assert_moved(&world);
 }
+
+/// A copy is kept for a node that is joining as long as that can still be given it, and no longer.
+#[test]
+fn a_keeper_waits_for_a_joiner_that_does_not_get_on_within_its_budget() {
+    let (mut world, owner, keeper) = World::with_a_keeper(13);
+    world.commit_every = 1;
+    world.run_for(S);
+    let joiner = world.boot("m0", Setup::default(), Disk::default());
+    for node in [&owner, &keeper] {
+        world.cut(node, &joiner);
+    }
+    world.run_for(S);
+    world.drain(&keeper, S * 6);
+    world.run_for(S * 2 + MS * 900);
+    assert!(world.nodes[&keeper].drained.is_none(), "it is waited for");
+    world.run_for(MS * 300);
+    assert!(world.nodes[&keeper].drained.is_some(), "there is no time left to give it anything");
+    assert_eq!(world.runner("a"), owner);
+}
