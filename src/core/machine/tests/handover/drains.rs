@@ -629,3 +629,21 @@ fn a_keeper_waits_for_a_joiner_that_does_not_get_on_within_its_budget() {
     assert!(world.nodes[&keeper].drained.is_some(), "there is no time left to give it anything");
     assert_eq!(world.runner("a"), owner);
 }
+
+/// Nor is that moment waited for when there is no time left in which anybody could be given anything.
+#[test]
+fn with_a_short_budget_no_replacement_is_waited_for_beyond_half_of_it() {
+    for seed in 0..4 {
+        let (mut world, nodes) = World::cluster(seed, 2);
+        world.goal = 100_000;
+        for i in 0..10 {
+            world.start(&nodes[0], &format!("t{i}"));
+        }
+        world.run_for(S * 3);
+        nodes.iter().for_each(|node| world.drain(node, S));
+        world.run_for(MS * 400);
+        assert!(nodes.iter().all(|n| world.nodes[n].drained.is_none()), "seed {seed}");
+        world.run_for(MS * 400);
+        assert!(nodes.iter().all(|n| world.nodes[n].drained.is_some()), "seed {seed}");
+    }
+}
