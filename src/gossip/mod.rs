@@ -429,6 +429,12 @@ impl Gossip {
         self.local
     }
 
+    /// What drives the engine panics at its next turn.
+    #[cfg(test)]
+    pub(crate) fn doom(&self) {
+        shared::lock(&self.shared.doomed).replace(watch::Part::Runner);
+    }
+
     /// Stops and waits until everything has ended. To peers this is silence: say goodbye before.
     pub(crate) async fn shutdown(self) {
         self.cancel.cancel();

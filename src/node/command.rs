@@ -45,6 +45,9 @@ pub(crate) enum Command {
     Close,
     /// Describe everything.
     Status { reply: oneshot::Sender<Status> },
+    /// What drives gossip panics at its next turn.
+    #[cfg(test)]
+    DoomGossip,
 }
 
 /// How the goodbye went, or what still runs here, so that there was none.

@@ -232,4 +232,45 @@ mod tests {
         let known = after.members.into_iter().map(|member| (member.session, member.address));
         assert_eq!(known.collect::<Vec<_>>(), book);
     }
+
+    /// Rule 1: above the one that is persisted, and no younger than the clock says.
+    #[test]
+    fn a_generation_is_the_higher_of_the_next_one_and_the_clock() {
+        let after = |generation| Inheritance { generation, ..Inheritance::default() };
+        for (persisted, wall_ms, expected) in [
+            (0, 0, 1),
+            (0, 1_700_000_000_000, 1_700_000_000_000),
+            (1_699_999_999_999, 1_700_000_000_000, 1_700_000_000_000),
+            (1_700_000_000_000, 1_700_000_000_000, 1_700_000_000_001),
+            // The clock was set back.
+            (1_700_000_000_000, 5, 1_700_000_000_001),
+            (u64::MAX, 5, u64::MAX),
+        ] {
+            assert_eq!(generation(&after(persisted), wall_ms), expected, "{persisted}, {wall_ms}");
+        }
+    }
+
+    /// Rule 1: what a process goes by is persisted before it does, so that the next one is above it, whatever
+    /// its clock says.
+    #[tokio::test]
+    async fn a_generation_is_above_all_that_the_directory_has_seen() {
+        let temp = tempfile::tempdir().unwrap();
+        let me = SessionId::new(NodeId::new("a").unwrap(), Uuid::nil());
+        let mut seen = Vec::new();
+        for wall_ms in [1_000, 1_000, 10, 5_000, 4_999] {
+            let disk = open(Some(temp.path()), "test", &me, wall_ms).await.unwrap();
+            seen.push(disk.generation);
+            if wall_ms == 5_000 {
+                // Gossip was started anew meanwhile.
+                disk.on_generation()(6_000);
+            }
+            // Its file is free when nobody holds the store any more.
+            let store = Arc::downgrade(&disk.keep.store);
+            drop(disk);
+            while store.strong_count() > 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        assert_eq!(seen, [1_000, 1_001, 1_002, 5_000, 6_001]);
+    }
 }

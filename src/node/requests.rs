@@ -51,6 +51,8 @@ impl Control {
                 // Whoever asked may have stopped waiting.
                 let _ = reply.send(self.status());
             }
+            #[cfg(test)]
+            Command::DoomGossip => self.gossip.doom(),
         }
     }
 

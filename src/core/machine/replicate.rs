@@ -46,9 +46,10 @@ impl Machine {
             return;
         };
         task.sent = self.now.at;
-        // Without replicas the disk alone counts, and what it refuses is tried again.
+        // Without replicas the disk alone counts, and what it refuses is tried again; so is what is waited for.
         let alone = targets.is_empty() && self.config.durable;
-        task.bytes = alone.then(|| state.clone());
+        let waited_for = task.forced == Some(header.position);
+        task.bytes = (alone || waited_for).then(|| state.clone());
         task.replicas.clone_from(&targets);
         let (claim, spec) = (task.claim.clone(), task.spec.clone());
         for to in &targets {
@@ -162,7 +163,10 @@ impl Machine {
         };
         let Some(latest) = &task.latest else { return };
         let refused = targets.iter().all(|target| task.refused.contains(target));
-        let stored = !self.writing.contains_key(&writing(latest));
+        // One that could not be written is not held.
+        let branches = self.held.get(name).and_then(|runs| runs.get(&latest.run));
+        let held = branches.is_some_and(|branches| branches.iter().any(|kept| kept == latest));
+        let stored = held && !self.writing.contains_key(&writing(latest));
         if refused && stored && task.forced.is_some() {
             let position = latest.position;
             self.replicated(name, position);
@@ -201,6 +205,9 @@ impl Machine {
             && (replicas > 0 || wanted == 0)
         {
             task.forced = None;
+            let is_latest = latest.as_ref().is_some_and(|latest| latest.position == position);
+            let held_for_it = is_latest && matches!(task.doing, Doing::Running);
+            task.bytes.take_if(|_| held_for_it);
             if replicas > 0 || durable {
                 let point = Ancestor {
                     epoch: forced.epoch,
@@ -252,9 +259,12 @@ impl Machine {
             .iter()
             .any(|new| task.acked.get(new).is_none_or(|held| *held < latest.position));
         task.replicas = targets;
+        let waits = task.replicas.is_empty() && task.forced.is_some();
         if missing {
             self.push(Action::Load { header: latest.clone() });
             self.load_pins(name);
+        } else if waits {
+            self.nobody_keeps(name);
         } else {
             self.replicated(name, latest.position);
         }
@@ -279,13 +289,12 @@ impl Machine {
         }
         task.sent = now;
         task.refused.clear();
-        let alone = task.replicas.is_empty();
         match task.bytes.clone() {
-            Some(state) if alone => {
+            Some(state) => {
                 let spec = task.spec.clone();
-                self.keep(&spec, latest, state, None);
+                self.keep(&spec, latest.clone(), state.clone(), None);
+                self.replicate_loaded(&latest, &state);
             }
-            Some(state) => self.replicate_loaded(&latest, &state),
             None => self.push(Action::Load { header: latest }),
         }
         self.alarm_in(name, patience);

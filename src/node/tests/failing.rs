@@ -355,3 +355,68 @@ async fn two_nodes_of_one_name_are_two_sessions_and_neither_takes_from_the_other
     timeout(SOON, again.leave()).await.unwrap().unwrap();
     timeout(SOON, a.leave()).await.unwrap().unwrap();
 }
+
+/// Rule 1: gossip that panics is started anew within the same session, and what runs here is given away to
+/// nobody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tasks_run_on_through_a_panic_of_gossip() {
+    log();
+    let (here, there) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let a = builder("a", Seeds::None, Arc::default()).task(Tick { steps: here.clone() });
+    let a = a.start().await.unwrap();
+    timeout(SOON, a.wait_ready()).await.unwrap().unwrap();
+    a.run::<Tick>("tick", ()).await.unwrap();
+    let b = builder("b", a.address().into(), Arc::default()).task(Tick { steps: there.clone() });
+    let b = b.start().await.unwrap();
+    timeout(SOON, b.wait_ready()).await.unwrap().unwrap();
+    until("it runs, with a replica", || {
+        b.whereis("tick").is_some_and(|e| e.replicas.contains(&b.session().node))
+            && here.load(Ordering::Relaxed) > 20
+    })
+    .await;
+    let who = |node: &Node| node.whereis("tick").map(|e| (e.session, e.run, e.epoch, e.state));
+    let before = who(&a);
+    assert_eq!(who(&b), before);
+    let (mut by_a, mut by_b) = (a.events(), b.events());
+    for early in [&mut by_a, &mut by_b] {
+        while early.next().now_or_never().is_some() {}
+    }
+
+    a.send(Command::DoomGossip).await.unwrap();
+    let restarted = async {
+        loop {
+            if let Some(NodeEvent::GossipRestarted { why }) = by_a.next().await {
+                return why;
+            }
+        }
+    };
+    let why = timeout(SOON, restarted).await.expect("it is told");
+    assert!(why.starts_with("runner: it panicked"), "{why}");
+    let steps = here.load(Ordering::Relaxed);
+    // Longer than it takes to find that somebody is silent.
+    let end = Instant::now() + timing().silence_floor + Duration::from_secs(1);
+    while Instant::now() < end {
+        assert_eq!((who(&a), who(&b)), (before.clone(), before.clone()));
+        sleep(Duration::from_millis(20)).await;
+    }
+    until("it goes on", || here.load(Ordering::Relaxed) > steps + 20).await;
+    assert_eq!(there.load(Ordering::Relaxed), 0);
+    for (node, told) in [(&a, &mut by_a), (&b, &mut by_b)] {
+        while let Some(event) = told.next().now_or_never().flatten() {
+            let of_peers = matches!(event, NodeEvent::PeerUp { .. } | NodeEvent::PeerGone { .. });
+            assert!(!of_peers, "{node:?}: {event:?}");
+        }
+        assert_eq!(node.state(), NodeState::Up);
+    }
+    // Gossip carries what is new, and to a newcomer all of it.
+    let next = a.run::<Tick>("tock", ()).await.unwrap().run();
+    until("it is known to both", || {
+        [&a, &b].iter().all(|node| node.whereis("tock").is_some_and(|e| Some(e.run) == next))
+    })
+    .await;
+    let c = start("c", Some(&a)).await;
+    until("it knows who runs it", || who(&c) == before).await;
+    c.close().await;
+    a.close().await;
+    b.close().await;
+}

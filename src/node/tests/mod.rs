@@ -15,6 +15,8 @@ use crate::registry::TaskState;
 use crate::signal::Signal;
 use crate::task::{Cx, Step, Task};
 
+#[cfg(feature = "redb")]
+mod damage;
 mod failing;
 mod hostile;
 mod logging;

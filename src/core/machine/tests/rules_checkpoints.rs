@@ -10,7 +10,7 @@ use super::world::{Disk, Fate, Fault, MS, Setup, World, name};
 use crate::core::branch::{Header, Position};
 use crate::core::claim::{Claim, Phase, Want};
 use crate::core::ids::{NodeId, SessionId};
-use crate::core::io::{Event, Notice};
+use crate::core::io::{Action, Event, Notice};
 use crate::core::lease::Epoch;
 use crate::core::machine::OnLostState;
 use crate::core::message::{Message, Rejection};
@@ -129,6 +129,70 @@ fn a_forced_checkpoint_does_not_wait_for_a_peer_that_refuses_it() {
         world.nodes.get_mut(&others[0]).unwrap().disk_full = false;
         world.run_for(S * 11);
         assert!(world.acknowledged[&name("a")].1 > before);
+    }
+}
+
+/// C5: nor does it return before this node's own store has it, nor when that has failed too, whichever is
+/// heard of first.
+#[test]
+fn a_forced_checkpoint_that_no_peer_keeps_waits_for_its_own_store() {
+    let setup = Setup { durable: true, ..Setup::default() };
+    let (world, owner, others) = World::owned(13, 2, &setup);
+    let stored = world.nodes[&owner].disk.runs.values().next().unwrap();
+    let mut header = stored.checkpoints.last().unwrap().0.clone();
+    header.position.seq += 1;
+    let (name, run, position) = (header.name.clone(), header.run, header.position);
+    let state = Bytes::copy_from_slice(&position.seq.to_le_bytes());
+    header.hash = Header::hash_of(&state);
+    let result = Err(Rejection::Unavailable("no space left".to_owned()));
+    let message = Message::CheckpointReply { name, run, position, result };
+    let refused = Event::Message { from: others[0].clone(), message };
+    for fails in [false, true] {
+        let error = fails.then(|| "no space left".to_owned());
+        let stored = Event::Stored { header: header.clone(), from: None, error };
+        for answers in [[&refused, &stored], [&stored, &refused]] {
+            let mut machine = world.nodes[&owner].machine.clone();
+            let (header, state) = (header.clone(), state.clone());
+            machine.handle(world.clock(), Event::Committed { header, state, forced: true });
+            let goes_on = answers.map(|answer| {
+                machine.handle(world.clock(), answer.clone());
+                let mut actions = std::iter::from_fn(|| machine.poll());
+                actions.any(|action| matches!(action, Action::Replicated { .. }))
+            });
+            assert_eq!(goes_on, [false, !fails], "{answers:?}");
+        }
+    }
+}
+
+/// C5: it is tried again where nobody could keep it, here and there, until somebody does.
+#[test]
+fn a_forced_checkpoint_that_nobody_could_keep_is_tried_again() {
+    for (leaves, heals) in [(false, 0), (false, 1), (true, 0)] {
+        let setup = Setup { durable: true, ..Setup::default() };
+        let (mut world, owner, others) = World::owned(14, 2, &setup);
+        let both = [&owner, &others[0]];
+        world.forced = true;
+        world.steps.insert(name("a"), S * 100);
+        for node in both {
+            world.nodes.get_mut(node).unwrap().disk_full = true;
+        }
+        let before = world.claim_of(&owner, "a").unwrap().floor.clone();
+        world.run_for(S * 6);
+        if leaves {
+            world.crash(&others[0]);
+        }
+        world.run_for(S * 3);
+        let waits = world.steps_done[&name("a")];
+        assert!(world.nodes[&owner].goes_on[&name("a")] < waits, "it is kept by nobody");
+        assert_eq!(world.claim_of(&owner, "a").unwrap().floor, before);
+        world.nodes.get_mut(both[heals]).unwrap().disk_full = false;
+        world.run_for(S * 12);
+        assert_eq!(world.steps_done[&name("a")], waits);
+        assert_eq!(world.nodes[&owner].goes_on[&name("a")], waits, "{leaves} {heals}");
+        let task = &world.nodes[&owner].machine.tasks[&name("a")];
+        assert!(task.bytes.is_none() && task.forced.is_none(), "it is in memory no longer");
+        let floor = world.claim_of(&owner, "a").unwrap().floor.as_ref();
+        assert_eq!(floor.map(|point| point.seq), Some(waits));
     }
 }
 

@@ -705,3 +705,26 @@ fn a_failure_is_revoked_by_a_live_claim_above_it_alone() {
         assert_eq!(world.nodes[at].machine.is_revoked(&failed), revoked, "{other:?}");
     }
 }
+
+/// Rule 8: a run that stepped back for another one asks for nothing any more, and hides nobody: the one that
+/// went on is taken over when its owner dies, though it is the lower one.
+#[test]
+fn a_run_that_stepped_back_hides_no_run_that_is_to_be_taken_over() {
+    let (mut world, owner, others) = World::owned(31, 4, &Setup::default());
+    let below = world.claim_of(&owner, "a").unwrap().clone();
+    let (session, number, phase) = (others[2].clone(), 1_000, Phase::Superseded);
+    let stepped_back =
+        Claim { session, number, phase, run: run(below.run.number, 0), ..below.clone() };
+    assert!(stepped_back.run > below.run);
+    // Its writer takes nothing over.
+    world.give(&others[2], Event::Cordon(true));
+    publish(&mut world, &others[..2], &stepped_back);
+    world.run_for(S);
+    assert_eq!(world.runner("a"), owner);
+    world.crash(&owner);
+    let died = world.now;
+    world.run_for(S * 2);
+    let after = world.since("a", died);
+    assert!(after.len() == 1 && after[0].run == below.run, "{after:?}");
+    assert!(others[..2].contains(&after[0].session));
+}

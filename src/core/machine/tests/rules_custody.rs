@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use super::rules_claims::short;
+use uuid::Uuid;
+
+use super::rules_claims::{publish, short};
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Claim, Phase, Spec, Want};
-use crate::core::ids::SessionId;
+use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::{Event, Notice};
+use crate::core::lease::Epoch;
 use crate::core::message::Message;
 use crate::core::record::NodeState;
 
@@ -211,11 +214,7 @@ fn a_buried_session_that_comes_back_counts_again() {
     let sent = world.now;
     world.run_for(MS * 5);
     // What gossip brings of it meanwhile is kept, and void.
-    let higher = Claim {
-        epoch: crate::core::lease::Epoch(claim.epoch.0 + 50),
-        version: claim.version + 1,
-        ..claim
-    };
+    let higher = Claim { epoch: Epoch(claim.epoch.0 + 50), version: claim.version + 1, ..claim };
     let changes = vec![(name("a"), Some(higher.clone()))];
     world.give(at, Event::Claims { of: runner.clone(), changes });
     world.give(at, heard(Some(sent)));
@@ -239,7 +238,7 @@ fn a_joiner_is_told_of_the_buried() {
 /// What gossip may bring long after everybody has buried a session: a claim of it and a spec.
 fn ghost(world: &World, at: &SessionId) -> SessionId {
     let live = world.owner(at, "alive").unwrap().clone();
-    SessionId::new(live.session.node, uuid::Uuid::from_u128(4711))
+    SessionId::new(live.session.node, Uuid::from_u128(4711))
 }
 
 /// A claim of a session that the others have buried, and that nobody else ever spoke of, is no
@@ -273,6 +272,14 @@ fn a_claim_of_a_session_that_a_peer_has_buried_revives_nothing() {
     world.give(asker, Event::Specs { specs: vec![spec] });
     world.give(asker, Event::Claims { of: dead.clone(), changes: vec![(name("a"), Some(claim))] });
     world.give(asker, Event::Suspicion { of: dead.clone(), suspected: true });
+    // Whom it asks about the silent one does not tell it before it has claimed the name.
+    world.blocked = Some(|_, _, message| matches!(message, Message::Buried { .. }));
+    world.run_until(S * 5, "it has claimed the name", |w| w.claim_of(asker, "a").is_some());
+    world.run_for(MS * 10);
+    let stepped_back = world.claim_of(asker, "a").map(|claim| &claim.phase);
+    assert_eq!(stepped_back, Some(&Phase::Superseded));
+    world.run_for(setup.timing.convergence() + MS * 200);
+    assert_eq!(world.claim_of(asker, "a"), None, "nobody else speaks of it, and all have heard");
     world.run_for(S * 20);
     assert!(world.stretches.iter().all(|s| s.name != name("a")), "it was born again");
     assert!(world.nodes[asker].machine.buried.contains_key(&dead));
@@ -300,4 +307,58 @@ fn a_burial_elsewhere_is_no_reason_to_drop_what_a_session_heard_of_lately_held()
     assert_eq!(world.running("a").len(), 1, "{:?}", world.owner(&mistaken, "a"));
     assert!(world.stretches.last().unwrap().from_seq > 10);
     world.assert_no_overlap();
+}
+
+/// Rule 24: a dead session is not buried as long as nobody alive has what it had. A record below its claim is
+/// none of that.
+#[test]
+fn a_dead_session_is_not_buried_for_a_claim_below_its_own() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, owner, others) = World::owned(13, 3, &setup);
+    let above = world.claim_of(&owner, "a").unwrap().clone();
+    let (session, number) = (others[1].clone(), 1_000);
+    let below =
+        Claim { epoch: Epoch(above.epoch.0 - 1), phase: Phase::Released, session, number, ..above };
+    for other in &others {
+        // They take nothing over.
+        world.give(other, Event::Cordon(true));
+    }
+    world.crash(&owner);
+    publish(&mut world, &others[..1], &below);
+    world.run_for(setup.timing.dead_node_grace * 3);
+    let known = world.nodes[&others[0]].machine.view().get(&name("a"), &owner);
+    assert_eq!(known.map(|claim| &claim.phase), Some(&Phase::Running));
+    assert!(world.nodes[&others[0]].machine.view().get(&name("a"), &others[1]).is_some());
+    world.give(&others[0], Event::Cordon(false));
+    world.run_for(S * 3);
+    assert_eq!(world.runner("a"), others[0]);
+    // Now somebody has it.
+    world.run_for(setup.timing.dead_node_grace);
+    assert!(world.nodes[&others[0]].machine.view().get(&name("a"), &owner).is_none());
+}
+
+/// Rule 24: nor for one above it whose session is gone too. What it says of the state is all that is left.
+#[test]
+fn a_dead_session_is_not_buried_for_a_claim_of_another_that_is_dead() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, owner, others) = World::owned(14, 3, &setup);
+    let below = world.claim_of(&owner, "a").unwrap().clone();
+    let session = SessionId::new(NodeId::new("corpse").unwrap(), Uuid::from_u128(1));
+    let above =
+        Claim { epoch: below.epoch.next(), phase: Phase::Claimed, session, number: 1, ..below };
+    for other in &others {
+        // They take nothing over.
+        world.give(other, Event::Cordon(true));
+    }
+    publish(&mut world, &others, &above);
+    for other in &others {
+        let suspected = Event::Suspicion { of: above.session.clone(), suspected: true };
+        world.give(other, suspected);
+    }
+    world.crash(&owner);
+    world.run_for(setup.timing.dead_node_grace * 3);
+    let machine = &world.nodes[&others[0]].machine;
+    let known = machine.view().get(&name("a"), &owner);
+    assert_eq!(known.map(|claim| &claim.phase), Some(&Phase::Running));
+    assert!(machine.members().is_gone(&above.session) && machine.members().is_gone(&owner));
 }

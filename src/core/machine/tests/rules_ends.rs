@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::rules_claims::short;
-use super::world::{Disk, Setup, World, name};
+use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Claim, Phase};
 use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
@@ -476,5 +476,28 @@ fn reruns_leave_nothing_behind_in_the_store() {
         world.run_for(S * 100);
         let kept: usize = world.nodes.values().map(|node| node.disk.runs.len()).sum();
         assert_eq!(kept, 0, "{n} nodes, durable: {durable}");
+    }
+}
+
+/// Rule 12: whoever keeps a copy of an end publishes nothing of it while its writer lives.
+#[test]
+fn an_end_is_published_by_its_writer_alone() {
+    for seed in 0..4 {
+        let (mut world, nodes) = World::cluster(seed, 3);
+        world.goal = 5;
+        world.start(&nodes[0], "a");
+        world.run_for(MS * 100);
+        let writer = world.runner("a");
+        let begun = world.now;
+        while world.now < begun + S * 5 {
+            world.run_for(MS);
+            let speaks = |node: &&SessionId| {
+                world.claim_of(node, "a").is_some_and(|claim| claim.phase.is_terminal())
+            };
+            let others = nodes.iter().filter(|node| **node != writer).filter(speaks);
+            assert_eq!(others.count(), 0, "seed {seed}");
+        }
+        assert_eq!(world.claim_of(&writer, "a").unwrap().phase, Phase::Finished);
+        assert_eq!(holders(&world, "a").len(), 2, "seed {seed}");
     }
 }

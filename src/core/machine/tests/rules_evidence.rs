@@ -224,3 +224,25 @@ fn a_fenced_session_falls_silent_however_much_it_sends() {
         assert!(!members.frame(now, &fenced) && members.is_gone(&fenced), "nor is it back");
     }
 }
+
+/// Rule 17: an echo brings no claims. What others have claimed meanwhile comes within a gossip interval of it.
+#[test]
+fn steps_start_a_gossip_interval_after_the_first_echo_sent_after_a_gap() {
+    let b = session("b");
+    let mut members = Members::new(START, session("me"), Timing::default(), true, &[]);
+    let interval = Timing::default().gossip_interval;
+    members.heard(START, &b, (NodeState::Up, 1), Some(START));
+    members.tick(START);
+    assert!(members.may_step(START));
+    let woken = START + S * 6;
+    members.tick(woken);
+    // What it had sent before comes back first.
+    members.heard(woken + MS, &b, (NodeState::Up, 1), Some(START));
+    assert!(!members.may_step(woken + interval * 2));
+    let echoed = woken + interval * 3;
+    members.heard(echoed, &b, (NodeState::Up, 1), Some(echoed.back(MS)));
+    for wait in [Duration::ZERO, MS, interval / 2, interval - MS] {
+        assert!(!members.may_step(echoed + wait), "after {wait:?}");
+    }
+    assert!(members.may_step(echoed + interval));
+}

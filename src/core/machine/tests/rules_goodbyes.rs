@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::world::{Disk, MS, Setup, World};
+use super::world::{Disk, MS, Setup, World, name};
+use crate::core::claim::Phase;
 use crate::core::ids::{NodeId, SessionId};
-use crate::core::io::{Event, Gone, Notice};
+use crate::core::io::{Cause, Event, Gone, Notice};
 use crate::core::members::Members;
 use crate::core::message::Message;
 use crate::core::record::NodeState;
@@ -245,5 +246,34 @@ fn whoever_leaves_is_told_how_many_of_its_peers_have_heard_the_goodbye() {
         let took = world.nodes[leaver].left.unwrap().since(begun);
         assert!(within.contains(&took.as_millis()), "{took:?}");
         assert_eq!(gone(&world, &nodes[2], leaver), Some(Gone::Left), "only the answer was lost");
+    }
+}
+
+/// Rules 7 and 26: whoever says goodbye has stopped all that it had, in good order: what it had is taken over
+/// as what was released, and its steps are not to blame for anything.
+#[test]
+fn what_a_leaver_had_counts_as_released_although_its_claim_is_not() {
+    for leaves in [true, false] {
+        let (mut world, nodes) = World::cluster(31, 3);
+        world.goal = 100_000;
+        // No step of it ever ends.
+        world.step = S * 10_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S);
+        let owner = world.runner("a");
+        world.crash(&owner);
+        for other in nodes.iter().filter(|node| leaves && **node != owner) {
+            let message = Message::Leave;
+            world.give(other, Event::Message { from: owner.clone(), message });
+            let known = world.nodes[other].machine.view().get(&name("a"), &owner);
+            assert_eq!(known.map(|claim| &claim.phase), Some(&Phase::Running));
+        }
+        world.run_for(S * 2);
+        let taker = world.runner("a");
+        let expected = if leaves { Cause::Released } else { Cause::Crash };
+        let started = |n: &Notice| matches!(n, Notice::Started { cause, .. } if *cause == expected);
+        assert_eq!(world.told(&taker, started), 1, "leaves: {leaves}");
+        let strikes = world.claim_of(&taker, "a").unwrap().strikes;
+        assert_eq!(strikes, u8::from(!leaves), "leaves: {leaves}");
     }
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 use super::rules_claims::short;
 use super::world::{MS, Setup, World, name};
 use crate::core::branch::Ancestor;
-use crate::core::claim::{Phase, Want};
+use crate::core::claim::{Claim, Phase, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{Action, Event, Notice};
+use crate::core::lease::Epoch;
 use crate::core::message::Message;
 
 const S: Duration = Duration::from_secs(1);
@@ -358,4 +359,134 @@ fn a_branch_that_nobody_has_acknowledged_is_sent_again_on_a_new_link_to_the_winn
         assert_eq!(sent(third), 0);
         assert_eq!(sent(&new), usize::from(!acknowledged));
     }
+}
+
+/// Rule 9: whoever has begun to yield claims the name no more until it has released it, whatever becomes of
+/// its winner's claim meanwhile.
+#[test]
+fn whoever_has_begun_to_yield_mints_nothing_above_its_winner() {
+    for drains in [false, true] {
+        let (mut world, _, old, new) = split(11, 4);
+        world.steps.insert(name("a"), S * 5);
+        world.run_for(S * 6);
+        world.heal();
+        let stops = |n: &Notice| matches!(n, Notice::Conflict { .. });
+        world.run_until(S * 2, "a conflict", |w| w.told(&old, stops) > 0);
+        let (yielded, met) = (world.claim_of(&old, "a").unwrap().epoch, world.now);
+        if drains {
+            // Its winner lets go of it, and others claim it, while its last step still runs.
+            world.drain(&new, S);
+            world.give(&new, Event::DrainNow);
+            world.run_for(MS * 800);
+            let seen = world.nodes[&old].machine.view().epoch(&name("a")).unwrap();
+            assert!(seen > world.claim_of(&new, "a").unwrap().epoch, "another has asked for it");
+            assert!(world.running("a").contains(&old), "it still stops");
+        }
+        while world.running("a").contains(&old) {
+            assert_eq!(world.claim_of(&old, "a").unwrap().epoch, yielded, "drains: {drains}");
+            world.run_for(MS * 10);
+        }
+        world.run_for(S * 10);
+        assert_eq!(world.running("a").len(), 1, "drains: {drains}");
+        if !drains {
+            assert!(world.since("a", met).iter().all(|s| s.session == new));
+            assert!(world.claim_of(&old, "a").is_none_or(|claim| claim.epoch == yielded));
+        }
+    }
+}
+
+/// Rule 21: a loser counts as a replica. When its winner dies the task goes on from the best branch, though
+/// the loser alone may have that, and though it is told of in one way only.
+#[test]
+fn after_a_winners_death_the_task_goes_on_from_the_losers_branch_if_that_is_the_best() {
+    for (seed, mute, late) in [(11, false, false), (12, true, false), (13, false, true)] {
+        let (mut world, nodes, old, new) = split(seed, 3);
+        let third = nodes.iter().find(|node| **node != old && **node != new).unwrap();
+        // Nobody gets the loser's branch, and who asks it to settle may have no answer.
+        world.blocked = Some(match mute {
+            true => |_, _, m| matches!(m, Message::Checkpoint { .. } | Message::Answers { .. }),
+            false => |_, _, m| matches!(m, Message::Checkpoint { .. }),
+        });
+        world.heal();
+        world.run_until(S * 2, "it yields", |w| w.running("a") == [new.clone()]);
+        // The winner gets no further meanwhile.
+        world.steps.insert(name("a"), S * 100);
+        let lost = world.stretches.iter().rfind(|s| s.session == old).unwrap().to_seq;
+        world.run_for(if late { S * 3 } else { MS * 100 });
+        assert_eq!(world.claim_of(&old, "a").is_none(), late, "its record has served its time");
+        let best = |at| {
+            let held = world.nodes[at].disk.runs.values().flat_map(|run| &run.checkpoints);
+            held.map(|(header, _)| header.position.seq).max()
+        };
+        assert!(best(third) < Some(lost) && best(&new) < Some(lost), "the loser's is the best");
+        world.crash(&new);
+        world.steps.clear();
+        let died = world.now;
+        world.run_for(S * 6);
+        assert_eq!(&world.runner("a"), third, "the winner's replica comes first");
+        let after = world.since("a", died);
+        assert!(after[0].from_seq >= lost, "seed {seed}: {lost} was reached: {after:?}");
+    }
+}
+
+/// Nobody is left who sees both ends of a cut: they take each other for dead in time, and two copies run;
+/// the heal ends one of them, and never both.
+#[test]
+fn copies_on_both_sides_of_a_dead_bridge_end_as_one_when_the_cut_heals() {
+    for seed in 12..16 {
+        let (mut world, owner, others) = World::owned(seed, 3, &Setup { replicas: 2, ..setup() });
+        // What it runs itself, or only relays.
+        let bridge = if seed % 2 == 0 { &owner } else { &others[0] };
+        let ends: Vec<_> = world.living().into_iter().filter(|node| node != bridge).collect();
+        world.cut_both(&ends[0], &ends[1]);
+        world.run_for(S * 5);
+        assert_eq!(world.runner("a"), owner, "seed {seed}: a bridge is enough");
+        world.crash(bridge);
+        for end in &ends {
+            world.start(end, "b");
+        }
+        world.run_for(S * 12);
+        for task in ["a", "b"] {
+            assert_eq!(world.running(task), ends, "seed {seed}: {task}");
+        }
+        world.heal();
+        let healed = world.now;
+        let mut survivors = Vec::new();
+        while world.now < healed + S * 10 {
+            world.run_for(MS * 10);
+            let running = ["a", "b"].map(|task| world.running(task));
+            assert!(running.iter().all(|copies| !copies.is_empty()), "seed {seed}: {running:?}");
+            if world.now > healed + S * 3 {
+                survivors.push(running);
+            }
+        }
+        assert!(survivors.iter().flatten().all(|copies| copies.len() == 1), "seed {seed}");
+        assert!(survivors.iter().all(|running| *running == survivors[0]), "seed {seed}");
+    }
+}
+
+/// Rules 9 and 21: whoever has lost against a copy that runs claims nothing above that because of another claim
+/// that it would have to step over: the winner goes on.
+#[test]
+fn a_loser_steps_over_nothing_before_it_has_heard_of_its_winner() {
+    let (world, nodes, old, new) = split(14, 3);
+    let third = nodes.iter().find(|node| **node != old && **node != new).unwrap();
+    let won = world.claim_of(&new, "a").unwrap().clone();
+    let let_go = Claim {
+        session: third.clone(),
+        number: 1_000,
+        phase: Phase::Released,
+        epoch: Epoch(won.epoch.0 + 5),
+        ..won.clone()
+    };
+    // Both become known, and neither of the sessions has been heard since.
+    let mut machine = world.nodes[&old].machine.clone();
+    std::iter::from_fn(|| machine.poll()).for_each(drop);
+    for claim in [won, let_go] {
+        let of = claim.session.clone();
+        let changes = vec![(name("a"), Some(claim))];
+        machine.handle(world.clock(), Event::Claims { of, changes });
+    }
+    let minted = std::iter::from_fn(|| machine.poll()).any(|a| matches!(a, Action::Reepoch { .. }));
+    assert!(!minted, "it runs on under the claim that it had");
 }

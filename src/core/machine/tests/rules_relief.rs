@@ -10,6 +10,7 @@ use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
 use crate::core::message::Message;
 use crate::core::record::NodeState;
+use crate::core::time::Time;
 
 const S: Duration = Duration::from_secs(1);
 const NAMES: usize = 40;
@@ -459,5 +460,78 @@ fn what_had_stopped_before_a_drain_is_released_as_soon_as_its_replica_is_known_t
         assert!(world.now.since(begun) < MS * 500, "seed {seed}: {:?}", world.now.since(begun));
         let again = |m: &&(_, _, _, Message)| matches!(m.3, Message::Checkpoint { .. });
         assert_eq!(world.sent.iter().filter(again).count(), 0, "seed {seed}");
+    }
+}
+
+/// Whoever only looks for a state keeps nothing of it: the last holder stays until it has begun.
+#[test]
+fn an_owner_that_only_looks_for_a_state_keeps_no_copy_of_it() {
+    for seed in 66..69 {
+        let (mut world, owner, holder) = World::with_a_keeper(seed);
+        world.commit_every = 1;
+        world.run_for(S);
+        let before = world.clone();
+        let lost = |m: &Message| matches!(m, Message::States { .. });
+        let late = |m: &Message| matches!(m, Message::StateData { .. });
+        world.faults.push(Fault { hits: lost, fate: Fate::Lost, times: 1 });
+        world.faults.push(Fault { hits: late, fate: Fate::Late(S), times: 1 });
+        world.crash(&owner);
+        let taker = world.boot("n2", Setup::default(), Disk::default());
+        world.run_until(S * 15, "it is looked for", |w| {
+            let claim = w.nodes[&holder].machine.view().get(&name("a"), &taker);
+            claim.is_some_and(|claim| claim.phase == Phase::Recovering)
+        });
+        assert!(world.running("a").is_empty());
+        drain_and_exit(&mut world, &holder);
+        assert_eq!(world.running("a"), std::slice::from_ref(&taker), "seed {seed}");
+        world.run_for(S * 5);
+        assert!(world.faults.is_empty());
+        assert_nothing_lost(&world, &before, &format!("seed {seed}"));
+    }
+}
+
+/// The checkpoints that a node gave away: when, and to whom.
+fn given_away(world: &World, by: &SessionId) -> Vec<(Time, SessionId)> {
+    let given = world.sent.iter().filter(|(_, from, _, message)| {
+        from == by && matches!(message, Message::Checkpoint { claim, .. } if claim.session != *by)
+    });
+    given.map(|(at, _, to, _)| (*at, to.clone())).collect()
+}
+
+/// An owner sees to its copies itself, and has had the time for that when a replica gives any away; who
+/// refuses one is asked no more.
+#[test]
+fn relief_waits_for_the_owner_and_passes_over_who_refuses() {
+    for seed in 10..14 {
+        let setup = Setup { known_dead: false, ..Setup::default() };
+        let (mut world, ..) = World::owned(seed, 5, &setup);
+        let (owner, replica, _) = world.roles("a");
+        world.record_messages = true;
+        world.steps.insert(name("a"), S * 100);
+        world.run_for(S);
+        let patience = setup.timing.convergence();
+        let mut lives = world.clone();
+        lives.drain(&replica, S * 25);
+        lives.run_for(patience * 2);
+        assert!(lives.nodes[&replica].drained.is_some());
+        assert_eq!(given_away(&lives, &replica), [], "its owner lives");
+
+        world.crash(&owner);
+        let begun = world.now;
+        let mut accepts = world.clone();
+        accepts.drain(&replica, S * 25);
+        accepts.run_until(patience * 2, "drained", |w| w.nodes[&replica].drained.is_some());
+        let given = given_away(&accepts, &replica);
+        assert_eq!(given.len(), 1, "seed {seed}");
+        let (at, first) = &given[0];
+        assert!(at.since(begun) >= patience, "{:?}", at.since(begun));
+
+        world.nodes.get_mut(first).unwrap().disk_full = true;
+        world.drain(&replica, S * 25);
+        world.run_until(patience * 2, "drained", |w| w.nodes[&replica].drained.is_some());
+        let given = given_away(&world, &replica);
+        let to: Vec<_> = given.iter().map(|(_, to)| to).collect();
+        assert_eq!(to.iter().filter(|to| **to == first).count(), 1, "seed {seed}: {to:?}");
+        assert_eq!(to.len(), 2, "seed {seed}: {to:?}");
     }
 }

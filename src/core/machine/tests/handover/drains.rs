@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{S, assert_moved, is_transferred};
+use super::{S, assert_moved, is_offer_reply, is_transferred};
 use crate::core::claim::Phase;
-use crate::core::ids::SessionId;
+use crate::core::ids::{Kind, SessionId};
 use crate::core::io::{Action, Event, Notice};
 use crate::core::machine::tests::world::{Disk, MS, Setup, World, name};
 use crate::core::message::Message;
@@ -268,6 +268,49 @@ fn a_name_on_its_way_into_a_node_that_drains_waits_for_a_replacement() {
         world.assert_no_overlap();
     }
     assert!(met > 5, "{met} were on their way");
+}
+
+/// A node on which "a" runs, with nobody else that is up, and one that is joining and does not get on: it hears
+/// nobody. Of that one only its datagrams are known, and its record if there is one.
+fn with_a_joiner(seed: u64, kinds: Option<&'static str>) -> (World, SessionId) {
+    let (mut world, owner, _) = World::owned(seed, 1, &Setup::default());
+    let joiner = world.boot("m0", Setup::default(), Disk::default());
+    world.cut(&owner, &joiner);
+    world.run_for(S);
+    if let Some(kind) = kinds {
+        let mut record = world.nodes[&joiner].machine.config.record.clone();
+        record.kinds = record.kinds.into_values().map(|v| (Kind::new(kind).unwrap(), v)).collect();
+        world.give(&owner, Event::Record { of: joiner.clone(), record });
+    }
+    let peer = world.nodes[&owner].machine.members().get(&joiner).unwrap();
+    assert!(peer.joins() && peer.record.is_some() == kinds.is_some());
+    (world, owner)
+}
+
+/// Whoever joins is waited for as long as what is stopped afterwards can still move, and no longer.
+#[test]
+fn a_joiner_that_does_not_get_on_is_waited_for_within_the_budget() {
+    for kinds in [None, Some("count")] {
+        let (mut world, owner) = with_a_joiner(9, kinds);
+        world.drain(&owner, S * 6);
+        world.run_for(S * 2 + MS * 900);
+        assert_eq!(world.running("a"), std::slice::from_ref(&owner), "it is waited for: {kinds:?}");
+        world.run_for(S);
+        assert!(world.running("a").is_empty(), "half the budget is left to move it: {kinds:?}");
+        world.run_for(S * 2 + MS * 100);
+        assert!(world.nodes[&owner].drained.is_some(), "{kinds:?}");
+        assert_eq!(world.told(&owner, |n| matches!(n, Notice::Released { .. })), 1, "{kinds:?}");
+    }
+}
+
+/// Who is joining and cannot run a task is not waited for on its account.
+#[test]
+fn a_joiner_that_does_not_know_the_kind_is_not_waited_for() {
+    let (mut world, owner) = with_a_joiner(10, Some("other"));
+    world.drain(&owner, S * 6);
+    world.run_for(MS * 300);
+    assert!(world.running("a").is_empty());
+    assert_eq!(world.claim_of(&owner, "a").unwrap().phase, Phase::Released);
 }
 
 #[test]
@@ -544,5 +587,63 @@ fn a_drain_is_told_to_every_peer_at_once_over_its_link() {
     for other in &others {
         let peer = world.nodes[other].machine.members().get(&owner).unwrap();
         assert_eq!(peer.state, NodeState::Draining, "{other}");
+    }
+}
+
+/// Whoever refuses an offer is no reason to let go of what a node that is joining may have.
+#[test]
+fn what_is_refused_while_somebody_joins_runs_on() {
+    let (mut world, owner) = with_a_joiner(12, Some("count"));
+    let full = Setup { kind_limit: Some(0), ..Setup::default() };
+    let refuses = world.boot("n1", full, Disk::default());
+    world.run_for(S);
+    world.record_messages = true;
+    world.drain(&owner, S * 10);
+    world.run_for(S * 2);
+    let refused = world.sent.iter().filter(|(_, from, _, m)| *from == refuses && is_offer_reply(m));
+    assert!(refused.count() > 0);
+    assert_eq!(world.running("a"), std::slice::from_ref(&owner));
+    let released = |n: &Notice| matches!(n, Notice::Released { .. });
+    assert_eq!(world.told(&owner, released), 0);
+    world.heal();
+    world.run_until(S * 2, "drained", |w| w.nodes[&owner].drained.is_some());
+    assert_eq!(world.told(&owner, released), 0);
+    assert_moved(&world);
+}
+
+/// A copy is kept for a node that is joining as long as that can still be given it, and no longer.
+#[test]
+fn a_keeper_waits_for_a_joiner_that_does_not_get_on_within_its_budget() {
+    let (mut world, owner, keeper) = World::with_a_keeper(13);
+    world.commit_every = 1;
+    world.run_for(S);
+    let joiner = world.boot("m0", Setup::default(), Disk::default());
+    for node in [&owner, &keeper] {
+        world.cut(node, &joiner);
+    }
+    world.run_for(S);
+    world.drain(&keeper, S * 6);
+    world.run_for(S * 2 + MS * 900);
+    assert!(world.nodes[&keeper].drained.is_none(), "it is waited for");
+    world.run_for(MS * 300);
+    assert!(world.nodes[&keeper].drained.is_some(), "there is no time left to give it anything");
+    assert_eq!(world.runner("a"), owner);
+}
+
+/// Nor is that moment waited for when there is no time left in which anybody could be given anything.
+#[test]
+fn with_a_short_budget_no_replacement_is_waited_for_beyond_half_of_it() {
+    for seed in 0..4 {
+        let (mut world, nodes) = World::cluster(seed, 2);
+        world.goal = 100_000;
+        for i in 0..10 {
+            world.start(&nodes[0], &format!("t{i}"));
+        }
+        world.run_for(S * 3);
+        nodes.iter().for_each(|node| world.drain(node, S));
+        world.run_for(MS * 400);
+        assert!(nodes.iter().all(|n| world.nodes[n].drained.is_none()), "seed {seed}");
+        world.run_for(MS * 400);
+        assert!(nodes.iter().all(|n| world.nodes[n].drained.is_some()), "seed {seed}");
     }
 }

@@ -2,7 +2,7 @@
 //! on its way to a replica. Nothing acknowledged is lost, and somebody runs it (Rule 18, H5).
 
 use super::{S, assert_moved, incoming, is_offer, target_of};
-use crate::core::claim::Phase;
+use crate::core::claim::{Claim, Phase};
 use crate::core::ids::SessionId;
 use crate::core::io::{Action, Event, Notice};
 use crate::core::machine::tests::world::{Disk, MS, Setup, Trip, World, name};
@@ -233,4 +233,30 @@ fn a_header_that_overtakes_the_claim_of_a_next_target_does_not_undo_the_decision
     let offers = std::iter::from_fn(|| source.poll())
         .filter(|a| matches!(a, Action::Send { message: Message::Offer { .. }, .. }));
     assert_eq!(offers.count(), 0, "offered to another, while the second settles");
+}
+
+/// Rule 18: as long as the target of a decision lives nobody else takes the name over, although its own claim
+/// has not been heard of and the source is dead.
+#[test]
+fn what_a_dead_source_has_decided_is_its_targets_as_long_as_that_lives() {
+    let (mut world, owner, others) = World::owned(21, 3, &Setup::default());
+    let (target, third) = (&others[0], &others[1]);
+    let claim = world.claim_of(&owner, "a").unwrap().clone();
+    let next = claim.epoch.next();
+    let phase = Phase::Transferred { to: target.clone(), epoch: next };
+    let decided = Claim { phase, number: 1_000, ..claim };
+    let changes = vec![(name("a"), Some(decided))];
+    // The target knows nothing of it, and takes nothing over.
+    world.give(target, Event::Cordon(true));
+    world.run_for(MS * 100);
+    world.crash(&owner);
+    world.give(third, Event::Claims { of: owner, changes });
+    let died = world.now;
+    world.run_for(S * 15);
+    assert!(world.since("a", died).is_empty(), "its target lives");
+    world.crash(target);
+    world.run_for(S * 15);
+    let after = world.since("a", died);
+    assert!(after.len() == 1 && after[0].session == *third, "{after:?}");
+    assert!(after[0].epoch > next, "{after:?}");
 }
