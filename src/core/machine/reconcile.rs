@@ -56,16 +56,46 @@ impl Machine {
         if self.now.at < from {
             return self.alarm(name, from);
         }
-        let strays = self.strays(name);
+        let mut strays = self.strays(name);
+        let unread = strays.extract_if(.., |h| !self.reads(&h.kind, h.state_version));
+        let unread = unread.filter(|stray| !self.goes_on(stray)).map(|stray| stray.state_version);
+        let unread = unread.max();
         // It takes an epoch to write what comes of it, and one to go on.
         let next = self.next_epoch(name);
         let has_epochs = next > task.claim.epoch && next.next() > next;
-        if strays.is_empty() || !has_epochs {
+        if let Some(version) = unread.filter(|_| has_epochs) {
+            let later = self.now.at + self.config.timing.silence_floor;
+            self.forked.insert(name.clone(), later);
+            if self.offer_to_reader(name, version) {
+                return;
+            }
+            self.alarm(name, later);
+        } else if strays.is_empty() || !has_epochs {
             self.forked.remove(name);
-        } else if !strays.iter().any(|stray| self.goes_on(stray)) {
+        }
+        if has_epochs && !strays.is_empty() && !strays.iter().any(|stray| self.goes_on(stray)) {
             let grace = self.config.timing.stop_grace;
             self.stop_for(name, Why::Reconcile, grace);
         }
+    }
+
+    /// This build cannot read a branch: the task moves to a node that can, and reads its own state too. False if
+    /// there is none.
+    fn offer_to_reader(&mut self, name: &Name, version: u32) -> bool {
+        let Some(task) = self.tasks.get(name) else {
+            return false;
+        };
+        let (spec, mine) = (task.spec.clone(), self.state_version(task));
+        let mut tried = BTreeSet::from([self.config.me.clone()]);
+        let able = self.candidates(&spec, Some(version), &tried);
+        let unable = able.iter().filter(|candidate| !candidate.can_run(&spec.kind, mine));
+        let unable: Vec<SessionId> = unable.map(|candidate| candidate.session.clone()).collect();
+        tried.extend(unable);
+        let Some(to) = self.choose(&spec, Some(version), &tried) else {
+            return false;
+        };
+        tried.insert(to.clone());
+        self.offer_to(name, to, tried)
     }
 
     /// A branch of a task that runs here may have come that is not of its line.
@@ -82,8 +112,8 @@ impl Machine {
         }
     }
 
-    /// The branches held here that a task's own line does not contain, and that this build reads.
-    fn strays(&self, name: &Name) -> Vec<Header> {
+    /// The newest of each branch held here that a task's own line does not contain.
+    pub(super) fn strays(&self, name: &Name) -> Vec<Header> {
         let Some(task) = self.tasks.get(name) else {
             return Vec::new();
         };
@@ -94,22 +124,21 @@ impl Machine {
             let runs = self.held.get(name).and_then(|runs| runs.get(&h.run));
             runs.is_none_or(|all| !all.iter().any(|other| other != *h && other.descends_from(h)))
         };
-        held.filter(|h| !is_mine(h) && self.reads(&h.kind, h.state_version))
-            .filter(newest)
-            .cloned()
-            .collect()
+        held.filter(|h| !is_mine(h)).filter(newest).cloned().collect()
     }
 
     /// Whether the writer of a branch may write more of it: it has not stopped, for all that is known.
     fn goes_on(&self, stray: &Header) -> bool {
         self.view.get(&stray.name, &stray.writer).is_some_and(|claim| {
-            claim.run == stray.run && claim.phase.is_held() && !self.is_void(claim)
+            let other = claim.session != self.config.me && claim.run == stray.run;
+            other && claim.phase.is_held() && !self.is_void(claim)
         })
     }
 
     /// It has stopped for that: the states are read.
     pub(super) fn gather_branches(&mut self, name: &Name) {
-        let strays = self.strays(name);
+        let mut strays = self.strays(name);
+        strays.retain(|stray| self.reads(&stray.kind, stray.state_version));
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };
@@ -240,7 +269,11 @@ impl Machine {
         let of = branches.len();
         let from = io::From::Checkpoint { header: header.clone(), state: state.clone() };
         self.start(name, from, Some(header.clone()));
-        self.forked.remove(name);
+        // What this build cannot read is left.
+        match self.strays(name).is_empty() {
+            true => self.forked.remove(name),
+            false => self.forked.insert(name.clone(), self.now.at),
+        };
         self.reconciled.insert(name.clone(), losers);
         self.tell(Notice::Reconciled {
             name: name.clone(),

@@ -3,6 +3,7 @@
 //! `Transferred` in the source's own claims is the single decision. Before it, anything that goes
 //! wrong leaves the name with the source; after it, the source never runs that epoch again.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,12 +35,23 @@ impl Machine {
         let mut tried = task.hand.as_ref().map(|hand| hand.tried.clone()).unwrap_or_default();
         tried.insert(self.config.me.clone());
         let version = task.latest.as_ref().map(|header| header.state_version);
-        let (spec, current) = (task.spec.clone(), task.claim.epoch);
+        let spec = task.spec.clone();
         let Some(to) = self.choose(&spec, version, &tried) else {
             return false;
         };
         tried.insert(to.clone());
+        self.offer_to(name, to, tried)
+    }
+
+    /// Offers it to this node. False if there is no epoch left for that.
+    pub(super) fn offer_to(
+        &mut self,
+        name: &Name,
+        to: SessionId,
+        tried: BTreeSet<SessionId>,
+    ) -> bool {
         let epoch = self.next_epoch(name);
+        let current = self.tasks.get(name).map_or(Epoch(0), |task| task.claim.epoch);
         if current >= epoch {
             // There is no higher one that the target could have: the name is released instead.
             return false;

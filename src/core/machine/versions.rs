@@ -183,7 +183,9 @@ impl Machine {
     fn pins_of(&self, name: &Name) -> Vec<Header> {
         let runs = self.tasks.get(name).zip(self.held.get(name));
         let branches = runs.and_then(|(task, runs)| runs.get(&task.claim.run));
-        branches.into_iter().flat_map(|branches| branches.pinned()).cloned().collect()
+        let pinned = branches.into_iter().flat_map(|branches| branches.pinned());
+        // What is not of its line goes along as well: only who goes on with it can take that in (Rule 22).
+        pinned.cloned().chain(self.strays(name)).collect()
     }
 
     /// The bytes of a pinned checkpoint, for replicas and for a target.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::rules_claims::short;
-use super::world::{MS, Setup, World, name};
+use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Phase, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
@@ -222,6 +222,45 @@ fn a_task_that_is_paused_or_cancelled_while_it_is_reconciled_obeys() {
             assert_eq!(world.running("a").len(), 1);
             assert_eq!(reconciled(&world), 1, "and reconciles when it goes on");
         }
+    }
+}
+
+/// The winner's build does not read what the loser's wrote: the task goes to a node that reads both, and loses neither.
+#[test]
+fn a_branch_that_the_winner_cannot_read_takes_the_task_to_a_node_that_can() {
+    for seed in 31..34 {
+        let (mut world, nodes) = World::cluster_of(seed, 3, &setup());
+        world.goal = 100_000;
+        world.start(&nodes[0], "a");
+        world.run_for(S);
+        let newer = Setup {
+            kinds: vec![("count", 2)],
+            downgrades: false,
+            revision: "r2",
+            since_ms: 2,
+            ..setup()
+        };
+        let ahead = world.boot("m0", newer.clone(), Disk::default());
+        world.run_for(S * 2);
+        let owner = world.runner("a");
+        world.drain(&owner, S * 5);
+        world.run_for(S * 3);
+        assert_eq!(world.runner("a"), ahead, "seed {seed}");
+        world.isolate(&ahead);
+        world.run_until(S * 20, "it goes on from an older state", |w| w.running("a").len() == 2);
+        world.run_for(S * 3);
+        let behind = world.running("a").into_iter().find(|node| *node != ahead).unwrap();
+        world.chooses = merge;
+        world.heal();
+        world.run_for(S * 6);
+        assert_eq!(world.runner("a"), ahead, "seed {seed}");
+        let best = reached(&world, &behind);
+        let before = world.stretches.iter().filter(|s| s.session == ahead && s.end.is_some());
+        let best = before.map(|s| s.to_seq).fold(best, u64::max);
+        assert_eq!(reconciled(&world), 1, "seed {seed}");
+        assert!(goes_on(&world).1 > best, "seed {seed}: {:?} after {best}", goes_on(&world));
+        let epochs: Vec<_> = world.stretches.iter().filter(|s| s.session == behind).collect();
+        assert!(epochs.iter().all(|s| s.end.is_some()));
     }
 }
 
