@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::cut::Cut;
 use super::recorder::Recorded;
-use super::task::{Grow, Journal, Long, Rare, Tick};
+use super::task::{Collect, Grow, Journal, Long, Rare, Tick};
 
 pub(super) const SOON: Duration = Duration::from_secs(30);
 
@@ -64,6 +64,7 @@ impl Host {
             .network(cut.clone())
             .executor(Executor::Current)
             .task(Long)
+            .task(Collect { node: id.to_owned() })
             .task(Tick { journal: journal.clone(), node: id.to_owned() });
         let builder = if setup.rare { builder.task(Rare) } else { builder };
         let builder = match setup.grow {

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use futures_core::stream::BoxStream;
 use futures_util::{StreamExt, stream};
 use handover::signal::Signal;
-use handover::{TaskEvent, TaskState, Trigger};
+use handover::{NodeEvent, TaskEvent, TaskState, Trigger};
 use tokio::time::{sleep, timeout};
 
 use self::host::{Host, Hosts, SOON, Setup, close_to, until};
-use self::task::{Grow, Journal, Long, Rare, Tick};
+use self::task::{Collect, Grow, Journal, Long, Rare, Tick};
 
 const TICK: &str = "tick";
 
@@ -274,6 +274,52 @@ async fn a_conflict_is_told_by_both_sides_and_its_overlap_is_that_of_the_steps()
         assert!(host.metrics.histogram("handover_overlap_seconds", &[]).is_empty(), "told once");
         assert_eq!(host.metrics.counter("handover_conflicts_total", &[("kept", "there")]), 0);
     }
+    hosts.push(old);
+    Hosts(hosts).leave().await;
+}
+
+/// What both sides of a cut did is put together by the task's code, and nothing of either is lost.
+#[tokio::test]
+async fn what_two_copies_did_is_merged_as_the_code_says() {
+    let journal = Journal::default();
+    let a = Host::start("a", &[], &journal, Setup::default()).await;
+    let b = Host::start("b", &[&a], &journal, Setup::default()).await;
+    let c = Host::start("c", &[&a], &journal, Setup::default()).await;
+    let mut hosts = vec![a, b, c];
+    hosts[0].node.run::<Collect>("all", ()).await.unwrap();
+    until("all know that it runs", || hosts.iter().all(|host| host.sees("all", None))).await;
+    let home = hosts.iter().position(|host| host.sees("all", Some(host))).unwrap();
+    let old = hosts.remove(home);
+    sleep(Duration::from_secs(1)).await;
+    old.cut.isolate();
+    until("another node has taken it over", || {
+        hosts.iter().any(|host| host.sees("all", Some(host)))
+    })
+    .await;
+    sleep(Duration::from_secs(1)).await;
+    let mut events: Vec<_> = hosts.iter().map(|host| host.node.events()).collect();
+    old.cut.heal();
+    let reconciled = events.iter_mut().map(|events| {
+        Box::pin(async move {
+            while let Some(event) = events.next().await {
+                if let NodeEvent::Reconciled { branches, .. } = event {
+                    return branches;
+                }
+            }
+            0
+        })
+    });
+    let (branches, ..) = timeout(SOON, futures_util::future::select_all(reconciled)).await.unwrap();
+    assert_eq!(branches, 2);
+    let output = timeout(SOON, hosts[0].node.get::<Collect>("all").output()).await.unwrap();
+    let all = output.unwrap();
+    // Of each node the steps from the first to its last, with none left out.
+    for node in ["a", "b", "c"] {
+        let of: Vec<u64> = all.iter().filter(|(by, _)| by == node).map(|(_, n)| *n).collect();
+        assert!(of.iter().copied().eq(0..of.len() as u64), "{node}: {of:?}");
+    }
+    let of_old = all.iter().filter(|(by, _)| *by == old.id).count();
+    assert!(of_old > 150, "{of_old} steps of the old copy, of which some 100 before the cut");
     hosts.push(old);
     Hosts(hosts).leave().await;
 }

@@ -1,11 +1,15 @@
 //! The tasks under measurement, which keep a journal of their own.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use handover::{Cx, Result, Step, Task};
+use handover::{Branch, Cx, Reconciled, Result, Step, Task};
 
 use super::host::Host;
+
+/// After so many steps a collection is complete.
+pub(super) const COLLECTED: usize = 1_000;
 
 /// One step, as the code that took it saw it.
 #[derive(Clone, Debug)]
@@ -77,6 +81,36 @@ impl Task for Long {
     async fn step(&self, _: &mut Cx, (): &(), (): &mut ()) -> Result<Step<()>> {
         tokio::time::sleep(Duration::from_secs(600)).await;
         Ok(Step::More)
+    }
+}
+
+/// Collects who did what; what was done apart is put together.
+#[derive(Debug)]
+pub(super) struct Collect {
+    pub(super) node: String,
+}
+
+impl Task for Collect {
+    const KIND: &'static str = "collect";
+    type Args = ();
+    type State = BTreeSet<(String, u64)>;
+    type Output = BTreeSet<(String, u64)>;
+
+    async fn step(&self, _: &mut Cx, (): &(), all: &mut Self::State) -> Result<Step<Self::Output>> {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let mine = all.iter().filter(|(node, _)| *node == self.node).count() as u64;
+        all.insert((self.node.clone(), mine));
+        Ok(if all.len() < COLLECTED { Step::More } else { Step::Done(all.clone()) })
+    }
+
+    fn reconcile(
+        &self,
+        (): &(),
+        mut mine: Branch<Self::State>,
+        theirs: Branch<Self::State>,
+    ) -> Result<Reconciled<Self::State>> {
+        mine.state.extend(theirs.state);
+        Ok(Reconciled::Merged(mine.state))
     }
 }
 
