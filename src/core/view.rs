@@ -238,7 +238,7 @@ impl View {
     }
 
     /// Who owns a name: the highest claim that ended it or holds it, else the highest of all. A
-    /// withdrawn claim above a running one hides nobody.
+    /// withdrawn claim above a running one hides nobody, whatever runs they are of.
     pub fn owner(&self, name: &Name) -> Option<&Claim> {
         // A run that stepped back for another one hides nobody either.
         let standing = self.claims(name).filter(|claim| claim.phase != Phase::Superseded);
@@ -250,6 +250,9 @@ impl View {
                 claim.run == newest && (claim.phase.is_held() || claim.phase.is_terminal())
             })
             .max_by(|a, b| a.order(b))
+            .or_else(|| {
+                self.claims(name).filter(|claim| claim.phase.has_begun()).max_by(|a, b| a.order(b))
+            })
             .or_else(|| self.top(name))
     }
 

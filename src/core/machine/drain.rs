@@ -186,6 +186,12 @@ impl Machine {
         }
     }
 
+    /// Whether a peer may be given what others are to keep. For a node that drains, one that is joining will do:
+    /// there may be nobody else when it goes.
+    pub(super) fn may_keep(&self, peer: &Peer) -> bool {
+        peer.keeps() || (self.drain.is_some() && peer.joins() && peer.linked)
+    }
+
     /// Whether a peer is known to have lived after this node began to drain: what it acknowledged before, it may
     /// have taken with it. Always, while this node does not drain.
     pub(super) fn is_answered_by(&self, peer: &SessionId) -> bool {

@@ -146,7 +146,8 @@ impl Machine {
 
     /// How many peers that stay hold the newest commit of a task, for all that is known here.
     pub(super) fn holders(&self, task: &Task) -> usize {
-        let stays = |session: &SessionId| self.members.get(session).is_some_and(|p| p.keeps());
+        let stays =
+            |session: &SessionId| self.members.get(session).is_some_and(|p| self.may_keep(p));
         match &task.latest {
             Some(latest) => {
                 let acked = task.acked.iter().filter(|(_, held)| **held >= latest.position);

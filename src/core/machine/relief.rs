@@ -212,7 +212,7 @@ impl Machine {
                 && !given.contains(session)
                 && !drain.relief.refused.contains(session)
         };
-        let others = self.members.iter().filter(|(s, peer)| peer.keeps() && lacks(s));
+        let others = self.members.iter().filter(|(s, peer)| self.may_keep(peer) && lacks(s));
         let mut order = placement::rendezvous(&owner.name, others.map(|(session, _)| session));
         order.sort_by_key(|session| self.is_doubted(session));
         order.into_iter().take(wanted).cloned().collect()
@@ -289,7 +289,7 @@ impl Machine {
         by.filter(|session| {
             **session != owner.session
                 && !owner.replicas.contains(&session.node)
-                && self.members.get(session).is_some_and(|peer| peer.keeps())
+                && self.members.get(session).is_some_and(|peer| self.may_keep(peer))
         })
     }
 
@@ -307,7 +307,7 @@ impl Machine {
     /// How many peers there are that copies can be given to, or will be while there is time to wait for it.
     fn keepers(&self) -> usize {
         let has_time = self.has_time_to_drain();
-        let keeps = |peer: &Peer| peer.keeps() || (has_time && peer.joins());
+        let keeps = |peer: &Peer| self.may_keep(peer) || (has_time && peer.joins());
         let known = self.members.iter().filter(|(_, peer)| keeps(peer)).count();
         known + usize::from(self.expects_joiners())
     }

@@ -9,6 +9,7 @@ use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{Action, Notice};
 use crate::core::limits;
+use crate::core::members::Peer;
 use crate::core::message::{Message, Rejection};
 use crate::core::placement;
 
@@ -79,16 +80,17 @@ impl Machine {
     }
 
     /// The next `replicas` nodes of the name's rendezvous order. Cordoned ones, which may be the next to
-    /// go, come after those that are up, those that may be dead for all that a draining node has heard after
-    /// them, and whose store has failed comes last.
+    /// go, come after those that are up, then for a draining node those that are joining, and those that may be
+    /// dead for all that it has heard. Whose store has failed comes last.
     pub(super) fn replica_targets(&self, name: &Name) -> Vec<SessionId> {
-        let keeps = self.members.iter().filter(|(_, peer)| peer.keeps());
+        let keeps = self.members.iter().filter(|(_, peer)| self.may_keep(peer));
         let mut order = placement::rendezvous(name, keeps.map(|(session, _)| session));
         let refused = self.tasks.get(name).map(|task| &task.refused);
         order.sort_by_key(|session| {
-            let up = self.members.get(session).is_some_and(|peer| peer.is_up());
+            let peer = self.members.get(session);
+            let (up, keeps) = (peer.is_some_and(Peer::is_up), peer.is_some_and(Peer::keeps));
             let refused = refused.is_some_and(|refused| refused.contains(*session));
-            (refused, self.is_doubted(session), !up)
+            (refused, self.is_doubted(session), !up, !keeps)
         });
         order.into_iter().take(self.config.replicas.min(limits::OF_ONE)).cloned().collect()
     }

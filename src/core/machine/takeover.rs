@@ -75,6 +75,10 @@ impl Machine {
             claims.filter(|c| c.phase != Phase::Superseded && !self.buried.contains_key(&c.session))
         };
         let top = claims().max_by(|a, b| a.order(b))?;
+        // A run that its node has let go of, perhaps before it ran, does not come before one that was at work.
+        let at_work = |c: &&Claim| c.run != top.run && c.phase.has_begun();
+        let at_work = claims().filter(|c| top.phase.is_free() && at_work(c));
+        let top = at_work.max_by(|a, b| a.order(b)).unwrap_or(top);
         if self.view.ended(name).is_some()
             || self.ends.get(name).is_some_and(|(end, _)| end.ends(top))
         {

@@ -12,6 +12,7 @@ use crate::core::io::{CallError, Event, Notice};
 use crate::core::lease::Epoch;
 use crate::core::message::{Answer, Message, Refusal, Verdict};
 use crate::core::timing::Timing;
+use crate::core::view::View;
 
 const S: Duration = Duration::from_secs(1);
 
@@ -89,6 +90,25 @@ fn claims_are_ordered_by_run_then_end_then_lease() {
     }
     above(of(run(1, 1), 2, "a", Phase::Finished), of(run(1, 1), 1, "b", Phase::Finished));
     above(of(run(1, 1), 1, "b", Phase::Finished), of(run(1, 1), 1, "a", Phase::Finished));
+}
+
+/// A run that its node has let go of, as one that began behind a cut, hides none that goes on from lookups, also
+/// where nobody is left who could take it back.
+#[test]
+fn a_released_run_hides_no_run_that_goes_on() {
+    let owner = |phase| {
+        let mut view = View::default();
+        view.merge(claim("a", run(1, 2), 4, "b", phase));
+        view.merge(claim("a", run(1, 1), 9, "a", Phase::Released));
+        view.owner(&name("a")).unwrap().session.clone()
+    };
+    for phase in [Phase::Running, Phase::Paused, Phase::Recovering] {
+        assert_eq!(owner(phase), session("b"));
+    }
+    // What only asks, or is over, is not what goes on.
+    for phase in [Phase::Claimed, Phase::Finished, Phase::Superseded] {
+        assert_eq!(owner(phase), session("a"));
+    }
 }
 
 /// Rule 8: numbers ascend over tombstones; `run` returns what is retained, `rerun` starts another.
@@ -727,4 +747,63 @@ fn a_run_that_stepped_back_hides_no_run_that_is_to_be_taken_over() {
     let after = world.since("a", died);
     assert!(after.len() == 1 && after[0].run == below.run, "{after:?}");
     assert!(others[..2].contains(&after[0].session));
+}
+
+/// A start waits at a node that stands still, the name is started elsewhere meanwhile, and the first node is told to
+/// stop when it wakes: the run that it lets go of hides nothing, and comes in nobody's way.
+#[test]
+fn a_run_that_is_let_go_of_before_it_ran_costs_the_one_that_runs_nothing() {
+    for seed in 0..4 {
+        let (mut world, nodes) = World::cluster(seed, 3);
+        world.goal = 1_000_000;
+        world.pause(&nodes[0], S * 9);
+        world.start(&nodes[0], "b");
+        world.run_for(S);
+        let call = world.start(&nodes[1], "b");
+        world.run_until(S * 7, "it runs elsewhere", |w| !w.running("b").is_empty());
+        let run = world.nodes[&nodes[1]].replies[&call].clone().unwrap();
+        world.drain(&nodes[0], S * 25);
+        world.run_until(S * 12, "drained", |w| w.nodes[&nodes[0]].drained.is_some());
+        world.give(&nodes[0], Event::Leave);
+        world.run_for(S);
+        world.crash(&nodes[0]);
+        world.run_for(S * 10);
+        for node in &nodes[1..] {
+            let owner = world.owner(node, "b").unwrap();
+            assert_eq!((owner.run, &owner.phase), (run, &Phase::Running), "seed {seed}");
+        }
+        let runner = world.runner("b");
+        let (_, acknowledged) = world.acknowledged[&name("b")];
+        world.crash(&runner);
+        let crashed = world.now;
+        world.run_for(S * 65);
+        let after = world.since("b", crashed);
+        assert!(after.iter().all(|s| s.run == run), "seed {seed}: {after:?}");
+        assert!(after[0].from_seq >= acknowledged, "seed {seed}: {after:?}");
+        let left = world.runner("b");
+        world.want(&left, "b", Want::Cancel);
+        world.run_for(S * 30);
+        assert!(world.running("b").is_empty(), "seed {seed}: it is over");
+    }
+}
+
+/// The word of a higher run that was let go of outlives whoever said it. What was at work is taken over all the same.
+#[test]
+fn a_released_run_is_not_taken_before_one_that_was_at_work() {
+    for seed in 0..3 {
+        let (mut world, owner, others) = World::owned(seed, 3, &Setup::default());
+        let mine = world.claim_of(&owner, "a").unwrap().clone();
+        let let_go = claim("a", run(mine.run.number, 0), mine.epoch.0 + 5, "x", Phase::Released);
+        assert!(let_go.run > mine.run);
+        publish(&mut world, &others, &let_go);
+        world.run_for(S);
+        let (_, acknowledged) = world.acknowledged[&name("a")];
+        world.crash(&owner);
+        let crashed = world.now;
+        world.run_for(S * 15);
+        let after = world.since("a", crashed);
+        assert_eq!(after.len(), 1, "seed {seed}: {after:?}");
+        let goes_on = after[0].run == mine.run && after[0].from_seq >= acknowledged;
+        assert!(goes_on, "seed {seed}: {after:?}");
+    }
 }

@@ -535,3 +535,38 @@ fn relief_waits_for_the_owner_and_passes_over_who_refuses() {
         assert_eq!(to.len(), 2, "seed {seed}: {to:?}");
     }
 }
+
+/// With nobody up, whoever is joining keeps what is released: it may not be up before the budget ends, as when it
+/// waits for somebody who has just died.
+#[test]
+fn what_is_released_while_nobody_but_joiners_is_there_is_kept_by_them() {
+    for seed in 0..4 {
+        for (paused, budget) in [(false, 5), (false, 25), (true, 5), (false, 1)] {
+            let (mut world, owner, others) = World::owned(seed, 2, &Setup::default());
+            if paused {
+                world.want(&owner, "a", Want::Pause);
+                world.run_for(S);
+            }
+            world.crash(&others[0]);
+            let joiner = world.boot("n9", Setup::default(), Disk::default());
+            world.run_for(MS * 300);
+            let joins = |w: &World| w.nodes[&joiner].machine.state() == NodeState::Joining;
+            assert!(joins(&world));
+            let done = world.steps_done[&name("a")];
+            world.drain(&owner, S * budget);
+            let within = S * budget + MS * 1_500;
+            world.run_until(within, "drained", |w| w.nodes[&owner].drained.is_some());
+            world.give(&owner, Event::Leave);
+            world.crash(&owner);
+            world.run_for(S * 90);
+            let context = format!("seed {seed}, paused {paused}, {budget} s");
+            if paused {
+                world.want(&joiner, "a", Want::Run);
+                world.run_for(S * 3);
+            }
+            assert_eq!(world.runner("a"), joiner, "{context}");
+            let last = world.stretches.last().unwrap();
+            assert!(last.from_seq >= done, "{context}: {done} steps, and then {last:?}");
+        }
+    }
+}
