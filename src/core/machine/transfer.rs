@@ -441,16 +441,10 @@ impl Machine {
         };
         let callers = std::mem::take(&mut task.callers);
         let fresh = matches!(task.doing, Doing::Settling(_)) && !task.prior.checkpointed;
-        // Nobody was promised this run yet: who is asked next claims it, or joins what is there by now.
-        let unpromised = fresh && task.prior.session.is_none() && !callers.is_empty();
         let spec = task.spec.clone();
         task.bytes = None;
         task.hand = None;
         self.release_claim(name);
-        if unpromised && let Some(task) = self.tasks.get_mut(name) {
-            task.claim.phase = Phase::Superseded;
-            self.publish(name);
-        }
         self.tell(Notice::Released { name: name.clone(), replicas });
         if fresh && !callers.is_empty() {
             self.place(spec, callers);
