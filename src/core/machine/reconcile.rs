@@ -12,7 +12,6 @@ use crate::core::branch::{Header, Position};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{self, Action, Notice};
 use crate::core::lease::Epoch;
-use crate::core::message::Message;
 use crate::core::reconcile::{Choice, Side, lineage_of, reconcile};
 use crate::core::time::Time;
 
@@ -286,8 +285,11 @@ impl Machine {
 
     /// What was reconciled is in other hands: those that lost keep their branches no longer.
     pub(super) fn tell_reconciled(&mut self, header: &Header) {
-        for loser in self.reconciled.remove(&header.name).unwrap_or_default() {
-            self.send(&loser, Message::Obsolete { header: header.clone() });
-        }
+        let losers = self.reconciled.remove(&header.name).unwrap_or_default();
+        // A replica has it, or is getting it, in place of its branch.
+        let replicas = self.tasks.get(&header.name).map(|task| task.replicas.clone());
+        let replicas = replicas.unwrap_or_default();
+        let others = losers.into_iter().filter(|loser| !replicas.contains(loser)).collect();
+        self.tell_obsolete(others, header);
     }
 }

@@ -133,8 +133,12 @@ impl Machine {
         }
         match result {
             Ok(()) => {
-                let newest = task.acked.entry(from.clone()).or_default();
-                *newest = (*newest).max(position);
+                // One that is neither may have been told meanwhile that it need not keep it.
+                let target = task.hand.as_ref().is_some_and(|hand| hand.to == *from);
+                if target || task.replicas.contains(from) {
+                    let newest = task.acked.entry(from.clone()).or_default();
+                    *newest = (*newest).max(position);
+                }
                 self.replicated(name, position);
                 self.sealed_at(from, name, position);
                 self.parted(name);
@@ -225,12 +229,22 @@ impl Machine {
         }
         self.push(Action::Replicated { name: name.clone(), position, replicas, wanted });
         if let Some(header) = latest.filter(|latest| latest.position == position) {
-            for old in obsolete.into_iter().filter(|old| !holders.contains(old)) {
-                self.send(&old, Message::Obsolete { header: header.clone() });
-            }
+            obsolete.retain(|old| !holders.contains(old));
+            self.tell_obsolete(obsolete, &header);
             if replicas > 0 || wanted == 0 {
                 self.tell_reconciled(&header);
             }
+        }
+    }
+
+    /// These need keep no copy any more of what this checkpoint contains, itself included: none of them counts as a
+    /// holder from now on.
+    pub(super) fn tell_obsolete(&mut self, old: Vec<SessionId>, header: &Header) {
+        for old in old {
+            if let Some(task) = self.tasks.get_mut(&header.name) {
+                task.acked.remove(&old);
+            }
+            self.send(&old, Message::Obsolete { header: header.clone() });
         }
     }
 

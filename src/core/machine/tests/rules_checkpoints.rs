@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::rules_claims::short;
-use super::world::{Fate, Fault, MS, Setup, World, name};
+use super::world::{Disk, Fate, Fault, MS, Setup, World, name};
 use crate::core::branch::{Header, Position};
 use crate::core::claim::{Claim, Want};
 use crate::core::ids::SessionId;
@@ -385,4 +385,53 @@ fn a_read_that_fails_once_does_not_make_a_replica_forget() {
     world.run_for(S * 5);
     let after = world.since("a", died);
     assert!(after.first().is_some_and(|s| s.from_seq >= acknowledged), "{after:?}");
+}
+
+/// A replica that was told to keep its copy no longer has none, whatever it acknowledged before: when the one that took
+/// its place has gone too, it gets another, and a drain to it does not take it for sealed.
+#[test]
+fn a_replica_that_was_told_to_forget_counts_as_a_holder_no_more() {
+    let mut seen = 0;
+    for (seed, dies, drains) in (0..40)
+        .flat_map(|seed| [(true, true), (true, false), (false, true)].map(|(a, b)| (seed, a, b)))
+    {
+        let (mut world, nodes) = World::cluster(seed, 2);
+        world.goal = 1_000_000;
+        let task = format!("t{seed}");
+        world.start(&nodes[0], &task);
+        world.run_for(S * 2);
+        let owner = world.runner(&task);
+        let old = nodes.iter().find(|node| **node != owner).unwrap();
+        world.want(&owner, &task, Want::Pause);
+        world.run_for(S);
+        let newcomer = world.boot("x", Setup::default(), Disk::default());
+        world.run_for(S * 5);
+        if world.claim_of(&owner, &task).unwrap().replicas != [newcomer.node.clone()] {
+            continue;
+        }
+        seen += 1;
+        let (_, acknowledged) = world.acknowledged[&name(&task)];
+        if !dies {
+            world.drain(&newcomer, S * 25);
+            world.run_until(S * 30, "drained", |w| w.nodes[&newcomer].drained.is_some());
+            world.give(&newcomer, Event::Leave);
+            world.run_for(S);
+        }
+        world.crash(&newcomer);
+        world.run_for(S * 15);
+        if drains {
+            world.drain(&owner, S * 25);
+            world.run_until(S * 30, "drained", |w| w.nodes[&owner].drained.is_some());
+            world.give(&owner, Event::Leave);
+            world.run_for(S);
+        }
+        world.crash(&owner);
+        world.run_for(S * 80);
+        world.want(old, &task, Want::Run);
+        world.run_for(S * 5);
+        assert_eq!(world.runner(&task), *old, "seed {seed}");
+        let last = world.stretches.last().unwrap();
+        assert!(last.from_seq >= acknowledged, "{acknowledged} steps were acknowledged: {last:?}");
+    }
+    assert!(seen >= 9, "{seen}");
 }

@@ -283,3 +283,26 @@ fn where_nothing_ran_apart_nothing_is_reconciled() {
     world.run_for(S * 5);
     assert_eq!(reconciled(&world), 0);
 }
+
+/// The loser is the winner's replica too: it keeps what was reconciled, in place of its branch.
+#[test]
+fn a_loser_that_is_the_winners_replica_keeps_what_was_reconciled() {
+    for seed in 40..44 {
+        let (mut world, old, others) = World::owned(seed, 2, &setup());
+        world.isolate(&old);
+        world.run_until(S * 20, "both run it", |w| w.running("a").len() == 2);
+        world.run_for(S);
+        world.chooses = merge;
+        // Nothing is committed soon after it.
+        world.steps.insert(name("a"), S);
+        world.heal();
+        world.run_until(S * 5, "reconciled", |w| reconciled(w) == 1);
+        let (winner, from) = goes_on(&world);
+        let loser = others.iter().chain([&old]).find(|node| **node != winner).unwrap();
+        world.run_for(MS * 500);
+        world.crash(&winner);
+        world.run_for(S * 15);
+        let last = goes_on(&world);
+        assert!(last.0 == *loser && last.1 >= from, "seed {seed}: {last:?} after {from}");
+    }
+}
