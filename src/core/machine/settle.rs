@@ -84,13 +84,9 @@ impl Machine {
             self.holding.remove(old.claim.number);
             callers.append(&mut old.callers);
         }
-        let doing = Doing::Settling(Settling {
-            asked: BTreeSet::new(),
-            waiting: BTreeSet::new(),
-            answered: 0,
-            until: self.now.at + self.config.timing.convergence(),
-            purpose,
-        });
+        let until = self.now.at + self.patience(self.config.timing.convergence());
+        let (asked, waiting) = (BTreeSet::new(), BTreeSet::new());
+        let doing = Doing::Settling(Settling { asked, waiting, answered: 0, until, purpose });
         let older = purpose == Purpose::Older;
         let record = Task::record(claim, spec.clone(), doing);
         let task = Task { cause, from, callers, prior, keep, older, ..record };
@@ -102,7 +98,7 @@ impl Machine {
         let mut ask: BTreeSet<SessionId> = self.members.asked().cloned().collect();
         ask.extend(self.askers.get(&name).into_iter().flat_map(|askers| askers.iter().cloned()));
         self.ask(&name, ask);
-        self.alarm_in(&name, self.config.timing.convergence());
+        self.alarm(&name, until);
     }
 
     /// An epoch above every one seen; where no claim of the name is known, also above what a forgotten

@@ -570,3 +570,24 @@ fn what_is_released_while_nobody_but_joiners_is_there_is_kept_by_them() {
         }
     }
 }
+
+/// A name that a draining node takes up for want of an owner is settled as fast as its budget wants it, whoever is
+/// silently dead and does not answer.
+#[test]
+fn what_a_node_takes_up_as_it_leaves_costs_it_no_more_than_its_budget_and_a_moment() {
+    for seed in 0..4 {
+        for budget in [0, 1, 5] {
+            let (mut world, owner, keepers, replica) = with_keepers(seed);
+            drain_and_exit(&mut world, &owner);
+            world.run_for(S);
+            for other in keepers.iter().filter(|keeper| **keeper != replica) {
+                world.crash(other);
+            }
+            let begun = world.now;
+            world.drain(&replica, S * budget);
+            world.run_until(S * 30, "drained", |w| w.nodes[&replica].drained.is_some());
+            let took = world.now.since(begun);
+            assert!(took < S * budget + MS * 1_500, "seed {seed}, {budget} s: {took:?}");
+        }
+    }
+}
