@@ -25,6 +25,18 @@ pub(super) struct Copies {
     due: BTreeSet<Name>,
 }
 
+impl Copies {
+    /// Whether this node sees to the copies of an end.
+    pub(super) fn is_answered_for(&self, name: &Name) -> bool {
+        self.held_by.contains_key(name)
+    }
+
+    /// Who has said to hold an end that this node answers for.
+    pub(super) fn given(&self, name: &Name) -> impl Iterator<Item = &SessionId> {
+        self.held_by.get(name).into_iter().flatten()
+    }
+}
+
 #[cfg(test)]
 impl Copies {
     pub(super) fn len(&self) -> usize {

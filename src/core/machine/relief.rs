@@ -75,6 +75,11 @@ impl Machine {
         if replicas == 0 || keepers == 0 {
             return false;
         }
+        // Nothing runs twice for want of an output, and there may be very many: one copy will do, if its
+        // keeper is known to live. The owner may have died before it published the end.
+        if self.copied_run(name) == Some(owner.run) {
+            return self.living_ends(name, owner.run) < 1;
+        }
         if owner.phase.is_held() && owner.session != self.config.me {
             // What is below the floor is of no use to anybody.
             return self.copy_here(owner).is_some_and(|best| {
@@ -82,17 +87,26 @@ impl Machine {
                     < (replicas + 1).min(keepers)
             });
         }
-        if owner.phase == Phase::Released {
-            return self.is_left_here(owner) && self.staying_copies(owner) < 1;
-        }
-        // Nothing runs twice for want of an output, and there may be very many: one copy will do.
-        let ends = || {
-            let claims = self.view.claims(name).filter(|claim| claim.run == owner.run);
-            claims.filter(|claim| claim.phase.is_terminal() && !self.is_void(claim))
+        owner.phase == Phase::Released && self.is_left_here(owner) && self.staying_copies(owner) < 1
+    }
+
+    /// How many others are known to live and to keep the end of a run that is kept here: those that say so in
+    /// their claims or are named there, and those that were given it from here.
+    fn living_ends(&self, name: &Name, run: RunId) -> usize {
+        let lives = |session: &&SessionId| {
+            self.members.get(session).is_some_and(|peer| self.may_keep(peer))
+                && self.is_answered_by(session)
         };
-        owner.phase.is_terminal()
-            && self.copied_run(name) == Some(owner.run)
-            && ends().all(|end| self.staying_copies(end) < 1)
+        let of_run =
+            self.view.claims(name).filter(|claim| claim.run == run && !self.is_void(claim));
+        let ends = of_run.filter(|claim| claim.phase.is_terminal());
+        let named = ends.flat_map(|end| {
+            let replicas = end.replicas.iter().filter_map(|node| self.members.session_of(node));
+            replicas.chain([&end.session])
+        });
+        let keepers: BTreeSet<&SessionId> =
+            named.chain(self.copies.given(name)).filter(lives).collect();
+        keepers.len()
     }
 
     /// Whether what another node has released is kept here: nobody owns it, so nobody sees to its copies.
@@ -161,8 +175,10 @@ impl Machine {
             drain.silent.extend(gift.to.iter().filter(|to| !answered(to)).cloned());
             false
         });
-        if relief.pass.is_none() && relief.looked.is_none_or(|at| now.since(at) >= PASS) {
+        let begins = relief.pass.is_none() && relief.looked.is_none_or(|at| now.since(at) >= PASS);
+        if begins {
             (relief.pass, relief.looked) = (Some(Bound::Unbounded), Some(now));
+            self.give_ends();
         }
         self.give_on();
     }
@@ -186,6 +202,15 @@ impl Machine {
                 drain.relief.giving.insert(header.name.clone(), gift);
                 self.push(Action::Load { header });
             }
+        }
+    }
+
+    /// Gives away ends whose other keepers may be dead, by answering for them from here on.
+    fn give_ends(&mut self) {
+        let ends = self.ends.keys().filter(|name| !self.copies.is_answered_for(name));
+        let open = ends.filter(|name| self.is_relied_on(name)).take(AT_ONCE);
+        for name in open.cloned().collect::<Vec<_>>() {
+            self.answer_for_end(&name, BTreeSet::new());
         }
     }
 

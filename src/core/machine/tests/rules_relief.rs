@@ -591,3 +591,36 @@ fn what_a_node_takes_up_as_it_leaves_costs_it_no_more_than_its_budget_and_a_mome
         }
     }
 }
+
+/// The publisher of an output has lost its power, and that is not known yet when the only other one that keeps it leaves:
+/// it is given to a third, also where it had not even been published.
+#[test]
+fn an_output_is_not_left_to_a_publisher_that_is_silently_dead() {
+    for seed in 0..4 {
+        for published in [true, false] {
+            let setup = Setup { known_dead: false, ..Setup::default() };
+            let (mut world, nodes) = World::cluster_of(seed, 4, &setup);
+            world.goal = 20;
+            if !published {
+                world.blocked = Some(|_, _, m| matches!(m, Message::EndedReply { .. }));
+            }
+            world.start(&nodes[0], "a");
+            world.run_until(S * 3, "it has ended", |w| w.finished.contains_key(&name("a")));
+            world.run_for(MS * if published { 900 } else { 50 });
+            let publisher = world.stretches.last().unwrap().session.clone();
+            let kept = holders(&world, "a");
+            let keeper = kept.iter().find(|node| **node != publisher).unwrap().clone();
+            world.crash(&publisher);
+            world.blocked = None;
+            world.run_for(MS * 700);
+            drain_and_exit(&mut world, &keeper);
+            world.run_for(S * 30);
+            let context = format!("seed {seed}, published {published}");
+            assert!(!holders(&world, "a").is_empty(), "{context}: nobody has it");
+            assert_eq!(world.stretches.len(), 1, "{context}: it has ended");
+            for node in world.living() {
+                assert_eq!(world.owner(&node, "a").unwrap().phase, Phase::Finished, "{context}");
+            }
+        }
+    }
+}

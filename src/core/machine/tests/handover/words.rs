@@ -369,3 +369,21 @@ fn a_decision_that_means_nothing_to_its_target_is_refused() {
     let said = (others[0].clone(), owner, refused);
     assert!(world.sent.iter().any(|(_, from, to, m)| (from, to, m) == (&said.0, &said.1, &said.2)));
 }
+
+/// A withdrawal of an earlier offer may come after a newer one was accepted: it takes back nothing but its own.
+#[test]
+fn a_withdrawal_takes_back_its_own_offer_alone() {
+    let (mut world, owner, _) = in_a_long_step(18);
+    world.drain(&owner, S * 25);
+    world.run_for(MS * 100);
+    let target = incoming(&world).remove(0);
+    let epoch = world.claim_of(&target, "a").unwrap().epoch;
+    let withdraw = |epoch| Event::Message {
+        from: owner.clone(),
+        message: Message::Withdraw { name: name("a"), epoch },
+    };
+    world.give(&target, withdraw(Epoch(epoch.0 - 1)));
+    assert_eq!(incoming(&world), [target.clone()]);
+    world.give(&target, withdraw(epoch));
+    assert_eq!(incoming(&world), []);
+}
