@@ -383,7 +383,7 @@ fn a_withdrawal_takes_back_its_own_offer_alone() {
         message: Message::Withdraw { name: name("a"), epoch },
     };
     world.give(&target, withdraw(Epoch(epoch.0 - 1)));
-    assert_eq!(incoming(&world), [target.clone()]);
+    assert_eq!(incoming(&world), std::slice::from_ref(&target));
     world.give(&target, withdraw(epoch));
     assert_eq!(incoming(&world), []);
 }
