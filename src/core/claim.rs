@@ -239,11 +239,11 @@ impl Claim {
     }
 
     /// Whether this record ends the run that `other` claims, or one above it. A failure ends only
-    /// what it beats: it is compared like a live claim.
+    /// its own claim and what it beats: it is compared like a live claim.
     pub fn ends(&self, other: &Self) -> bool {
         match self.phase {
             Phase::Finished | Phase::Cancelled => self.run >= other.run,
-            Phase::Failed => self.beats(other),
+            Phase::Failed => self.order(other).is_ge(),
             _ => false,
         }
     }

@@ -9,6 +9,7 @@ use crate::core::ids::SessionId;
 use crate::core::io::{Event, Notice};
 use crate::core::lease::Epoch;
 use crate::core::message::Message;
+use crate::core::record::NodeState;
 use crate::core::stored::StoredEnd;
 use crate::core::timing::Timing;
 
@@ -499,5 +500,41 @@ fn an_end_is_published_by_its_writer_alone() {
         }
         assert_eq!(world.claim_of(&writer, "a").unwrap().phase, Phase::Finished);
         assert_eq!(holders(&world, "a").len(), 2, "seed {seed}");
+    }
+}
+
+/// The header that says that a failed task has stopped may come before the page that says how: whoever keeps the end
+/// does not take the name for free, and nobody runs it again.
+#[test]
+fn a_failure_whose_claim_is_heard_late_is_taken_up_by_nobody() {
+    for seed in 0..4 {
+        let (mut world, owner, others) = World::owned(seed, 3, &Setup::default());
+        let claim = world.claim_of(&owner, "a").unwrap().clone();
+        world.failing.insert((name("a"), owner.clone()));
+        let keeps =
+            |w: &World, node: &SessionId| w.nodes[node].disk.runs.values().any(|r| r.end.is_some());
+        while !others.iter().any(|node| keeps(&world, node)) {
+            world.run_for(MS / 10);
+        }
+        let keeper = others.iter().find(|node| keeps(&world, node)).unwrap();
+        let said = world.nodes[keeper].machine.members().get(&owner).unwrap().version;
+        let heard = Event::Heard {
+            from: owner.clone(),
+            state: NodeState::Up,
+            version: said + 1,
+            watermark: claim.number,
+            released: Vec::new(),
+            echoed: None,
+        };
+        world.give(keeper, heard);
+        world.run_for(S * 3);
+        assert_eq!(
+            world.stretches.iter().filter(|s| s.name == name("a")).count(),
+            1,
+            "seed {seed}"
+        );
+        for node in &world.living() {
+            assert_eq!(world.owner(node, "a").unwrap().phase, Phase::Failed, "seed {seed}: {node}");
+        }
     }
 }
