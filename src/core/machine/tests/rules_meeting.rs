@@ -13,7 +13,7 @@ use crate::core::message::Message;
 
 const S: Duration = Duration::from_secs(1);
 
-fn setup() -> Setup {
+pub(super) fn setup() -> Setup {
     Setup { timing: short(), ..Setup::default() }
 }
 
@@ -30,8 +30,9 @@ fn branches(world: &World, at: &SessionId) -> usize {
     .sum()
 }
 
-/// A cluster in which "a" runs on both sides of a cut around its first owner.
-fn split(seed: u64, n: usize) -> (World, Vec<SessionId>, SessionId, SessionId) {
+/// A cluster in which "a" runs on both sides of a cut around its first owner: the nodes, the old owner, and the
+/// new one, which wins.
+pub(super) fn split(seed: u64, n: usize) -> (World, Vec<SessionId>, SessionId, SessionId) {
     let (mut world, old, _) = World::owned(seed, n, &setup());
     let nodes = world.living();
     world.isolate(&old);

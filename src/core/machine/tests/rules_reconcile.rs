@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::rules_claims::short;
+use super::rules_meeting::{setup, split};
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Phase, Want};
 use crate::core::ids::SessionId;
@@ -13,21 +13,6 @@ use crate::core::message::Message;
 use crate::core::reconcile::{Choice, Side};
 
 const S: Duration = Duration::from_secs(1);
-
-fn setup() -> Setup {
-    Setup { timing: short(), ..Setup::default() }
-}
-
-/// A cluster in which "a" runs on both sides of a cut around its first owner: the nodes, the old owner, and the
-/// new one, which wins.
-fn split(seed: u64, n: usize) -> (World, Vec<SessionId>, SessionId, SessionId) {
-    let (mut world, old, _) = World::owned(seed, n, &setup());
-    let nodes = world.living();
-    world.isolate(&old);
-    world.run_for(S * 5);
-    let new = world.running("a").into_iter().find(|s| *s != old).unwrap();
-    (world, nodes, old, new)
-}
 
 /// How far a session's last copy of "a" has come.
 fn reached(world: &World, of: &SessionId) -> u64 {
