@@ -68,6 +68,11 @@ impl Peers {
         self.all.get(session)?.address()
     }
 
+    /// Whether a link to it stands.
+    pub(super) fn is_linked(&self, session: &SessionId) -> bool {
+        self.all.get(session).is_some_and(|peer| peer.linked)
+    }
+
     /// The sessions of a node, linked ones first: a restarted node has two for a while.
     pub(super) fn of_node(&self, node: &NodeId) -> Vec<&SessionId> {
         let mut found: Vec<(&SessionId, &Peer)> =

@@ -26,6 +26,16 @@ pub(super) enum Asker {
     },
 }
 
+impl Asker {
+    /// A handle that is dropped without a word would take the node for closed.
+    fn nobody_knows(self) {
+        if let Self::Handle(handle) = self {
+            // Whoever asked may have stopped waiting.
+            let _ = handle.send(None);
+        }
+    }
+}
+
 /// How long a question stays open: a little longer than its asker waits.
 const OPEN: Duration = Duration::from_secs(2);
 
@@ -47,9 +57,11 @@ impl Queries {
     /// Beyond that, a question is answered with "nobody knows" and asked again by its asker.
     const MAX: usize = 65_536;
 
-    /// Remembers who asked; the number goes with the question. None when too many are open.
+    /// Remembers who asked; the number goes with the question. None, and the asker told so, when too many
+    /// are open.
     pub(super) fn open(&mut self, now: Time, to: SessionId, asker: Asker) -> Option<u64> {
         if self.open.len() >= Self::MAX {
+            asker.nobody_knows();
             return None;
         }
         self.next += 1;
@@ -64,17 +76,26 @@ impl Queries {
         Some(self.open.remove(&id)?.asker)
     }
 
-    /// Drops what waited too long; its askers see it at once.
+    /// What waited too long is answered with "nobody knows".
     pub(super) fn expire(&mut self, now: Time) {
         // Numbers ascend with time.
         while self.open.first_key_value().is_some_and(|(_, open)| open.until <= now) {
-            self.open.pop_first();
+            if let Some((_, open)) = self.open.pop_first() {
+                open.asker.nobody_knows();
+            }
         }
     }
 
     /// Nobody answers for a session whose link broke.
     pub(super) fn lost(&mut self, session: &SessionId) {
-        self.open.retain(|_, open| open.to != *session);
+        let theirs = |open: &Open| open.to == *session;
+        let lost: Vec<u64> =
+            self.open.iter().filter(|(_, open)| theirs(open)).map(|(id, _)| *id).collect();
+        for id in lost {
+            if let Some(open) = self.open.remove(&id) {
+                open.asker.nobody_knows();
+            }
+        }
     }
 }
 
@@ -102,13 +123,40 @@ mod tests {
     }
 
     #[test]
-    fn an_unanswered_question_ends() {
+    fn an_unanswered_question_is_answered_with_nobody_knows() {
         let mut queries = Queries::default();
         let (asker, mut answer) = oneshot::channel();
         queries.open(Time::ZERO, session("a"), Asker::Handle(asker)).unwrap();
         queries.expire(Time::ZERO + OPEN / 2);
         assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty));
         queries.expire(Time::ZERO + OPEN);
-        assert_eq!(answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        assert_eq!(answer.try_recv(), Ok(None));
+    }
+
+    #[test]
+    fn a_broken_link_answers_what_was_asked_over_it_and_nothing_else() {
+        let mut queries = Queries::default();
+        let (asker, mut of_a) = oneshot::channel();
+        queries.open(Time::ZERO, session("a"), Asker::Handle(asker)).unwrap();
+        let (asker, mut of_b) = oneshot::channel();
+        let id = queries.open(Time::ZERO, session("b"), Asker::Handle(asker)).unwrap();
+        queries.lost(&session("a"));
+        assert_eq!(of_a.try_recv(), Ok(None));
+        assert_eq!(of_b.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        assert!(queries.take(&session("b"), id).is_some());
+    }
+
+    #[test]
+    fn a_question_too_many_is_answered_at_once() {
+        let mut queries = Queries::default();
+        let mut waiting = Vec::new();
+        for _ in 0..Queries::MAX {
+            let (asker, answer) = oneshot::channel();
+            assert!(queries.open(Time::ZERO, session("a"), Asker::Handle(asker)).is_some());
+            waiting.push(answer);
+        }
+        let (asker, mut answer) = oneshot::channel();
+        assert!(queries.open(Time::ZERO, session("a"), Asker::Handle(asker)).is_none());
+        assert_eq!(answer.try_recv(), Ok(None));
     }
 }

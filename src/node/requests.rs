@@ -105,6 +105,8 @@ impl Control {
                 known.extend(self.peers.of_node(node).into_iter().cloned());
             }
         }
+        // Whom no link reaches is asked last: the holder may have died with its answer.
+        known.sort_by_key(|session| *session != self.me && !self.peers.is_linked(session));
         let whom = known.swap_remove(attempt % known.len());
         (whom != self.me).then_some(whom)
     }

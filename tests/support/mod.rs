@@ -246,20 +246,22 @@ impl Cluster {
 
     /// How many ledgers run on `id`, as `via` sees it.
     pub async fn runs_on(&mut self, via: &str, id: &str) -> usize {
-        let places = self.places(via).await;
-        let here = |place: &&Place| place.node.as_deref() == Some(id);
-        let running = |place: &&Place| place.state.as_deref() == Some("running");
-        places.values().filter(here).filter(running).count()
+        running_on(&self.places(via).await, id)
     }
 
-    /// The same of a node that should run some.
+    /// The same of a node that should run some, once `via` has heard that whatever runs has begun.
     pub async fn must_run_on(&mut self, via: &str, id: &str) -> usize {
-        let count = self.runs_on(via, id).await;
-        if count == 0 {
+        let begun = Instant::now();
+        loop {
             let places = self.places(via).await;
-            panic!("{id} should run some, but {via} sees {places:#?}");
+            let starting = |place: &Place| place.state.as_deref() == Some("starting");
+            let count = running_on(&places, id);
+            if count > 0 && !places.values().any(starting) {
+                return count;
+            }
+            assert!(begun.elapsed() < SOON, "{id} should run some, but {via} sees {places:#?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        count
     }
 
     /// Where every ledger is, as one node sees it.
@@ -422,6 +424,12 @@ impl Cluster {
     pub fn steps(&self) -> Vec<Step> {
         meter::read(&self.directory.path().join("logs")).expect("the step logs")
     }
+}
+
+fn running_on(places: &BTreeMap<String, Place>, id: &str) -> usize {
+    let here = |place: &&Place| place.node.as_deref() == Some(id);
+    let running = |place: &&Place| place.state.as_deref() == Some("running");
+    places.values().filter(here).filter(running).count()
 }
 
 fn run(name: &str, ledger: Ledger) -> Command {

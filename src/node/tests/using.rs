@@ -429,3 +429,41 @@ async fn a_node_whose_peers_have_died_does_not_report_their_copies() {
     assert_eq!((report.abandoned.len(), report.code()), (4, 75), "{report:?}");
     timeout(SOON, a.leave()).await.unwrap().unwrap();
 }
+
+/// Whoever kept a copy answers for the node that is no more, at the first call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_nodes_runs_have_brought_is_read_from_any_other() {
+    let a = start("a", None).await;
+    let b = start("b", Some(&a)).await;
+    let c = start("c", Some(&a)).await;
+    let nodes = [&a, &b, &c];
+    let names: Vec<String> = (0..20).map(|i| format!("over/{i}")).collect();
+    for name in &names {
+        a.run::<Count>(name.as_str(), CountTo { end: 3, pause_ms: 5 }).await.unwrap();
+    }
+    until("all have ended, with a copy elsewhere, and everybody knows", || {
+        let kept = |e: &Entry| e.state == TaskState::Finished && !e.replicas.is_empty();
+        nodes.iter().all(|node| {
+            let entries = node.list("over/");
+            entries.len() == names.len() && entries.iter().all(kept)
+        })
+    })
+    .await;
+    let there = a.list("over/").iter().filter(|e| e.node == c.session().node).count();
+    assert!(there > 0, "some have to end on the one that dies");
+    c.close().await;
+    let read = async |node: &Node, name: &str| {
+        let handle = node.get::<Count>(name);
+        let output = handle.output().await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(output.at, 3);
+        // As of the last commit, where the node that ran its last step is no more.
+        handle.progress().await.unwrap_or_else(|| panic!("{name}: no progress"));
+    };
+    let all = |node| {
+        let read = &read;
+        futures_util::future::join_all(names.iter().map(move |name| read(node, name)))
+    };
+    timeout(SOON, futures_util::future::join(all(&a), all(&b))).await.unwrap();
+    a.leave().await.unwrap();
+    b.leave().await.unwrap();
+}
