@@ -216,6 +216,29 @@ async fn the_last_node_keeps_its_tasks_on_disk_and_goes_on_with_them_when_it_is_
     .await;
 }
 
+/// What could not be written is not on the disk: whoever watches exit codes hears of it.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_last_node_says_what_its_full_disk_has_not_taken() {
+    bounded(async {
+        let setup = Setup { durable: true, may_lack_room: true, ..Setup::default() };
+        let mut cluster = Cluster::of(&["n1"], setup).await;
+        cluster.run_alike(4, ledger).await;
+        cluster.written(5).await;
+        cluster.fill_disk("n1");
+        cluster.written(15).await;
+        let stopped = cluster.stop("n1").await;
+        assert_eq!(stopped.status.code(), Some(75), "{stopped:?}");
+        assert_eq!(stopped.reported("abandoned"), 4, "{stopped:?}");
+        assert_eq!(stopped.reported("only_on_disk"), 0, "{stopped:?}");
+        // There is room again: what the disk had is gone on from.
+        cluster.start("n1").await;
+        cluster.finish("n1").await;
+        cluster.assert_complete(100);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn the_last_node_without_a_disk_says_what_it_abandons() {
     bounded(async {

@@ -29,8 +29,8 @@ enum Fate {
 /// Who keeps what a drained node had.
 #[derive(Clone, Debug)]
 pub(super) struct Keepers {
-    /// Its own disk does.
-    pub(super) durable: bool,
+    /// The names whose last commit its own disk has.
+    pub(super) stored: BTreeSet<Name>,
     /// The nodes that there is a link to, and that stay.
     pub(super) linked: BTreeSet<NodeId>,
 }
@@ -140,7 +140,7 @@ impl Draining {
         &mut self,
         now: Time,
         own: &BTreeMap<Name, Claim>,
-        Keepers { durable, linked }: &Keepers,
+        Keepers { stored, linked }: &Keepers,
         abort: Option<Signal>,
     ) -> &DrainReport {
         let mut report = DrainReport {
@@ -168,7 +168,7 @@ impl Draining {
                 {
                     report.released += 1;
                 }
-                Fate::Released { .. } if *durable => {
+                Fate::Released { .. } if stored.contains(name) => {
                     report.parked += 1;
                     report.only_on_disk += 1;
                 }
@@ -186,7 +186,7 @@ impl Draining {
             let replicated = claim.replicas.iter().any(|node| linked.contains(node));
             match claim.phase {
                 Phase::Parked { .. } | Phase::Quarantined | Phase::Paused
-                    if *durable || replicated =>
+                    if stored.contains(name) || replicated =>
                 {
                     report.parked += 1;
                     report.only_on_disk += usize::from(!replicated);
@@ -210,8 +210,9 @@ mod tests {
         of.iter().map(|node| NodeId::new(node).unwrap())
     }
 
-    fn kept(durable: bool, linked: &[&str]) -> Keepers {
-        Keepers { durable, linked: nodes(linked).collect() }
+    fn kept(on_disk: bool, linked: &[&str]) -> Keepers {
+        let stored = on_disk.then(|| name("t")).into_iter().collect();
+        Keepers { stored, linked: nodes(linked).collect() }
     }
 
     fn own(phase: Phase, replicas: &[&str]) -> BTreeMap<Name, Claim> {
@@ -244,7 +245,7 @@ mod tests {
     #[test]
     fn what_waits_is_kept_where_a_replica_can_be_reached_or_a_disk_has_it() {
         let parked = own(Phase::Parked { until_resumed: true }, &["b"]);
-        for (durable, linked, expected) in [
+        for (on_disk, linked, expected) in [
             (false, &["b", "c"][..], (1, 0, 0)),
             (false, &["c"], (0, 0, 1)),
             (false, &[], (0, 0, 1)),
@@ -252,9 +253,9 @@ mod tests {
             (true, &["c"], (1, 1, 0)),
             (true, &[], (1, 1, 0)),
         ] {
-            let report = report(&mut draining(), &parked, &kept(durable, linked));
+            let report = report(&mut draining(), &parked, &kept(on_disk, linked));
             let found = (report.parked, report.only_on_disk, report.abandoned.len());
-            assert_eq!(found, expected, "{durable} {linked:?}");
+            assert_eq!(found, expected, "{on_disk} {linked:?}");
         }
         let bare = own(Phase::Parked { until_resumed: true }, &[]);
         assert_eq!(report(&mut draining(), &bare, &kept(false, &["b"])).abandoned, [name("t")]);

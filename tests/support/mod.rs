@@ -44,7 +44,12 @@ pub struct Setup {
     pub stop_grace: Option<Duration>,
     /// Its silence floor.
     pub silence_floor: Option<Duration>,
+    /// Whether it can be left without room on its disk ([`Cluster::fill_disk`]).
+    pub may_lack_room: bool,
 }
+
+/// No file of a node whose disk is full may grow beyond that: short logs can, and no database.
+const FULL: u64 = 24 * 1024;
 
 /// A place where a ledger is, as some node sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,6 +139,11 @@ impl Cluster {
 
     async fn launch(&mut self, id: &str) {
         let mut command = tokio::process::Command::new(node_program());
+        if self.setup.may_lack_room {
+            // A file that is too long is an error then, and no signal that kills.
+            command = tokio::process::Command::new("sh");
+            command.args(["-c", "trap '' XFSZ; exec \"$@\"", "sh"]).arg(node_program());
+        }
         command.args(["--id", id, "--logs"]).arg(self.directory.path().join("logs"));
         for peer in self.nodes.values() {
             command.args(["--seed", &peer.address.to_string()]);
@@ -333,6 +343,16 @@ impl Cluster {
     pub fn signal(&self, id: &str, signal: Signal) -> u64 {
         let node = self.nodes.get(id).expect("a node that runs");
         node.process.signal(signal).expect("a process to signal")
+    }
+
+    /// Leaves a node without room for any checkpoint.
+    #[cfg(target_os = "linux")]
+    pub fn fill_disk(&self, id: &str) {
+        use rustix::process::{Resource, Rlimit, prlimit};
+        let node = self.nodes.get(id).expect("a node that runs");
+        let full = Rlimit { current: Some(FULL), maximum: Some(FULL) };
+        let pid = node.process.pid().and_then(|pid| rustix::process::Pid::from_raw(pid as i32));
+        prlimit(Some(pid.expect("a process")), Resource::Fsize, full).expect("a limit");
     }
 
     /// Kills a process.

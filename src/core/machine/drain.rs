@@ -281,13 +281,14 @@ impl Machine {
         if drain.told {
             return;
         }
-        let over = |doing: &Doing| matches!(doing, Doing::Over { .. });
         // A decision that a target which is there has not acknowledged is safe: it has the state.
         let late = drain.hurried.is_some_and(|at| self.now.at.since(at) >= GOODBYE);
         let is_left = |task: &Task| match &task.doing {
             Doing::Moving { .. } | Doing::Ending { .. } | Doing::Parting { .. } => !late,
             Doing::Stopping(_) => !task.unstoppable,
-            doing => !over(doing),
+            // What only this node's disk will have is written before it is said to be there.
+            Doing::Over { .. } => !late && self.is_being_stored(task),
+            _ => true,
         };
         // As long as the one last found is left there is no need to look for another.
         if drain

@@ -92,8 +92,7 @@ impl Machine {
         if !matches!(task.doing, Doing::Settling(_) | Doing::Finding(_) | Doing::Fetching { .. }) {
             return None;
         }
-        let held = self.held.get(&task.claim.name)?.get(&task.claim.run)?;
-        held.best_from(task.prior.floor.as_ref()).cloned()
+        self.newest_here(task).cloned()
     }
 
     /// A replica has answered: is the last commit in other hands, or will nobody have it?

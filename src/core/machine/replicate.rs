@@ -169,14 +169,43 @@ impl Machine {
         };
         let Some(latest) = &task.latest else { return };
         let refused = targets.iter().all(|target| task.refused.contains(target));
-        // One that could not be written is not held.
-        let branches = self.held.get(name).and_then(|runs| runs.get(&latest.run));
-        let held = branches.is_some_and(|branches| branches.iter().any(|kept| kept == latest));
-        let stored = held && !self.writing.contains_key(&writing(latest));
-        if refused && stored && task.forced.is_some() {
+        if refused && self.is_stored(latest) && task.forced.is_some() {
             let position = latest.position;
             self.replicated(name, position);
         }
+    }
+
+    /// Whether this node's own store has a checkpoint.
+    fn is_stored(&self, header: &Header) -> bool {
+        // One that could not be written is not held.
+        let branches = self.held.get(&header.name).and_then(|runs| runs.get(&header.run));
+        branches.is_some_and(|branches| branches.iter().any(|kept| kept == header))
+            && !self.writing.contains_key(&writing(header))
+    }
+
+    /// Whether the newest state of a task that this node has, or has let go of, outlasts it on its disk.
+    pub fn is_on_disk(&self, name: &Name) -> bool {
+        let newest = self.tasks.get(name).and_then(|task| self.newest_here(task));
+        self.config.durable && newest.is_some_and(|newest| self.is_stored(newest))
+    }
+
+    /// Whether that is still being written, and nobody else has it.
+    pub(super) fn is_being_stored(&self, task: &Task) -> bool {
+        let mine = task.claim.phase.is_held() || task.claim.phase == Phase::Released;
+        let newest = self.newest_here(task);
+        self.config.durable
+            && mine
+            && newest.is_some_and(|newest| self.writing.contains_key(&writing(newest)))
+            && self.holders(task) == 0
+    }
+
+    /// The last commit of a task; or what is held here, where it has made none on this node.
+    pub(super) fn newest_here<'a>(&'a self, task: &'a Task) -> Option<&'a Header> {
+        let held = || {
+            let runs = self.held.get(&task.claim.name)?;
+            runs.get(&task.claim.run)?.best_from(task.prior.floor.as_ref())
+        };
+        task.latest.as_ref().or_else(held)
     }
 
     /// A commit has reached a replica (or there is none to reach): the claim says so before the

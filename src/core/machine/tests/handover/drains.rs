@@ -26,6 +26,30 @@ fn with_no_peer_a_drain_ends_at_once_and_loses_no_name() {
     assert!(world.stretches[1].from_seq >= seq, "{:?}", world.stretches);
 }
 
+/// C4: what only its own disk is to have is on it before a drain is over; and is not said to be where it could not
+/// be written.
+#[test]
+fn a_drain_ends_when_the_disk_has_or_refuses_what_nobody_else_has() {
+    for full in [false, true] {
+        let (mut world, owner, _) =
+            World::owned(5, 1, &Setup { durable: true, ..Setup::default() });
+        world.writes_take = S;
+        world.nodes.get_mut(&owner).unwrap().disk_full = full;
+        world.run_for(S / 5);
+        world.drain(&owner, S * 25);
+        world.run_for(S / 2);
+        assert!(world.running("a").is_empty());
+        assert!(world.nodes[&owner].drained.is_none(), "it is not written yet");
+        world.run_until(S * 3, "drained", |w| w.nodes[&owner].drained.is_some());
+        assert_eq!(world.nodes[&owner].machine.is_on_disk(&name("a")), !full);
+        let seq = world.stretches[0].to_seq;
+        let runs = world.disk_of(&owner).runs;
+        let stored = runs.values().flat_map(|run| &run.checkpoints).map(|(header, _)| header);
+        let last = stored.map(|header| header.position.seq).max().unwrap();
+        assert_eq!(last >= seq, !full, "{last} {seq}");
+    }
+}
+
 #[test]
 fn two_nodes_that_drain_at_once_hand_all_to_the_third() {
     for seed in 0..10 {

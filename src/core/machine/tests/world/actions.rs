@@ -294,6 +294,6 @@ impl World {
             stored.checkpoints.push((header.clone(), state));
         }
         let event = Event::Stored { header, from, error };
-        self.at(MS / 10, Due::Deliver { to: session.clone(), event });
+        self.at(self.writes_take, Due::Deliver { to: session.clone(), event });
     }
 }

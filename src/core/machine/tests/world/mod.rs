@@ -131,6 +131,8 @@ pub(super) struct World {
     pub blocked: Option<fn(&SessionId, &SessionId, &Message) -> bool>,
     /// How long a store takes to read.
     pub reads_take: Duration,
+    /// How long it takes to write a checkpoint.
+    pub writes_take: Duration,
     /// How long the last event of a loop is on its way.
     pub ends_late: Duration,
     /// Of so many steps one commits.
@@ -192,6 +194,7 @@ impl World {
             steps: BTreeMap::new(),
             blocked: None,
             reads_take: MS / 10,
+            writes_take: MS / 10,
             ends_late: Duration::ZERO,
             commit_every: 1,
             forced: false,
