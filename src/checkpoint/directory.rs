@@ -26,8 +26,7 @@ const FORMAT: Format = Format { magic: *b"HOID", version: 1, max_header: 0, max_
 pub enum DirectoryError {
     /// A process holds it.
     #[error(
-        "the data directory {} is in use{}: stop that process, or give each node a directory of its own",
-        path.display(),
+        "the data directory {path:?} is in use{}: stop that process, or give each node a directory of its own",
         holder.map(|pid| format!(" by process {pid}")).unwrap_or_default()
     )]
     Locked {
@@ -38,8 +37,7 @@ pub enum DirectoryError {
     },
     /// It was made by another node.
     #[error(
-        "the data directory {} belongs to node {found}, this is node {expected}: give the node its own directory, or its own name back",
-        path.display()
+        "the data directory {path:?} belongs to node {found}, this is node {expected}: give the node its own directory, or its own name back"
     )]
     OtherNode {
         /// The directory.
@@ -51,8 +49,7 @@ pub enum DirectoryError {
     },
     /// It was made in another cluster.
     #[error(
-        "the data directory {} belongs to cluster {found:?}, this is cluster {expected:?}: its tasks must not start here; use another directory",
-        path.display()
+        "the data directory {path:?} belongs to cluster {found:?}, this is cluster {expected:?}: its tasks must not start here; use another directory"
     )]
     OtherCluster {
         /// The directory.
@@ -64,8 +61,7 @@ pub enum DirectoryError {
     },
     /// It cannot be made, read or written.
     #[error(
-        "the data directory {} cannot be used: {source}; it must be a directory this process may write to, on a disk with room",
-        path.display()
+        "the data directory {path:?} cannot be used: {source}; it must be a directory this process may write to, on a disk with room"
     )]
     Unusable {
         /// The directory.
@@ -75,8 +71,7 @@ pub enum DirectoryError {
     },
     /// Its identity file is damaged, so it cannot be told whose it is.
     #[error(
-        "the identity file in the data directory {} is unreadable ({what}): restore it, or move the whole directory away to start with an empty one",
-        path.display()
+        "the identity file in the data directory {path:?} is unreadable ({what}): restore it, or move the whole directory away to start with an empty one"
     )]
     Damaged {
         /// The directory.

@@ -222,22 +222,23 @@ proptest! {
     #[test]
     fn timings_that_pass_the_check_keep_their_relations(
         g in 0..3_000u64, t in 0..30_000u64, alone in 0..60_000u64, grace in 0..200_000u64,
-        tombstones in 0..400_000u64,
+        tombstones in 0..400_000u64, rank in 0..30_000u64,
     ) {
         let ms = Duration::from_millis;
         let timing = Timing {
             gossip_interval: ms(g),
             silence_floor: ms(t),
+            takeover_delay: ms(rank),
             alone_after: ms(alone),
             dead_node_grace: ms(grace),
             tombstone_retention: ms(tombstones),
             ..Timing::default()
         };
-        let holds = g > 0 && t > 0 && alone > 0 && grace > 0
-            && 8 * g <= t && t <= alone && 4 * t <= grace && 2 * grace <= tombstones;
+        let holds = g > 0 && t > 0 && alone > 0 && grace > 0 && rank > 0
+            && 8 * g <= t && rank <= t && t <= alone && 4 * t <= grace && 2 * grace <= tombstones;
         match timing.check() {
             Ok(()) => prop_assert!(holds, "{:?}", timing),
-            Err(InvalidTiming::Zero(_)) => prop_assert!(g * t * alone * grace == 0),
+            Err(InvalidTiming::Zero(_)) => prop_assert!(g * t * alone * grace * rank == 0),
             Err(error) => prop_assert!(!holds, "{}", error),
         }
     }

@@ -79,6 +79,16 @@ pub enum InvalidTiming {
     /// A duration that must be positive is zero.
     #[error("{0} must be longer than zero")]
     Zero(&'static str),
+    /// A duration is shorter than a machine's clock and scheduler can keep.
+    #[error("{name} is {value:?}, under the limit of {limit:?}: choose a longer one")]
+    TooShort {
+        /// Which.
+        name: &'static str,
+        /// What was given.
+        value: Duration,
+        /// The shortest allowed.
+        limit: Duration,
+    },
     /// A duration is longer than any cluster lives. Sums of durations must not overflow.
     #[error("{name} is {value:?}, over the limit of {limit:?}: choose a shorter one")]
     TooLong {
@@ -108,6 +118,9 @@ pub enum InvalidTiming {
 impl Timing {
     /// The longest that any of the durations may be: a hundred years.
     pub const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+    /// The shortest that [`Timing::gossip_interval`] may be: a millisecond.
+    pub const SHORTEST: Duration = Duration::from_millis(1);
 
     /// Two-way evidence counts while the echoed counter was sent at most this long ago (Rule 4).
     pub(crate) fn evidence_window(&self) -> Duration {
@@ -163,6 +176,10 @@ impl Timing {
                 return Err(InvalidTiming::TooLong { name, value, limit });
             }
         }
+        let (name, value, limit) = ("gossip_interval", self.gossip_interval, Self::SHORTEST);
+        if value < limit {
+            return Err(InvalidTiming::TooShort { name, value, limit });
+        }
         let order = |lesser, lesser_is, greater, greater_is, why| {
             if lesser_is <= greater_is {
                 Ok(())
@@ -176,6 +193,13 @@ impl Timing {
             "silence_floor",
             self.silence_floor,
             "a few lost datagrams would look like a death",
+        )?;
+        order(
+            "takeover_delay",
+            self.takeover_delay,
+            "silence_floor",
+            self.silence_floor,
+            "the second in rank would wait longer for the first than a death takes to be known",
         )?;
         order(
             "silence_floor",
@@ -203,7 +227,29 @@ impl Timing {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+
+    #[test]
+    fn an_interval_that_no_clock_can_keep_is_refused() {
+        for value in [Duration::from_nanos(1), Timing::SHORTEST - Duration::from_nanos(1)] {
+            let timing = Timing { gossip_interval: value, ..Timing::default() };
+            let (name, limit) = ("gossip_interval", Timing::SHORTEST);
+            assert_eq!(timing.check(), Err(InvalidTiming::TooShort { name, value, limit }));
+        }
+        let shortest = Timing { gossip_interval: Timing::SHORTEST, ..Timing::default() };
+        assert_eq!(shortest.check(), Ok(()));
+    }
+
+    #[test]
+    fn a_rank_that_takes_longer_than_a_death_is_refused() {
+        let timing = |takeover_delay| Timing { takeover_delay, ..Timing::default() };
+        let floor = Timing::default().silence_floor;
+        assert_eq!(timing(floor).check(), Ok(()));
+        let error = timing(Duration::from_secs(1000)).check().unwrap_err();
+        assert!(matches!(error, InvalidTiming::Order { lesser: "takeover_delay", .. }), "{error}");
+    }
 
     #[test]
     fn durations_whose_sums_would_overflow_are_refused() {

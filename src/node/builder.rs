@@ -224,9 +224,9 @@ impl NodeBuilder {
         self
     }
 
-    /// How long `run`, `pause`, `resume` and `cancel` wait for other nodes. Default: 30 s.
+    /// How long `run`, `pause`, `resume` and `cancel` wait for other nodes; at least 1 ms. Default: 30 s.
     pub fn call_timeout(mut self, limit: Duration) -> Self {
-        self.0.call_timeout = limit;
+        self.0.call_timeout = limit.max(Duration::from_millis(1));
         self
     }
 
@@ -344,6 +344,9 @@ impl Settings {
             Some(text) => Some(one_host(parse("advertise", text)?)?),
             None => None,
         };
+        if let Seeds::Addresses(seeds) = &self.seeds {
+            seeds.iter().try_for_each(|seed| check_seed(*seed))?;
+        }
         let keyring = match self.keyring.take() {
             Some(keyring) => keyring,
             // No secret, but it keeps clusters on one machine apart.
@@ -378,14 +381,28 @@ fn parse(what: &'static str, text: &str) -> Result<SocketAddr, StartError> {
 
 /// Peers that are told of any other address look for this node in vain, and nobody says why.
 fn one_host(address: SocketAddr) -> Result<SocketAddr, StartError> {
-    let ip = address.ip().to_canonical();
-    let why = match ip {
-        _ if ip.is_unspecified() => "good to listen on and nothing that others can send to",
-        _ if ip.is_multicast() => "a multicast group's address",
-        IpAddr::V4(ip) if ip.is_broadcast() => "the broadcast address",
-        _ => return Ok(address),
-    };
-    Err(StartError::UnreachableAdvertised { address, why })
+    match no_host(address.ip().to_canonical()) {
+        None => Ok(address),
+        Some(why) => Err(StartError::UnreachableAdvertised { address, why }),
+    }
+}
+
+fn check_seed(seed: SocketAddr) -> Result<(), StartError> {
+    let no_port = (seed.port() == 0).then_some("its port is 0");
+    match no_host(seed.ip().to_canonical()).or(no_port) {
+        None => Ok(()),
+        Some(why) => Err(StartError::InvalidSeed { name: seed.to_string(), why: why.to_owned() }),
+    }
+}
+
+/// What an address is that no single host can be reached by.
+fn no_host(ip: IpAddr) -> Option<&'static str> {
+    match ip {
+        _ if ip.is_unspecified() => Some("good to listen on and nothing that others can send to"),
+        _ if ip.is_multicast() => Some("a multicast group's address"),
+        IpAddr::V4(ip) if ip.is_broadcast() => Some("the broadcast address"),
+        _ => None,
+    }
 }
 
 fn parse_network(text: &str) -> Result<IpNet, StartError> {

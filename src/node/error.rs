@@ -97,9 +97,10 @@ pub enum StartError {
         /// Why, and what to do.
         why: String,
     },
-    /// The seeds' name is none that could ever be resolved.
+    /// A seed is an address that nobody can be reached by, or a name that could never be resolved.
     #[error(
-        "`Seeds::Dns` cannot use {name:?} ({why}): give it as HOST:PORT, like shop-headless:7946"
+        "`seeds` cannot use {name:?} ({why}): give an IP:PORT that another node is reached by, like \
+         10.0.0.7:7946, or a name as HOST:PORT, like shop-headless:7946"
     )]
     InvalidSeed {
         /// What was given.

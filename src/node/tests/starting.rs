@@ -103,16 +103,29 @@ async fn settings_that_cannot_hold_are_refused_with_the_reason() {
     ));
 }
 
+/// Addresses that nobody is reached by.
+const NOBODY: [&str; 6] = [
+    "0.0.0.0:7946",
+    "[::]:7946",
+    "[::ffff:0.0.0.0]:7946",
+    "224.0.0.251:7946",
+    "[ff02::1]:7946",
+    "255.255.255.255:7946",
+];
+
+#[tokio::test]
+async fn a_seed_that_nobody_is_reached_by_is_refused() {
+    for text in NOBODY.into_iter().chain(["10.0.0.7:0"]) {
+        let seeds: Vec<SocketAddr> = vec!["127.0.0.1:7946".parse().unwrap(), text.parse().unwrap()];
+        let error = refused(plain().seeds(seeds)).await;
+        assert!(matches!(error, StartError::InvalidSeed { .. }), "{text}: {error}");
+        assert!(error.to_string().contains("like 10.0.0.7:7946"), "{error}");
+    }
+}
+
 #[tokio::test]
 async fn an_address_that_nobody_could_send_to_cannot_be_advertised() {
-    for text in [
-        "0.0.0.0:7946",
-        "[::]:7946",
-        "[::ffff:0.0.0.0]:7946",
-        "224.0.0.251:7946",
-        "[ff02::1]:7946",
-        "255.255.255.255:7946",
-    ] {
+    for text in NOBODY {
         let error = refused(plain().advertise(text)).await;
         let told = matches!(error, StartError::UnreachableAdvertised { address, .. }
             if address == text.parse().unwrap());
