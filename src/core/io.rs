@@ -575,6 +575,8 @@ pub enum Notice {
         cause: Cause,
         /// The session it came from, if any.
         from: Option<SessionId>,
+        /// Since when it had been known to be free, if it was released.
+        freed: Option<Time>,
     },
     /// A task of this node runs elsewhere now.
     Moved {

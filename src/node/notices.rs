@@ -24,8 +24,8 @@ impl Control {
                 Some(event) => event,
                 None => return,
             },
-            Notice::Started { name, epoch, cause, from } => {
-                self.on_started(name, epoch, cause, from)
+            Notice::Started { name, epoch, cause, from, freed } => {
+                self.on_started(name, epoch, cause, from, freed)
             }
             Notice::Moved { name, to, epoch } => self.on_moved(name, to, epoch),
             Notice::Released { name, replicas } => {
@@ -150,6 +150,7 @@ impl Control {
         epoch: Epoch,
         cause: Cause,
         from: Option<SessionId>,
+        freed: Option<Time>,
     ) -> NodeEvent {
         let before = from.as_ref().map(ToString::to_string);
         if cause == Cause::Crash {
@@ -160,8 +161,12 @@ impl Control {
         if let Some(from) = from.as_ref().filter(|from| **from != self.me) {
             let from_revision = self.peers.revision(from);
             let now = (self.clock.boot(), self.clock.wall_ms());
-            let heard = self.peers.last_sign_of(from);
-            let arrival = self.tally.moved_here(now, &name, cause, heard);
+            let idle_since = match cause {
+                Cause::Crash => self.peers.last_sign_of(from),
+                // Where it stopped for a drain is where that is measured.
+                _ => freed,
+            };
+            let arrival = self.tally.moved_here(now, &name, cause, idle_since);
             metrics::moved_here(
                 cause,
                 from_revision.unwrap_or_else(|| "unknown".into()),

@@ -34,8 +34,6 @@ pub(super) struct Tally {
     losing: BTreeMap<Name, Losing>,
     /// Copies that have stopped for another one, until it is known since when that has been running.
     lost: BTreeMap<Name, Lost>,
-    /// When a name was first seen released.
-    freed: BTreeMap<Name, Time>,
     /// When a name was last seen to change the session that runs it.
     moved: BTreeMap<Name, Time>,
     /// The gauges that were set, to be zeroed when nothing is counted under them.
@@ -213,22 +211,11 @@ impl Tally {
         owner: Option<&Claim>,
         before: Option<&SessionId>,
     ) {
-        match owner {
-            Some(claim) if claim.phase == Phase::Released => {
-                if self.freed.len() < MAX {
-                    self.freed.entry(name.clone()).or_insert(now);
-                }
-            }
-            Some(claim) if claim.phase == Phase::Running => {
-                self.freed.remove(name);
-                if before.is_some_and(|before| *before != claim.session) {
-                    self.moved(now, name);
-                }
-            }
-            Some(_) => {}
-            None => {
-                self.freed.remove(name);
-            }
+        let runs = |claim: &&Claim| claim.phase == Phase::Running;
+        if let Some(claim) = owner.filter(runs)
+            && before.is_some_and(|before| *before != claim.session)
+        {
+            self.moved(now, name);
         }
     }
 
@@ -241,24 +228,18 @@ impl Tally {
         before.is_some_and(|before| now.since(before) < DOUBLE)
     }
 
-    /// A task runs here that another session had before. `heard` is the last sign of life of that
-    /// session.
+    /// A task runs here that another session had before. `idle_since` is the last sign of life of that
+    /// session, or the news that it had let go.
     pub(super) fn moved_here(
         &mut self,
         (now, wall_ms): (Time, u64),
         name: &Name,
         cause: Cause,
-        heard: Option<Time>,
+        idle_since: Option<Time>,
     ) -> Arrival {
         let again = self.moved(now, name);
-        let freed = self.freed.remove(name);
         let begun = self.running.get(name).copied();
-        let gap = match cause {
-            Cause::Crash => heard.map(|heard| now.since(heard)),
-            Cause::Released => freed.map(|freed| now.since(freed)),
-            // Where it stopped is where it is measured.
-            _ => None,
-        };
+        let gap = idle_since.map(|since| now.since(since));
         let redone = match (cause, gap, begun) {
             (Cause::Crash, Some(gap), Some(begun)) => {
                 let stopped_ms = wall_ms.saturating_sub(gap.as_millis() as u64);
@@ -443,13 +424,11 @@ mod tests {
     }
 
     #[test]
-    fn the_gap_of_what_was_released_begins_when_it_was_seen_free() {
+    fn the_gap_of_what_was_released_begins_when_it_was_known_to_be_free() {
         let mut tally = Tally::default();
-        tally.owned(at(5), &name(), Some(&claim("b", Phase::Released)), None);
-        tally.owned(at(6), &name(), Some(&claim("b", Phase::Released)), None);
         tally.begun(at(8), &name(), run(), &From::Initial);
-        let arrival = tally.moved_here((at(8), 0), &name(), Cause::Released, Some(at(1)));
-        assert_eq!(arrival.gap, Some(S * 3));
+        let arrival = tally.moved_here((at(8), 0), &name(), Cause::Released, Some(at(5)));
+        assert_eq!((arrival.gap, arrival.redone), (Some(S * 3), None));
     }
 
     #[test]

@@ -354,6 +354,39 @@ async fn a_drain_that_a_second_signal_cut_short_is_measured_as_forced() {
     Hosts(vec![home, other]).leave().await;
 }
 
+/// Also of what is taken up at the first word of it.
+#[tokio::test]
+async fn each_move_of_what_was_released_has_its_gap() {
+    let journal = Journal::default();
+    let a = Host::start("a", &[], &journal, Setup::default()).await;
+    let b = Host::start("b", &[&a], &journal, Setup::default()).await;
+    let c = Host::start("c", &[&a, &b], &journal, Setup::default()).await;
+    let names: Vec<String> = (0..12).map(|i| format!("long/{i}")).collect();
+    for name in &names {
+        a.node.run::<Long>(name, ()).await.unwrap();
+    }
+    let run = |host: &Host| names.iter().all(|name| host.sees(name, None));
+    until("all know that they run", || [&a, &b, &c].into_iter().all(run)).await;
+    let here = names.iter().filter(|name| a.sees(name, Some(&a))).count();
+    let report = timeout(SOON, a.node.drain_on(Twice)).await.unwrap();
+    assert!(here > 0 && report.released == here, "{here}: {report:?}");
+    let takers = [&b, &c];
+    let elsewhere = |name: &String| takers.iter().any(|taker| b.sees(name, Some(taker)));
+    until("others run them", || names.iter().all(elsewhere)).await;
+    let moves = |host: &Host| {
+        let released = host.metrics.counter("handover_moves_total", &[("reason", "released")]);
+        let gaps = host.metrics.histogram("handover_move_gap_seconds", &[("reason", "released")]);
+        assert_eq!(gaps.len() as u64, released, "{gaps:?}");
+        assert!(gaps.iter().all(|gap| *gap < SOON.as_secs_f64()), "{gaps:?}");
+        gaps.len()
+    };
+    assert_eq!(takers.map(moves).iter().sum::<usize>(), here);
+    // Their steps would be waited for.
+    b.node.close().await;
+    c.node.close().await;
+    Hosts(vec![a, b, c]).leave().await;
+}
+
 #[tokio::test]
 async fn the_last_node_counts_what_it_abandons() {
     let journal = Journal::default();

@@ -414,6 +414,7 @@ impl Machine {
         task.latest.clone_from(&header);
         let lease = task.claim.lease();
         let (spec, cause, source) = (task.spec.clone(), task.cause, task.from.clone());
+        let freed = task.freed.take();
         let lineage = header.as_ref().map(Header::lineage_after).unwrap_or_default();
         let seq = header.as_ref().map_or(0, |header| header.position.seq);
         if seq == 0 {
@@ -423,6 +424,6 @@ impl Machine {
         self.publish(name);
         let epoch = lease.epoch;
         self.push(Action::Start { spec, lease, from, lineage, seq });
-        self.tell(Notice::Started { name: name.clone(), epoch, cause, from: source });
+        self.tell(Notice::Started { name: name.clone(), epoch, cause, from: source, freed });
     }
 }

@@ -9,7 +9,7 @@ use super::task::{Caller, Doing, Prior, Purpose, Settling, Task};
 use super::{MAX_BURIED, Machine, Needs};
 use crate::core::branch::higher;
 use crate::core::claim::{Claim, Phase, Spec, Want};
-use crate::core::ids::{Name, SessionId};
+use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{CallError, Cause, Notice};
 use crate::core::lease::Epoch;
 use crate::core::limits;
@@ -32,7 +32,10 @@ impl Machine {
             .tasks
             .get(&name)
             .filter(|old| old.claim.run == spec.run && matches!(old.doing, Doing::Settling(_)))
-            .map(|old| (old.claim.strikes, old.prior.epoch, old.keep.clone(), old.from.clone()));
+            .map(|old| {
+                let (keep, from) = (old.keep.clone(), old.from.clone());
+                (old.claim.strikes, old.prior.epoch, keep, from, old.freed)
+            });
         let mut prior = self.prior(&name, same_run);
         let keep = same_run
             .filter(|top| cause != Cause::Unparked && top.phase.waits_for_resume())
@@ -51,14 +54,13 @@ impl Machine {
             .get(&name)
             .filter(|old| matches!(old.doing, Doing::Incoming { .. }))
             .and_then(|old| old.from.clone());
-        let top = same_run.map(|top| top.session.clone());
-        let from = top.filter(|from| *from != self.config.me).or(offered);
-        let (strikes, keep, from) = match carried {
-            Some((strikes, ran, keep, from)) => {
+        let from = offered.or_else(|| self.had_before(&name, spec.run));
+        let (strikes, keep, from, freed) = match carried {
+            Some((strikes, ran, keep, from, freed)) => {
                 prior.epoch = ran;
-                (strikes, keep, from)
+                (strikes, keep, from, freed)
             }
-            None => (strikes, keep, from),
+            None => (strikes, keep, from, None),
         };
         let epoch = self.next_epoch(&name);
         let claim = Claim {
@@ -89,7 +91,7 @@ impl Machine {
         let doing = Doing::Settling(Settling { asked, waiting, answered: 0, until, purpose });
         let older = purpose == Purpose::Older;
         let record = Task::record(claim, spec.clone(), doing);
-        let task = Task { cause, from, callers, prior, keep, older, ..record };
+        let task = Task { cause, freed, from, callers, prior, keep, older, ..record };
         self.tasks.insert(name.clone(), Box::new(task));
         self.set_spec(spec.clone());
         self.push(crate::core::io::Action::PublishSpec(spec));
@@ -120,6 +122,17 @@ impl Machine {
     }
 
     /// What is known of the state of a run that is to be taken over.
+    /// The other session that has had a run last. What this one had accepted, and not begun, is no
+    /// having had it.
+    fn had_before(&self, name: &Name, run: RunId) -> Option<SessionId> {
+        let mine = self.tasks.get(name).filter(|task| task.claim.run == run);
+        let ran_here = mine.is_some_and(|task| task.began > Epoch(0));
+        let counts =
+            |claim: &&Claim| claim.run == run && (ran_here || claim.session != self.config.me);
+        let last = self.view.claims(name).filter(counts).max_by(|a, b| a.order(b))?;
+        Some(last.session.clone()).filter(|last| *last != self.config.me)
+    }
+
     fn prior(&self, name: &Name, top: Option<&Claim>) -> Prior {
         let Some(top) = top else {
             let held = self.held.get(name).into_iter().flat_map(|runs| runs.values());

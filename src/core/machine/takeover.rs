@@ -66,6 +66,9 @@ impl Machine {
             return;
         };
         self.claim(spec, cause, purpose, Vec::new());
+        if let Some(task) = self.tasks.get_mut(name) {
+            task.freed = (cause == Cause::Released).then_some(free_since);
+        }
     }
 
     /// The highest claim of a name nobody alive holds, since when, and why.

@@ -25,6 +25,8 @@ pub(super) struct Task {
     pub began: Epoch,
     /// Why it came here.
     pub cause: Cause,
+    /// Since when it had been known to be free, if it was released.
+    pub freed: Option<Time>,
     /// From whom it came.
     pub from: Option<SessionId>,
     /// Who waits for `run` to return.
@@ -212,6 +214,7 @@ impl Task {
             doing,
             began: Epoch(0),
             cause: Cause::Start,
+            freed: None,
             from: None,
             callers: Vec::new(),
             prior: Prior::default(),
