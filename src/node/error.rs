@@ -250,6 +250,18 @@ pub enum OutputError {
         "the task finished, but its output is gone or out of reach: raise `retention`, or read it earlier"
     )]
     Gone,
+    /// The name has a run of a task of another kind.
+    #[error(
+        "{name} is a task of kind {running}, and the handle is for {asked}: get it as what it is"
+    )]
+    OtherKind {
+        /// The name.
+        name: Name,
+        /// The kind of the run that the name has.
+        running: Kind,
+        /// The kind that the handle is for.
+        asked: Kind,
+    },
     /// The output is not of this type.
     #[error("the output cannot be read as this task's output: {0}")]
     Unreadable(String),

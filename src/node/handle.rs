@@ -24,7 +24,7 @@ use crate::task::Job;
 const ASK_DEADLINE: Duration = Duration::from_secs(1);
 /// How often a question is asked before "nobody knows" is believed.
 const ATTEMPTS: usize = 6;
-/// How often the kind of a task is asked for before an order goes out to it: its holder, then a replica.
+/// How often the kind of a task is asked for before its order or its output: its holder, then a replica.
 const KNOW_THE_KIND: usize = 2;
 /// Between attempts: a task that is moving has arrived by then.
 const RETRY: Duration = Duration::from_millis(100);
@@ -114,9 +114,9 @@ impl<T: Job> Handle<T> {
 
     /// Progress each time it has changed, looked at four times a second; ends with the run, after its
     /// last progress.
-    pub fn progress_stream(&self) -> impl Stream<Item = Progress> + Send + use<T> {
+    pub fn progress_stream(&self) -> impl Stream<Item = Progress> + Send + Unpin + use<T> {
         let state = (self.clone(), None::<Progress>, false);
-        stream::unfold(state, |(handle, last, ended)| async move {
+        Box::pin(stream::unfold(state, |(handle, last, ended)| async move {
             if ended {
                 return None;
             }
@@ -132,15 +132,15 @@ impl<T: Job> Handle<T> {
                     _ => sleep(POLL).await,
                 }
             }
-        })
+        }))
     }
 
     /// The task's state now and each time it changes; ends with the run or when its record is gone.
     /// A slow reader skips states in between.
-    pub fn state_changes(&self) -> impl Stream<Item = TaskState> + Send + use<T> {
+    pub fn state_changes(&self) -> impl Stream<Item = TaskState> + Send + Unpin + use<T> {
         let changes = self.node.registry().subscribe();
         let state = (self.clone(), changes, None::<TaskState>);
-        stream::unfold(state, |(handle, mut changes, last)| async move {
+        Box::pin(stream::unfold(state, |(handle, mut changes, last)| async move {
             if last.is_some_and(TaskState::is_ended) {
                 return None;
             }
@@ -156,7 +156,7 @@ impl<T: Job> Handle<T> {
                     return None;
                 }
             }
-        })
+        }))
     }
 
     /// Waits for the end of the run and returns what it brought.
@@ -165,7 +165,7 @@ impl<T: Job> Handle<T> {
     /// just started reads it from its disk.
     ///
     /// # Errors
-    /// It failed, was cancelled or replaced; it is unknown; or its output is kept no longer.
+    /// It failed, was cancelled or replaced; it is unknown, or of another kind; or its output is kept no longer.
     pub async fn output(&self) -> Result<T::Output, OutputError> {
         let name = self.name.clone()?;
         let (state, run, note) = self.ended(&name).await?;
@@ -174,6 +174,10 @@ impl<T: Job> Handle<T> {
             TaskState::Failed => return Err(OutputError::Failed(note)),
             TaskState::Cancelled => return Err(OutputError::Cancelled),
             _ => return Err(OutputError::Superseded),
+        }
+        if let Some(running) = self.other_kind(&name).await? {
+            let asked = asked::<T>().map_err(|error| OutputError::Unreadable(error.to_string()))?;
+            return Err(OutputError::OtherKind { name, running, asked });
         }
         for attempt in 0..ATTEMPTS {
             if self.node.registry().get(&name).is_some_and(|e| e.run == run && e.expired) {
@@ -258,7 +262,10 @@ impl<T: Job> Handle<T> {
 
     async fn want(&self, want: Want) -> Result<(), HandleError> {
         let name = self.name.clone()?;
-        self.check_kind(&name).await?;
+        if let Some(running) = self.other_kind(&name).await? {
+            let asked = asked::<T>().map_err(|error| HandleError::Refused(error.to_string()))?;
+            return Err(HandleError::OtherKind { name, running, asked });
+        }
         let run = self.run;
         let answer = self.node.call(|reply| Command::Want { name, run, want, reply }).await?;
         match answer {
@@ -273,23 +280,19 @@ impl<T: Job> Handle<T> {
         }
     }
 
-    /// What `run` has returned is of the right kind; a handle made from a name alone may not be.
-    async fn check_kind(&self, name: &Name) -> Result<(), HandleError> {
+    /// The kind of the task, if it is known to be another one than this handle's. What `run` has returned is
+    /// of the right kind; a handle made from a name alone may not be.
+    async fn other_kind(&self, name: &Name) -> Result<Option<Kind>, NodeClosed> {
         let Some(run) = self.entry().map(|entry| entry.run).filter(|_| self.run.is_none()) else {
-            return Ok(());
+            return Ok(None);
         };
         for attempt in 0..KNOW_THE_KIND {
             let query = Query::Kind { name: name.clone(), run };
             if let Some(Answer::Kind(running)) = self.ask(query, attempt).await? {
-                if running.as_str() == T::kind() {
-                    return Ok(());
-                }
-                let asked = Kind::new(T::kind())
-                    .map_err(|error| HandleError::Refused(error.to_string()))?;
-                return Err(HandleError::OtherKind { name: name.clone(), running, asked });
+                return Ok(Some(running).filter(|running| running.as_str() != T::kind()));
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     async fn ask(&self, query: Query, attempt: usize) -> Result<Option<Answer>, NodeClosed> {
@@ -299,4 +302,9 @@ impl<T: Job> Handle<T> {
             Err(_) => Ok(None),
         }
     }
+}
+
+/// The kind that a handle is for.
+fn asked<T: Job>() -> Result<Kind, InvalidName> {
+    Kind::new(T::kind())
 }

@@ -61,7 +61,7 @@ async fn a_task_is_paused_resumed_and_cancelled_from_another_node() {
     let handle = a.run::<Count>("job", args).await.unwrap();
     until("both know", || b.whereis("job").is_some_and(|e| e.state == TaskState::Running)).await;
     let elsewhere = b.get::<Count>("job");
-    let mut watch = Box::pin(handle.state_changes());
+    let mut watch = handle.state_changes();
     assert_eq!(next(&mut watch).await, TaskState::Running);
 
     elsewhere.pause().await.unwrap();
@@ -89,12 +89,12 @@ async fn a_progress_stream_tells_each_progress_once_and_the_last_one_when_the_ru
     until("the other node knows", || b.whereis("job").is_some()).await;
     let elsewhere = b.get::<Count>("job");
     for handle in [&handle, &elsewhere] {
-        let mut told = Box::pin(handle.progress_stream());
+        let mut told = handle.progress_stream();
         let (first, second) = (next(&mut told).await, next(&mut told).await);
         assert!(first.done < second.done, "{first:?} {second:?}");
         assert_eq!(second.total, 7);
     }
-    let mut streams = [handle.progress_stream(), elsewhere.progress_stream()].map(Box::pin);
+    let mut streams = [handle.progress_stream(), elsewhere.progress_stream()];
     let mut last = Vec::new();
     for told in &mut streams {
         last.push(next(told).await);
@@ -159,7 +159,7 @@ async fn a_name_is_joined_as_the_kind_of_task_that_it_is_and_whatever_the_argume
         assert_eq!(joined.run(), first.run());
     }
     // It says so with its first step.
-    let mut told = std::pin::pin!(first.progress_stream());
+    let mut told = first.progress_stream();
     let mut progress = next(&mut told).await;
     while progress.total == 0 {
         progress = next(&mut told).await;
@@ -178,6 +178,14 @@ async fn an_order_to_a_task_of_another_kind_or_to_a_newer_run_is_refused() {
     let all = [&a, &b, &c];
     let old = a.run::<Count>("job", CountTo { end: 1, pause_ms: 1 }).await.unwrap();
     timeout(SOON, old.output()).await.unwrap().unwrap();
+    for node in [&b, &c] {
+        until("it is known to be over", || {
+            node.whereis("job").is_some_and(|e| e.state == TaskState::Finished)
+        })
+        .await;
+        let error = timeout(SOON, node.get::<Rare>("job").output()).await.unwrap().unwrap_err();
+        assert!(matches!(error, OutputError::OtherKind { .. }), "{error}");
+    }
     let new = a.rerun::<Count>("job", CountTo { end: 100_000, pause_ms: 5 }).await.unwrap();
     until("all know that it runs, with a replica", || {
         all.iter().all(|n| {
