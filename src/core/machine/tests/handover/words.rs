@@ -10,7 +10,7 @@ use crate::core::io::{Cause, Event, Notice};
 use crate::core::lease::Epoch;
 use crate::core::machine::tests::rules_claims::claim;
 use crate::core::machine::tests::world::{Fate, Fault, MS, Setup, World, name};
-use crate::core::message::{Message, Refusal};
+use crate::core::message::{Message, Question, Refusal, Verdict};
 
 /// H4: the decision waits for the sealed state, whatever else of the task its target has.
 #[test]
@@ -61,6 +61,39 @@ fn nobody_but_the_source_decides_a_handover() {
     world.run_for(S * 10);
     assert_eq!(world.runner("a"), target);
     assert_moved(&world);
+}
+
+/// Rule 13: from the decision until the target runs or is gone, the source answers for it: whoever asks may not hear
+/// the target. To the target itself the name is free.
+#[test]
+fn a_source_that_has_decided_answers_for_its_target() {
+    let (mut world, owner, target, third) = offered(56);
+    world.blocked = Some(|_, _, message| is_transferred(message));
+    let decided = |w: &World| {
+        matches!(w.claim_of(&owner, "a"), Some(Claim { phase: Phase::Transferred { .. }, .. }))
+    };
+    world.run_until(S * 10, "decided", decided);
+    let mine = world.claim_of(&owner, "a").unwrap().clone();
+    let spec = world.nodes[&owner].machine.spec(&name("a")).unwrap().clone();
+    world.record_messages = true;
+    for asker in [&third, &target] {
+        let epoch = Epoch(mine.epoch.0 + 10);
+        let claim = Claim { session: asker.clone(), epoch, phase: Phase::Claimed, ..mine.clone() };
+        let asks = vec![Question { claim, spec: spec.clone(), from: None }];
+        let message = Message::Ask { asks };
+        world.give(&owner, Event::Message { from: asker.clone(), message });
+    }
+    let verdict_for = |asker: &SessionId| {
+        let to_it = world.sent.iter().filter(|(_, from, to, _)| *from == owner && to == asker);
+        let mut verdicts = to_it.filter_map(|(.., message)| match message {
+            Message::Answers { answers } => Some(answers[0].verdict.clone()),
+            _ => None,
+        });
+        verdicts.next().expect("an answer")
+    };
+    let Verdict::Held(held) = verdict_for(&third) else { panic!("{:?}", verdict_for(&third)) };
+    assert_eq!(held.session, target);
+    assert_eq!(verdict_for(&target), Verdict::Ok);
 }
 
 /// H3: one epoch is one owner's: an offer of the epoch under which the source has the name is none.
