@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
+use std::sync::OnceLock;
 
 use xxhash_rust::xxh3::Xxh3Default;
 
@@ -36,13 +37,23 @@ pub(crate) fn detect() -> String {
     {
         return label;
     }
-    hash_of_executable().unwrap_or_else(|_| "unknown".into())
+    // Once in a process: what runs stays what it is, whatever takes its place on the disk.
+    static HASH: OnceLock<String> = OnceLock::new();
+    HASH.get_or_init(|| hash_of_executable().unwrap_or_else(|_| "unknown".into())).clone()
+}
+
+/// What runs, also where a deploy has put another file in its place.
+fn executable() -> io::Result<File> {
+    #[cfg(target_os = "linux")]
+    return File::open("/proc/self/exe").or_else(|_| File::open(std::env::current_exe()?));
+    #[cfg(not(target_os = "linux"))]
+    File::open(std::env::current_exe()?)
 }
 
 fn hash_of_executable() -> io::Result<String> {
     // Builds are to be told apart, and nobody is kept from anything by it: no cryptography.
     let mut hash = Xxh3Default::new();
-    let mut file = BufReader::with_capacity(1 << 20, File::open(std::env::current_exe()?)?);
+    let mut file = BufReader::with_capacity(1 << 20, executable()?);
     loop {
         let bytes = file.fill_buf()?;
         if bytes.is_empty() {
