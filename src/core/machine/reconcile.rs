@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::Machine;
 use super::recover::transfer_time;
-use super::task::{Doing, Why};
+use super::task::{Doing, Task, Why};
 use crate::core::branch::{Header, Position};
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{self, Action, Notice};
@@ -104,11 +104,16 @@ impl Machine {
         }) else {
             return;
         };
-        let held = self.held.get(name).and_then(|runs| runs.get(&task.claim.run));
-        let is_mine = |h: &Header| task.latest.as_ref().is_some_and(|mine| mine.descends_from(h));
-        if held.is_some_and(|branches| branches.iter().any(|h| !is_mine(h))) {
+        if self.besides(task).next().is_some() {
             self.forked.entry(name.clone()).or_insert(self.now.at);
         }
+    }
+
+    /// What is held here of a task that its own line does not contain.
+    fn besides<'a>(&'a self, task: &'a Task) -> impl Iterator<Item = &'a Header> {
+        let held = self.held.get(&task.claim.name).and_then(|runs| runs.get(&task.claim.run));
+        let is_mine = |h: &&Header| task.latest.as_ref().is_some_and(|mine| mine.descends_from(h));
+        held.into_iter().flat_map(|branches| branches.iter()).filter(move |h| !is_mine(h))
     }
 
     /// The newest of each branch held here that a task's own line does not contain.
@@ -116,14 +121,9 @@ impl Machine {
         let Some(task) = self.tasks.get(name) else {
             return Vec::new();
         };
-        let held = self.held.get(name).and_then(|runs| runs.get(&task.claim.run));
-        let is_mine = |h: &Header| task.latest.as_ref().is_some_and(|mine| mine.descends_from(h));
-        let held = held.into_iter().flat_map(|branches| branches.iter());
-        let newest = |h: &&Header| {
-            let runs = self.held.get(name).and_then(|runs| runs.get(&h.run));
-            runs.is_none_or(|all| !all.iter().any(|other| other != *h && other.descends_from(h)))
-        };
-        held.filter(|h| !is_mine(h)).filter(newest).cloned().collect()
+        let all: Vec<&Header> = self.besides(task).collect();
+        let newest = |h: &Header| !all.iter().any(|other| *other != h && other.descends_from(h));
+        all.iter().filter(|h| newest(h)).map(|h| (*h).clone()).collect()
     }
 
     /// Whether the writer of a branch may write more of it: it has not stopped, for all that is known.
