@@ -47,8 +47,11 @@ impl Machine {
         let Some(end) = self.view.ended(name).filter(|end| self.is_void(end)).cloned() else {
             return;
         };
-        let gone = self.members.get(&end.session).and_then(|peer| peer.gone);
-        let (Some((_, at)), false) = (gone, self.is_ended_alive(name, end.run)) else {
+        // Of those that have published it the last one that went.
+        let ends = self.view.claims(name).filter(|c| c.run == end.run && c.phase.is_terminal());
+        let gone = ends.filter_map(|claim| self.members.get(&claim.session)?.gone);
+        let gone = gone.map(|(_, at)| at).max();
+        let (Some(at), false) = (gone, self.is_ended_alive(name, end.run)) else {
             return;
         };
         // Its replicas come first.
@@ -76,7 +79,9 @@ impl Machine {
     fn adopt_end(&mut self, end: Claim, spec: Spec) {
         let name = end.name.clone();
         let number = self.take_number();
-        let claim = Claim { session: self.config.me.clone(), number, version: 0, ..end };
+        // Who held copies for its last publisher may be there no more: those who do say so.
+        let replicas = Vec::new();
+        let claim = Claim { session: self.config.me.clone(), number, version: 0, replicas, ..end };
         let doing = Doing::Over { dominated: None };
         self.tasks.insert(name.clone(), Box::new(Task::record(claim, spec.clone(), doing)));
         self.answer_for_end(&name, BTreeSet::new());

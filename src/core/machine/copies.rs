@@ -78,9 +78,12 @@ impl Machine {
         self.copies.due.extend(few);
     }
 
-    /// How many of these are there to stay: who drains takes its copies with it.
+    /// How many of these are there to stay: who drains takes its copies with it. For a node that drains, those
+    /// alone that it knows to live: it will not be there when the others turn out to be dead.
     fn staying(&self, held_by: &BTreeSet<SessionId>) -> usize {
-        let stays = |session: &&SessionId| self.members.get(session).is_some_and(|p| p.keeps());
+        let stays = |session: &&SessionId| {
+            self.members.get(session).is_some_and(|p| p.keeps()) && !self.is_doubted(session)
+        };
         held_by.iter().filter(stays).count()
     }
 
@@ -100,7 +103,11 @@ impl Machine {
     /// Reads the output of an end that too few peers hold.
     fn copy_end(&mut self, name: &Name) {
         let Some(run) = self.copied_run(name) else {
-            return self.drop_copies(name);
+            // Whoever has what it brought gives it to its publisher, which answers for the copies from then on.
+            if !self.bare.contains(name) {
+                self.drop_copies(name);
+            }
+            return;
         };
         if self.lacking(name).is_empty() {
             return;
@@ -133,7 +140,8 @@ impl Machine {
             let wanted = self.config.replicas.saturating_sub(self.staying(held_by));
             let others =
                 self.members.iter().filter(|(s, peer)| peer.keeps() && !held_by.contains(*s));
-            let order = placement::rendezvous(name, others.map(|(session, _)| session));
+            let mut order = placement::rendezvous(name, others.map(|(session, _)| session));
+            order.sort_by_key(|session| self.is_doubted(session));
             lacking.extend(order.into_iter().take(wanted).cloned());
         }
         lacking

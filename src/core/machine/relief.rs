@@ -91,15 +91,19 @@ impl Machine {
     }
 
     /// How many others are known to live and to keep the end of a run that is kept here: those that say so in
-    /// their claims or are named there, and those that were given it from here.
+    /// their claims or are named there, and those that were given it from here. Not a publisher that does not know of
+    /// the copy here, and may have heard of the end alone.
     fn living_ends(&self, name: &Name, run: RunId) -> usize {
         let lives = |session: &&SessionId| {
             self.members.get(session).is_some_and(|peer| self.may_keep(peer))
                 && self.is_answered_by(session)
         };
-        let of_run =
-            self.view.claims(name).filter(|claim| claim.run == run && !self.is_void(claim));
-        let ends = of_run.filter(|claim| claim.phase.is_terminal());
+        let unaware = self.unaware(name);
+        let of_others = self.view.claims(name).filter(|claim| {
+            claim.run == run && claim.session != self.config.me && !self.is_void(claim)
+        });
+        let ends = of_others
+            .filter(|claim| claim.phase.is_terminal() && Some(&claim.session) != unaware.as_ref());
         let named = ends.flat_map(|end| {
             let replicas = end.replicas.iter().filter_map(|node| self.members.session_of(node));
             replicas.chain([&end.session])

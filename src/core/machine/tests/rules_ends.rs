@@ -90,6 +90,36 @@ fn an_output_outlives_a_rolling_restart() {
     }
 }
 
+/// The same of nodes that come back under their names with nothing, long after one another: what claims of former
+/// lives say of copies is of no use then.
+#[test]
+fn an_output_outlives_nodes_that_come_back_empty() {
+    for seed in 0..5 {
+        let (mut world, nodes) = finished(seed, 4, &Setup::default(), 12);
+        for i in 0..16 {
+            let node = nodes[(i * 3 + seed as usize * 7 + i / 5) % 4].node.clone();
+            let session = world.living().into_iter().find(|session| session.node == node).unwrap();
+            if (i + seed as usize) % 3 == 0 {
+                world.crash(&session);
+            } else {
+                world.drain(&session, S * 25);
+                world.run_until(S * 30, "drained", |w| w.nodes[&session].drained.is_some());
+                world.give(&session, Event::Leave);
+                world.run_for(S);
+                world.crash(&session);
+            }
+            world.run_for(S * 13);
+            world.boot(node.as_str(), Setup::default(), Disk::default());
+            world.run_for(S * 7);
+            for task in (0..12).map(|i| format!("t{i}")) {
+                let holders = holders(&world, &task);
+                assert!(holders.len() >= 2, "seed {seed}, fault {i}: {task} with {holders:?}");
+            }
+        }
+        assert_eq!(world.stretches.len(), 12, "nothing ran again");
+    }
+}
+
 /// A copy that was lost on its way is sent again.
 #[test]
 fn a_copy_that_was_lost_is_sent_again() {
