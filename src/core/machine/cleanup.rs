@@ -288,7 +288,12 @@ impl Machine {
             .filter(|end| Some(end.run) != mine && runs.contains_key(&end.run))
             .filter(|end| self.ends.get(name).is_none_or(|(known, _)| end.beats(known)))
             .cloned();
-        if let Some(end) = ended
+        // What is kept with what it brought is not to give way to what was merely heard.
+        let whole = |end: &Claim| {
+            let kept = self.ends.get(name);
+            kept.is_some_and(|(kept, _)| kept.run == end.run && kept.phase == Phase::Finished)
+        };
+        if let Some(end) = ended.filter(|end| !whole(end))
             && let Some(spec) = self.specs.get(name).filter(|spec| spec.run == end.run).cloned()
         {
             return self.keep_end(&end, &spec);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::Machine;
 use super::task::{Doing, Task};
-use crate::core::branch::{Admission, Ancestor, Header, Position, higher};
+use crate::core::branch::{Admission, Ancestor, Branches, Header, Position, higher};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{Action, Notice};
@@ -12,6 +12,7 @@ use crate::core::limits;
 use crate::core::members::Peer;
 use crate::core::message::{Message, Rejection};
 use crate::core::placement;
+use crate::core::time::Time;
 
 /// Bound on runs of a name of which checkpoints are held.
 pub(super) const MAX_RUNS: usize = 4;
@@ -472,6 +473,14 @@ impl Machine {
         state: Bytes,
         from: Option<SessionId>,
     ) -> Admission {
+        // A copy may run on for a step after its node has heard of the end, which no store gives up for it.
+        let over = |(end, _): &(Claim, Time)| {
+            let above = end.phase == Phase::Failed && header.position.epoch > end.epoch;
+            end.run == header.run && !above
+        };
+        if self.ends.get(&header.name).is_some_and(over) {
+            return Admission::Known;
+        }
         if !self.has_room_for_run(&header.name, header.run) {
             return Admission::Full;
         }
@@ -557,6 +566,20 @@ impl Machine {
         if let Some(branches) = runs.and_then(|runs| runs.get_mut(&header.run)) {
             branches.drop_exact(header);
             superseded.into_iter().for_each(|old| drop(branches.admit(old)));
+        }
+        self.forget_empty(&header.name, header.run);
+    }
+
+    /// Where no checkpoint of a run is left, there is no run of it here.
+    fn forget_empty(&mut self, name: &Name, run: RunId) {
+        let Some(runs) = self.held.get_mut(name) else {
+            return;
+        };
+        if runs.get(&run).is_some_and(Branches::is_empty) {
+            runs.remove(&run);
+        }
+        if runs.is_empty() {
+            self.held.remove(name);
         }
     }
 

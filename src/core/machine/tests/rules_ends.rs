@@ -120,6 +120,33 @@ fn an_output_outlives_nodes_that_come_back_empty() {
     }
 }
 
+/// Rule 9: a copy that ran on until it heard of the end leaves a last checkpoint beside the output that its node was
+/// given. The output stays when its publisher dies, and nobody but this node has it.
+#[test]
+fn an_output_outlives_its_publisher_on_a_node_that_ran_the_task_too() {
+    for seed in 0..8 {
+        let timing = Timing { retention: S * 600, ..short() };
+        let setup = Setup { timing, ..Setup::default() };
+        let (mut world, nodes) = World::cluster_of(seed, 2, &setup);
+        world.goal = 14;
+        let task = &format!("t{seed}");
+        world.steps.insert(name(task), S);
+        world.start(&nodes[0], task);
+        world.run_for(S * 4);
+        let first = world.runner(task);
+        world.isolate(&first);
+        world.run_until(S * 20, "it ends where it was", |w| holders(w, task).contains(&first));
+        let [second] = world.running(task).try_into().expect("another one runs it, too");
+        world.heal();
+        world.run_for(S * 5);
+        assert!(world.running(task).is_empty());
+        assert_eq!(holders(&world, task).len(), 2, "seed {seed}");
+        world.crash(&first);
+        world.run_for(S * 10);
+        assert_eq!(holders(&world, task), [second], "seed {seed}");
+    }
+}
+
 /// A copy that was lost on its way is sent again.
 #[test]
 fn a_copy_that_was_lost_is_sent_again() {
