@@ -204,6 +204,7 @@ impl Control {
         });
         if claim.is_none() {
             self.progress.remove(name);
+            self.unrecorded.remove(name);
         }
         if claim.is_none_or(|claim| claim.session != self.me) {
             let before = self.board.registry.get(name).and_then(|entry| entry.ran_on);

@@ -1,6 +1,6 @@
 //! Starting: from checked settings to a control loop that runs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -245,6 +245,7 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
         unstored: Seldom::default(),
         unstored_elsewhere: Seldom::default(),
         undeleted: Seldom::default(),
+        unrecorded: BTreeSet::new(),
         _resolving: resolving,
     };
     let inputs = Inputs {

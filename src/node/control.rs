@@ -1,7 +1,7 @@
 //! The control loop: it alone holds a node's state, takes events in order, and carries out what the
 //! machine decides.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::sync::Arc;
@@ -126,6 +126,8 @@ pub(super) struct Control {
     pub(super) unstored: Seldom,
     pub(super) unstored_elsewhere: Seldom,
     pub(super) undeleted: Seldom,
+    /// Names whose run the disk did not take.
+    pub(super) unrecorded: BTreeSet<Name>,
     pub(super) _resolving: Option<AbortOnDropHandle<()>>,
 }
 

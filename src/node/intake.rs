@@ -341,13 +341,18 @@ impl Control {
     pub(super) fn on_written(&mut self, written: Written, error: Option<String>) {
         match written {
             Written::Checkpoint { header, from } => {
+                if error.is_none() {
+                    self.unrecorded.remove(&header.name);
+                }
                 self.feed(Event::Stored { header, from, error });
             }
             Written::End { name, run, from } => {
                 self.feed(Event::StoredEnd { name, run, from, error });
             }
             Written::Run { name } => {
+                self.unrecorded.remove(&name);
                 if let Some(error) = error {
+                    self.unrecorded.insert(name.clone());
                     let text = format!("{name} would not outlive a restart of all nodes: {error}");
                     self.warn_unstored(text, false);
                 }

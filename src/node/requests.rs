@@ -195,7 +195,9 @@ impl Control {
     pub(super) fn finish_drain(&mut self, abort: Option<Signal>) {
         let now = self.clock.boot();
         let linked = self.peers.staying().map(|session| session.node.clone()).collect();
-        let stored = self.own.keys().filter(|name| self.machine.is_on_disk(name));
+        let stored =
+            |name: &&Name| self.machine.is_on_disk(name) && !self.unrecorded.contains(*name);
+        let stored = self.own.keys().filter(stored);
         let keepers = Keepers { stored: stored.cloned().collect(), linked };
         let Some(draining) = self.draining.as_mut().filter(|drain| !drain.is_over()) else {
             return;

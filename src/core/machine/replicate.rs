@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::Machine;
 use super::task::{Doing, Task};
-use crate::core::branch::{Admission, Ancestor, Branches, Header, Position, higher};
+use crate::core::branch::{Admission, Ancestor, Header, Position, higher};
 use crate::core::claim::{Claim, Phase, Spec};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{Action, Notice};
@@ -184,10 +184,17 @@ impl Machine {
             && !self.writing.contains_key(&writing(header))
     }
 
-    /// Whether the newest state of a task that this node has, or has let go of, outlasts it on its disk.
+    /// Whether the newest state of a task that this node has, or has let go of, outlasts it on its disk. Of one that
+    /// has committed nothing yet that is the record of its run, which was given to the disk when it began.
     pub fn is_on_disk(&self, name: &Name) -> bool {
-        let newest = self.tasks.get(name).and_then(|task| self.newest_here(task));
-        self.config.durable && newest.is_some_and(|newest| self.is_stored(newest))
+        let Some(task) = self.tasks.get(name).filter(|_| self.config.durable) else {
+            return false;
+        };
+        let recorded = || {
+            let runs = self.held.get(name);
+            !task.claim.checkpointed && runs.is_some_and(|runs| runs.contains_key(&task.claim.run))
+        };
+        self.newest_here(task).map_or_else(recorded, |newest| self.is_stored(newest))
     }
 
     /// Whether that is still being written, and nobody else has it.
@@ -566,20 +573,6 @@ impl Machine {
         if let Some(branches) = runs.and_then(|runs| runs.get_mut(&header.run)) {
             branches.drop_exact(header);
             superseded.into_iter().for_each(|old| drop(branches.admit(old)));
-        }
-        self.forget_empty(&header.name, header.run);
-    }
-
-    /// Where no checkpoint of a run is left, there is no run of it here.
-    fn forget_empty(&mut self, name: &Name, run: RunId) {
-        let Some(runs) = self.held.get_mut(name) else {
-            return;
-        };
-        if runs.get(&run).is_some_and(Branches::is_empty) {
-            runs.remove(&run);
-        }
-        if runs.is_empty() {
-            self.held.remove(name);
         }
     }
 

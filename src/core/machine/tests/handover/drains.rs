@@ -50,6 +50,27 @@ fn a_drain_ends_when_the_disk_has_or_refuses_what_nobody_else_has() {
     }
 }
 
+/// Rule 14: of what has committed nothing yet the disk has the run, which begins again from there.
+#[test]
+fn a_run_without_a_commit_is_on_the_disk_of_the_last_node() {
+    let setup = Setup { durable: true, ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(5, 1, &setup);
+    world.steps.insert(name("a"), S * 60);
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    world.drain(&nodes[0], S * 2);
+    world.run_until(S * 10, "drained", |w| w.nodes[&nodes[0]].drained.is_some());
+    assert!(world.nodes[&nodes[0]].machine.is_on_disk(&name("a")));
+    assert!(!world.nodes[&nodes[0]].machine.is_on_disk(&name("b")));
+    let disk = world.disk_of(&nodes[0]);
+    assert!(disk.runs.values().all(|run| run.checkpoints.is_empty()));
+    world.crash(&nodes[0]);
+    let setup = world.nodes[&nodes[0]].setup.clone();
+    world.boot("n0", setup, disk);
+    world.run_for(S * 40);
+    assert_eq!(world.running("a").len(), 1);
+}
+
 #[test]
 fn two_nodes_that_drain_at_once_hand_all_to_the_third() {
     for seed in 0..10 {
