@@ -99,7 +99,7 @@ fn an_output_outlives_nodes_that_come_back_empty() {
         for i in 0..16 {
             let node = nodes[(i * 3 + seed as usize * 7 + i / 5) % 4].node.clone();
             let session = world.living().into_iter().find(|session| session.node == node).unwrap();
-            if (i + seed as usize) % 3 == 0 {
+            if (i + seed as usize).is_multiple_of(3) {
                 world.crash(&session);
             } else {
                 world.drain(&session, S * 25);
