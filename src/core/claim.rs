@@ -254,6 +254,17 @@ impl Claim {
         !matches!(self.phase, Phase::Claimed) && !self.phase.is_free()
     }
 
+    /// Whether `other` is of no use any more beside this one: it is lower, and this one does not merely ask or
+    /// step back where `other` is of another run, which goes on or has ended without it (Rule 8).
+    pub fn replaces(&self, other: &Self) -> bool {
+        let stands = if self.run == other.run {
+            self.phase != Phase::Superseded || other.phase == Phase::Superseded
+        } else {
+            self.has_won()
+        };
+        stands && self.beats(other)
+    }
+
     /// Whether this one is above `other` in the order of claims.
     pub fn beats(&self, other: &Self) -> bool {
         self.order(other) == Ordering::Greater

@@ -33,7 +33,7 @@ impl Machine {
         let end = end.clone();
         let writer = self.members.get(&end.session);
         let spoken_for = end.session != self.config.me && writer.is_some_and(|p| p.gone.is_none());
-        let newer = self.view.last_run(name).is_some_and(|run| run > end.run);
+        let newer = self.view.claims(name).any(|claim| claim.run > end.run && claim.replaces(&end));
         if spoken_for || newer || self.is_ended_alive(name, end.run) {
             return;
         }
@@ -176,7 +176,7 @@ impl Machine {
             .view
             .claims(name)
             .filter(|other| other.session != self.config.me && !self.is_void(other))
-            .find(|other| other.beats(&task.claim));
+            .find(|other| other.replaces(&task.claim));
         let twice = above
             .filter(|above| {
                 task.claim.phase == Phase::Finished
@@ -185,12 +185,15 @@ impl Machine {
                     && above.epoch != task.claim.epoch
             })
             .map(|above| above.session.clone());
-        // What stepped back, and nobody else speaks of, has been heard by then too.
-        let alone = task.claim.phase == Phase::Superseded
+        // What stepped back has been heard by then too, unless somebody still asks.
+        let heard = task.claim.phase == Phase::Superseded
             && self.view.claims(name).all(|other| {
-                other.session == self.config.me || self.buried.contains_key(&other.session)
+                other.session == self.config.me
+                    || self.buried.contains_key(&other.session)
+                    || other.phase == Phase::Superseded
+                    || other.has_won()
             });
-        let (above, dominated) = (above.is_some() || alone, *dominated);
+        let (above, dominated) = (above.is_some() || heard, *dominated);
         let Some(task) = self.tasks.get_mut(name) else {
             return;
         };

@@ -121,7 +121,6 @@ impl Machine {
         number
     }
 
-    /// What is known of the state of a run that is to be taken over.
     /// The other session that has had a run last. What this one had accepted, and not begun, is no
     /// having had it.
     fn had_before(&self, name: &Name, run: RunId) -> Option<SessionId> {
@@ -133,6 +132,7 @@ impl Machine {
         Some(last.session.clone()).filter(|last| *last != self.config.me)
     }
 
+    /// What is known of the state of a run that is to be taken over.
     fn prior(&self, name: &Name, top: Option<&Claim>) -> Prior {
         let Some(top) = top else {
             let held = self.held.get(name).into_iter().flat_map(|runs| runs.values());

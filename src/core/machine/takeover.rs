@@ -281,7 +281,7 @@ impl Machine {
                         self.view.claims(name).any(|other| {
                             !self.is_void(other)
                                 && other.session != *session
-                                && (other.beats(dead) || other.ends(dead))
+                                && (other.replaces(dead) || other.ends(dead))
                         })
                     })
                 })

@@ -71,6 +71,23 @@ pub(super) fn short() -> Timing {
     timing
 }
 
+/// Rule 8: of what is above a claim only what has the name, or had it in the same run, makes the claim useless.
+#[test]
+fn what_only_asks_or_stepped_back_replaces_no_other_run() {
+    let of = |number, phase| claim("a", run(number, 1), 5, "a", phase);
+    let above = |number, phase| claim("a", run(number, 1), 9, "b", phase);
+    for phase in [Phase::Superseded, Phase::Claimed, Phase::Released] {
+        for kept in [Phase::Finished, Phase::Failed, Phase::Running, Phase::Released] {
+            assert!(!above(2, phase.clone()).replaces(&of(1, kept)));
+        }
+    }
+    assert!(above(2, Phase::Running).replaces(&of(1, Phase::Finished)));
+    assert!(above(1, Phase::Released).replaces(&of(1, Phase::Running)));
+    assert!(!above(1, Phase::Superseded).replaces(&of(1, Phase::Running)));
+    assert!(above(1, Phase::Superseded).replaces(&of(1, Phase::Superseded)));
+    assert!(!of(1, Phase::Running).replaces(&above(1, Phase::Running)), "it is lower");
+}
+
 /// Rule 9, its whole order.
 #[test]
 fn claims_are_ordered_by_run_then_end_then_lease() {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::rules_claims::short;
+use super::rules_claims::{publish, run, short};
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Claim, Phase};
 use crate::core::ids::SessionId;
@@ -50,6 +50,40 @@ fn finished(seed: u64, nodes: usize, setup: &Setup, count: usize) -> (World, Vec
     }
     world.run_for(S * 3);
     (world, nodes)
+}
+
+/// A run of the same number that stepped back ranks above the one that finished where it is the older one. It takes
+/// neither the end nor the output away, also when who had published it goes.
+#[test]
+fn an_end_outlives_a_run_above_it_that_stepped_back() {
+    let timing = Timing { dead_node_grace: S * 25, ..Timing::default() };
+    let (mut world, nodes) = finished(7, 4, &Setup { timing, ..Setup::default() }, 1);
+    let name = name("t0");
+    let end = world.owner(&nodes[0], "t0").unwrap().clone();
+    assert_eq!(end.phase, Phase::Finished);
+    let (publisher, others): (Vec<_>, Vec<_>) =
+        nodes.into_iter().partition(|node| *node == end.session);
+    let stepped_back = Claim {
+        session: others[0].clone(),
+        number: 1_000,
+        run: run(end.run.number, 0),
+        epoch: Epoch(end.epoch.0 + 9),
+        phase: Phase::Superseded,
+        ..end.clone()
+    };
+    assert!(stepped_back.beats(&end));
+    publish(&mut world, &[&publisher[..], &others[1..]].concat(), &stepped_back);
+    world.run_for(S * 20);
+    assert_eq!(world.owner(&others[1], "t0"), Some(&end), "its writer publishes it still");
+    world.crash(&publisher[0]);
+    world.run_for(S * 60);
+    for node in &others[1..] {
+        let owner = world.owner(node, "t0").unwrap();
+        assert_eq!((owner.run, &owner.phase), (end.run, &Phase::Finished));
+        assert_ne!(owner.session, publisher[0]);
+    }
+    assert_eq!(holders(&world, "t0").len(), 2);
+    assert_eq!(world.finished[&name].len(), 1);
 }
 
 /// As many nodes hold an output as hold a checkpoint, whoever dies: one after the other can.
