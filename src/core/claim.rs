@@ -238,14 +238,24 @@ impl Claim {
             .then_with(|| self.session.cmp(&other.session))
     }
 
-    /// Whether this record ends the run that `other` claims, or one above it. A failure ends only
-    /// its own claim and what it beats: it is compared like a live claim.
+    /// Whether this record ends the run that `other` claims, or one above it, or `other` only asks
+    /// for the same job once more. A failure ends only its own claim and what it beats: it is
+    /// compared like a live claim.
     pub fn ends(&self, other: &Self) -> bool {
         match self.phase {
-            Phase::Finished | Phase::Cancelled => self.run >= other.run,
+            Phase::Finished | Phase::Cancelled => {
+                self.run >= other.run || other.never_began(self.run)
+            }
             Phase::Failed => self.order(other).is_ge(),
             _ => false,
         }
+    }
+
+    /// Whether this merely asks for the job that `run` does too, started on nodes that did not hear of
+    /// each other: as far as is known, nobody has run anything under it (Rule 8).
+    const fn never_began(&self, run: RunId) -> bool {
+        let asked = matches!(self.phase, Phase::Claimed | Phase::Released);
+        asked && !self.checkpointed && self.run.number == run.number
     }
 
     /// Whether a run that this claim is of replaces a lower one: it holds the name or has ended,

@@ -251,9 +251,12 @@ impl View {
             })
             .max_by(|a, b| a.order(b))
             .or_else(|| {
-                self.claims(name).filter(|claim| claim.phase.has_begun()).max_by(|a, b| a.order(b))
+                let top = self.top(name)?;
+                self.claims(name)
+                    .filter(|claim| claim.phase.has_begun() || claim.ends(top))
+                    .max_by(|a, b| a.order(b))
+                    .or(Some(top))
             })
-            .or_else(|| self.top(name))
     }
 
     /// The claim that a name stands for by now: the highest that holds it or has ended, and does not

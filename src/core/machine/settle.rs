@@ -376,7 +376,7 @@ impl Machine {
     fn better_than(&self, name: &Name, mine: &Claim) -> Option<Claim> {
         self.view
             .claims(name)
-            .filter(|other| other.session != mine.session && other.run >= mine.run)
+            .filter(|other| other.session != mine.session)
             .find(|other| {
                 other.ends(mine)
                     || (other.phase.is_held() && other.beats(mine) && !self.is_void(other))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::rules_claims::{claim, publish, run, session, short};
 use super::world::{MS, Setup, World, name};
-use crate::core::claim::{Claim, Desired, Phase, Want};
+use crate::core::claim::{Claim, Desired, Phase, Spec, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{CallError, Event, Notice};
 use crate::core::message::{Answer, Message, Verdict};
@@ -25,9 +25,56 @@ fn a_released_run_hides_no_run_that_goes_on() {
     for phase in [Phase::Running, Phase::Paused, Phase::Recovering] {
         assert_eq!(owner(phase), session("b"));
     }
-    // What only asks, or is over, is not what goes on.
-    for phase in [Phase::Claimed, Phase::Finished, Phase::Superseded] {
+    // What only asks, or stepped back, is not what goes on.
+    for phase in [Phase::Claimed, Phase::Superseded] {
         assert_eq!(owner(phase), session("a"));
+    }
+}
+
+/// The same job asked for twice, on nodes that do not hear of each other: where one run of it has ended, the other
+/// one, which nobody has seen begin, is that job no more. One that left a checkpoint has begun, and another number
+/// is another job.
+#[test]
+fn an_end_hides_a_run_of_its_number_that_was_let_go_of_before_it_began() {
+    let owner = |number, checkpointed| {
+        let mut view = View::default();
+        view.merge(claim("a", run(1, 2), 4, "b", Phase::Finished));
+        let let_go = claim("a", run(number, 1), 9, "a", Phase::Released);
+        view.merge(Claim { checkpointed, ..let_go });
+        view.owner(&name("a")).unwrap().session.clone()
+    };
+    assert_eq!(owner(1, false), session("b"));
+    assert_eq!(owner(1, true), session("a"));
+    assert_eq!(owner(2, false), session("a"));
+}
+
+/// And nobody starts it, whether the end is known or only told in answer.
+#[test]
+fn a_job_that_has_ended_is_not_begun_again_for_a_run_of_its_number_that_never_did() {
+    for known in [true, false] {
+        let (mut world, nodes) = World::cluster(8, 4);
+        world.goal = 5;
+        world.start(&nodes[0], "a");
+        world.run_for(S * 3);
+        let end = world.owner(&nodes[0], "a").unwrap().clone();
+        assert_eq!(end.phase, Phase::Finished);
+        let of = run(end.run.number, 0);
+        let (number, epoch) = (1_000, end.epoch.next());
+        let let_go = Claim { number, epoch, ..claim("a", of, 0, "gone", Phase::Released) };
+        assert!(let_go.beats(&end));
+        let spec = world.nodes[&end.session].machine.spec(&name("a")).unwrap().clone();
+        let taker = nodes.iter().find(|node| **node != end.session).unwrap();
+        if !known {
+            // All it knows of the name is the run that was let go of.
+            let changes = vec![(name("a"), None)];
+            world.give(taker, Event::Claims { of: end.session.clone(), changes });
+        }
+        world.give(taker, Event::Specs { specs: vec![Spec { run: of, ..spec }] });
+        publish(&mut world, std::slice::from_ref(taker), &let_go);
+        world.run_for(S * 20);
+        assert_eq!(world.finished[&name("a")].len(), 1, "known: {known}");
+        assert_eq!(world.stretches.iter().filter(|s| s.run == of).count(), 0);
+        assert_eq!(world.owner(taker, "a").map(|owner| owner.run), Some(end.run));
     }
 }
 
