@@ -228,6 +228,9 @@ impl Run {
                 let late = self.world.now.since(deadline);
                 if node.left.is_some() {
                     self.note(format!("exit {who}"));
+                    // Who leaves behind a cut may take along what it could give to nobody.
+                    let cut = self.alive().iter().any(|other| self.world.is_cut(&who, other));
+                    self.losses += usize::from(cut);
                     self.draining.remove(&who);
                     self.world.crash(&who);
                 } else if node.drained.is_some_and(|at| self.world.now.since(at) >= MS * 100) {
@@ -352,7 +355,7 @@ fn explore(test: &str, weather: Weather, seeds: std::ops::Range<u64>) {
     let one = std::env::var("HANDOVER_SEED").ok().and_then(|seed| seed.parse::<u64>().ok());
     let many = std::env::var("HANDOVER_RUNS").ok().and_then(|n| n.parse::<u64>().ok());
     let seeds = match (one, many) {
-        (Some(seed), _) => seed..seed + 1,
+        (Some(seed), runs) => seed..seed + runs.unwrap_or(1),
         (None, Some(runs)) => seeds.start..seeds.start + runs,
         (None, None) => seeds,
     };

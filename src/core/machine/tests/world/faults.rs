@@ -111,7 +111,7 @@ impl World {
         }
     }
 
-    pub(super) fn is_cut(&self, from: &SessionId, to: &SessionId) -> bool {
+    pub(in super::super) fn is_cut(&self, from: &SessionId, to: &SessionId) -> bool {
         self.cuts.contains(&(from.node.clone(), to.node.clone()))
     }
 
