@@ -72,10 +72,17 @@ impl Machine {
 
     /// Somebody may be there now who can hold what too few do.
     pub(super) fn review_copies(&mut self) {
-        let wanted = self.config.replicas;
+        let wanted = self.copies_wanted();
         let few = self.copies.held_by.iter().filter(|(_, held_by)| self.staying(held_by) < wanted);
         let few: Vec<Name> = few.map(|(name, _)| name.clone()).collect();
         self.copies.due.extend(few);
+    }
+
+    /// How many others are to hold an end that this node publishes: one more when it is about to go.
+    fn copies_wanted(&self) -> usize {
+        let replicas = self.config.replicas;
+        let goes = replicas > 0 && self.state == NodeState::Draining;
+        replicas + usize::from(goes)
     }
 
     /// How many of these are there to stay: who drains takes its copies with it. For a node that drains, those
@@ -137,7 +144,7 @@ impl Machine {
     fn lacking(&self, name: &Name) -> Vec<SessionId> {
         let mut lacking: Vec<SessionId> = self.unaware(name).into_iter().collect();
         if let Some(held_by) = self.copies.held_by.get(name) {
-            let wanted = self.config.replicas.saturating_sub(self.staying(held_by));
+            let wanted = self.copies_wanted().saturating_sub(self.staying(held_by));
             let others =
                 self.members.iter().filter(|(s, peer)| peer.keeps() && !held_by.contains(*s));
             let mut order = placement::rendezvous(name, others.map(|(session, _)| session));

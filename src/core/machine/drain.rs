@@ -54,6 +54,11 @@ impl Drain {
         !self.is_hurried() && now < self.finish_until
     }
 
+    /// How long it has lasted.
+    pub fn lasts(&self, now: Time) -> Duration {
+        now.since(self.began)
+    }
+
     /// Whether nothing is waited for any more: so it was told, or the budget is spent.
     pub fn is_hurried(&self) -> bool {
         self.hurried.is_some()
@@ -103,6 +108,7 @@ impl Machine {
         // The gate first: nothing new may land here while the rest is told (DEPLOYS 2).
         self.set_state(NodeState::Draining);
         self.push(Action::CommitAll);
+        self.review_copies();
         for name in self.tasks.keys().cloned().collect::<Vec<_>>() {
             self.drain_one(&name);
         }

@@ -75,10 +75,14 @@ impl Machine {
         if replicas == 0 || keepers == 0 {
             return false;
         }
-        // Nothing runs twice for want of an output, and there may be very many: one copy will do, if its
-        // keeper is known to live. The owner may have died before it published the end.
+        // The owner may have died before it published the end. There may be very many outputs, and nothing runs
+        // twice for want of one: after a while one copy will do, if its keeper is known to live.
         if self.copied_run(name) == Some(owner.run) {
-            return self.living_ends(name, owner.run) < 1;
+            let fresh = self.drain.as_ref().is_some_and(|drain| {
+                !drain.is_hurried() && drain.lasts(self.now.at) < self.config.timing.convergence()
+            });
+            let wanted = if fresh { (replicas + 1).min(keepers) } else { 1 };
+            return self.living_ends(name, owner.run) < wanted;
         }
         if owner.phase.is_held() && owner.session != self.config.me {
             // What is below the floor is of no use to anybody.

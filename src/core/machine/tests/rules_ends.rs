@@ -52,6 +52,26 @@ fn finished(seed: u64, nodes: usize, setup: &Setup, count: usize) -> (World, Vec
     (world, nodes)
 }
 
+/// Whoever of those that hold an output is told to stop, the other one may die as soon as it has gone.
+#[test]
+fn an_output_outlives_a_drain_and_the_loss_of_its_other_holder_right_after() {
+    for publisher_drains in [true, false] {
+        let (mut world, _) = finished(3, 4, &Setup::default(), 4);
+        let held = |world: &World, i: usize| holders(world, &format!("t{i}"));
+        let publisher = world.owner(&held(&world, 0)[0], "t0").unwrap().session.clone();
+        let other = held(&world, 0).into_iter().find(|node| *node != publisher).unwrap();
+        let (drains, dies) = if publisher_drains { (publisher, other) } else { (other, publisher) };
+        world.drain(&drains, S * 25);
+        world.run_until(S * 3, "drained", |w| w.nodes[&drains].drained.is_some());
+        world.crash(&drains);
+        world.crash(&dies);
+        world.run_for(S * 30);
+        for i in 0..4 {
+            assert_eq!(held(&world, i).len(), 2, "t{i}, publisher drains: {publisher_drains}");
+        }
+    }
+}
+
 /// A run of the same number that stepped back ranks above the one that finished where it is the older one. It takes
 /// neither the end nor the output away, also when who had published it goes.
 #[test]
