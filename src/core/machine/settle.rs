@@ -36,7 +36,7 @@ impl Machine {
                 let (keep, from) = (old.keep.clone(), old.from.clone());
                 (old.claim.strikes, old.prior.epoch, keep, from, old.freed)
             });
-        let mut prior = self.prior(&name, same_run);
+        let mut prior = self.prior(&name, spec.run, same_run);
         let keep = same_run
             .filter(|top| cause != Cause::Unparked && top.phase.waits_for_resume())
             .map(|top| top.phase.clone());
@@ -133,11 +133,13 @@ impl Machine {
     }
 
     /// What is known of the state of a run that is to be taken over.
-    fn prior(&self, name: &Name, top: Option<&Claim>) -> Prior {
+    fn prior(&self, name: &Name, run: RunId, top: Option<&Claim>) -> Prior {
         let Some(top) = top else {
-            let held = self.held.get(name).into_iter().flat_map(|runs| runs.values());
-            let held = held.into_iter().any(|branches| !branches.is_empty());
-            let checkpointed = (held && self.boot.is_offered(name)) || self.boot.has_lost(name);
+            let held = self.held.get(name).and_then(|runs| runs.get(&run));
+            let held = held.is_some_and(|branches| !branches.is_empty());
+            // What the disk shows of another run says nothing of this one.
+            let offered = self.boot.offered(name) == Some(run);
+            let checkpointed = offered && (held || self.boot.has_lost(name));
             return Prior { checkpointed, ..Prior::default() };
         };
         // Claims of one run can differ in what they know of its state: take the safest of all.

@@ -8,6 +8,7 @@ use crate::core::claim::{Claim, Desired, Phase, Spec, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{CallError, Event, Notice};
 use crate::core::message::{Answer, Message, Verdict};
+use crate::core::record::NodeState;
 use crate::core::view::View;
 
 const S: Duration = Duration::from_secs(1);
@@ -182,6 +183,42 @@ fn a_run_that_no_node_takes_leaves_no_trace() {
     let call = world.start(&nodes[0], "a");
     world.run_for(S);
     assert!(world.nodes[&nodes[0]].replies[&call].is_ok());
+}
+
+/// Rule 8: another run has nothing to do with what a node finds of the one before on its disk when it comes back.
+#[test]
+fn a_rerun_on_a_node_that_has_just_come_back_begins_at_the_beginning() {
+    let setup = Setup { durable: true, ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(6, 4, &setup);
+    world.goal = 100;
+    let names: Vec<String> = (0..12).map(|i| format!("t{i}")).collect();
+    for name in &names {
+        world.start(&nodes[1], name);
+    }
+    world.run_for(S * 2);
+    let disk = world.nodes[&nodes[0]].disk.clone();
+    world.crash(&nodes[0]);
+    world.goal = 5;
+    world.run_for(S * 15);
+    for name in &names {
+        world.start_kind(&nodes[1], name, "count", true);
+    }
+    world.run_for(S * 5);
+    // When it is back it waits for this one, before it gives up what it offers.
+    world.crash(&nodes[3]);
+    world.run_for(S * 15);
+    assert_eq!(world.finished.len(), names.len());
+    let back = world.boot("n0", setup, disk);
+    world.run_until(S * 20, "up", |w| w.nodes[&back].machine.state() == NodeState::Up);
+    world.run_for(MS * 300);
+    let again = names.iter().map(|name| world.start_kind(&nodes[1], name, "count", true));
+    let again: Vec<u64> = again.collect();
+    world.run_for(S * 5);
+    assert!(again.iter().all(|call| world.nodes[&nodes[1]].replies[call].is_ok()));
+    for name in &names {
+        assert_eq!(world.owner(&nodes[1], name).unwrap().phase, Phase::Finished, "{name}");
+    }
+    assert!(world.stretches.iter().any(|s| s.session == back), "some began there");
 }
 
 /// Rule 8: a zombie that still runs what has ended elsewhere does not keep the next run from starting.
