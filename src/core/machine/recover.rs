@@ -105,6 +105,9 @@ impl Machine {
 
     /// Have all answered who could? Is the best at or above the floor?
     pub(super) fn look_finding(&mut self, name: &Name) {
+        if self.yields_before_it_starts(name) {
+            return;
+        }
         let now = self.now.at;
         let Some(task) = self.tasks.get(name) else {
             return;
@@ -351,6 +354,9 @@ impl Machine {
 
     /// A fetch that nobody answered.
     pub(super) fn look_fetching(&mut self, name: &Name) {
+        if self.yields_before_it_starts(name) {
+            return;
+        }
         let Some(task) = self.tasks.get(name) else {
             return;
         };

@@ -386,6 +386,15 @@ impl Machine {
             .cloned()
     }
 
+    /// Steps back for a claim above this one's that has begun, as that of an owner that has met it and runs on, or for
+    /// an end: what has not started is in nobody's way.
+    pub(super) fn yields_before_it_starts(&mut self, name: &Name) -> bool {
+        let task = self.tasks.get(name);
+        let better = task.and_then(|task| self.better_than(name, &task.claim));
+        let better = better.filter(|other| other.phase.is_terminal() || other.phase.has_begun());
+        better.map(|better| self.withdraw(name, better)).is_some()
+    }
+
     /// A claim of a session that is gone or buried holds nothing.
     pub(super) fn is_void(&self, claim: &Claim) -> bool {
         claim.session != self.config.me

@@ -491,3 +491,29 @@ fn a_loser_steps_over_nothing_before_it_has_heard_of_its_winner() {
     let minted = std::iter::from_fn(|| machine.poll()).any(|a| matches!(a, Action::Reepoch { .. }));
     assert!(!minted, "it runs on under the claim that it had");
 }
+
+/// A taker behind a cut that still looks for a checkpoint when the cut heals: the owner has stepped over its claim
+/// and runs on, so there is nothing to be taken any more, whenever the checkpoint comes.
+#[test]
+fn a_taker_that_still_looks_for_the_state_yields_to_the_owner_that_is_back() {
+    for seed in 0..3 {
+        let (mut world, owner, others) = World::owned(seed, 4, &Setup::default());
+        let named = world.claim_of(&owner, "a").unwrap().replicas[0].clone();
+        let (replica, takers): (Vec<_>, Vec<_>) =
+            others.into_iter().partition(|other| other.node == named);
+        world.split(&[owner.clone(), replica[0].clone()], &takers);
+        world.run_until(S * 30, "somebody looks for the state", |w| {
+            takers.iter().any(|taker| {
+                w.claim_of(taker, "a").is_some_and(|claim| claim.phase == Phase::Recovering)
+            })
+        });
+        // What it asks for comes late.
+        world.blocked = Some(|_, _, message| matches!(message, Message::States { .. }));
+        world.heal();
+        world.run_for(S * 4);
+        world.blocked = None;
+        world.run_for(S * 10);
+        assert_eq!(world.runner("a"), owner, "seed {seed}");
+        world.assert_no_overlap();
+    }
+}
