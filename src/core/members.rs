@@ -96,8 +96,12 @@ impl Peer {
 
     /// Has shown itself, and is not up yet.
     pub fn joins(&self) -> bool {
-        let here = self.gone.is_none() && (self.met || self.linked);
-        here && self.state == NodeState::Joining
+        self.gone.is_none() && self.was_met() && self.state == NodeState::Joining
+    }
+
+    /// Has shown itself: it is not only told of.
+    pub const fn was_met(&self) -> bool {
+        self.met || self.linked
     }
 
     /// Nothing has shown that it exists but what others say.
@@ -547,14 +551,13 @@ impl Members {
     /// More than half of the known nodes, and at least three, fell silent within T: that looks like
     /// a fault of mine rather than of theirs (S6).
     fn pull_brake(&mut self, now: Time) -> Option<Time> {
-        let fell = |peer: &Peer, within: Duration| matches!(peer.gone, Some((Gone::Silent, at)) if now.since(at) <= within);
-        let silent =
-            self.peers.values().filter(|peer| fell(peer, self.timing.silence_floor)).count();
-        let known = 1 + self
-            .peers
-            .values()
-            .filter(|peer| peer.gone.is_none() || fell(peer, self.timing.silence_floor))
-            .count();
+        let floor = self.timing.silence_floor;
+        let fell =
+            |peer: &Peer| matches!(peer.gone, Some((Gone::Silent, at)) if now.since(at) <= floor);
+        // Whom only gossip tells of was never heard, and has not fallen silent: it may be long dead.
+        let met = || self.peers.values().filter(|peer| peer.was_met());
+        let silent = met().filter(|peer| fell(peer)).count();
+        let known = 1 + met().filter(|peer| peer.gone.is_none() || fell(peer)).count();
         if silent >= 3 && 2 * silent > known {
             self.brake = Some(now + self.timing.silence_floor * 3);
         }

@@ -349,7 +349,7 @@ impl Machine {
         let peers: BTreeSet<SessionId> = self
             .members
             .iter()
-            .filter(|(_, peer)| peer.gone.is_none())
+            .filter(|(_, peer)| peer.gone.is_none() && peer.was_met())
             .map(|(session, _)| session.clone())
             .collect();
         self.set_state(NodeState::Leaving);

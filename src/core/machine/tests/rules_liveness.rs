@@ -494,6 +494,37 @@ fn many_silent_at_once_look_like_a_fault_of_ones_own() {
     assert!(braked(3, 1, 6));
 }
 
+/// A node that starts where several have died is told of the dead by gossip. It never heard them, so that for it
+/// none has fallen silent.
+#[test]
+fn the_dead_that_gossip_tells_a_newcomer_of_pull_no_brake() {
+    let mut members = members(&["a"], true, &[]);
+    let dead: Vec<SessionId> = (0..9).map(|i| session(&format!("x{i}"))).collect();
+    for corpse in &dead {
+        members.gossiped(corpse, START);
+        members.suspicion(START, corpse, true);
+    }
+    let mut now = START;
+    for _ in 0..12 {
+        now = now + S;
+        members.heard(now, &session("a"), (NodeState::Up, 1), Some(now));
+        assert_eq!(members.tick(now).braked, None);
+    }
+    assert!(dead.iter().all(|corpse| members.is_gone(corpse)));
+}
+
+/// And it says no goodbye to them, whose acknowledgement it would wait for.
+#[test]
+fn a_goodbye_is_said_to_nobody_that_was_never_met() {
+    let (mut world, nodes) = World::cluster(5, 3);
+    for i in 0..9 {
+        world.give(&nodes[0], Event::Heartbeat { of: session(&format!("x{i}")) });
+    }
+    world.give(&nodes[0], Event::Leave);
+    world.run_for(MS * 500);
+    assert!(world.nodes[&nodes[0]].left.is_some(), "all that are there have acknowledged it");
+}
+
 /// Rule 7: takeover pauses for 3 T, then goes on.
 #[test]
 fn takeover_goes_on_when_the_brake_lapses() {
