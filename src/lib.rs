@@ -106,6 +106,8 @@ mod rate;
 mod registry;
 pub mod signal;
 mod task;
+#[cfg(test)]
+mod test_log;
 
 pub use self::checkpoint::directory::DirectoryError;
 pub use self::clock::{Clock, SharedClock, SystemClock};

@@ -340,6 +340,7 @@ pub(super) mod tests {
     #[test]
     fn bad_ids_without_number_make_few_lines_in_the_log() {
         let lines = Lines::default();
+        let _every_place = crate::test_log::every_place_is_heard();
         tracing::subscriber::with_default(lines.clone(), || {
             let mut screen = screen();
             let future: Vec<_> = (0..500).map(|i| (id(&format!("n{i}"), u64::MAX), 1, 1)).collect();

@@ -13,6 +13,7 @@ async fn a_drain_leaves_one_summary_in_the_log_of_what_became_of_its_tasks() {
         .with_ansi(false)
         .with_writer(Mutex::new(file.reopen().unwrap()))
         .finish();
+    let _every_place = crate::test_log::every_place_is_heard();
     let _on_this_thread = tracing::subscriber::set_default(log);
     let node = builder("a", Seeds::None, Arc::default()).executor(Executor::Current);
     let node = node.start().await.unwrap();

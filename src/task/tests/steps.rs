@@ -510,6 +510,7 @@ async fn a_step_longer_than_the_drain_budget_is_warned_about_once_while_it_runs(
     let writer = written.clone();
     let subscriber =
         tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    let _every_place = crate::test_log::every_place_is_heard();
     let _guard = tracing::subscriber::set_default(subscriber);
     let warnings = || {
         let text = String::from_utf8(written.all()).unwrap();

@@ -97,8 +97,8 @@ async fn a_task_that_waits_or_backs_off_stops_at_once() {
     }
 }
 
-#[tokio::test]
-async fn a_closure_that_does_not_return_is_unstoppable_until_it_does() {
+/// In its second step a closure waits for a word; the runner stands as soon as it does.
+async fn in_a_closure() -> (World, std::sync::mpsc::Sender<()>) {
     let (release, gate) = std::sync::mpsc::channel::<()>();
     let gate = Arc::new(Mutex::new(gate));
     let (begun, mut has_begun) = mpsc::unbounded_channel();
@@ -120,6 +120,12 @@ async fn a_closure_that_does_not_return_is_unstoppable_until_it_does() {
     world.start("a");
     world.commit().await;
     has_begun.recv().await.unwrap();
+    (world, release)
+}
+
+#[tokio::test]
+async fn a_closure_that_does_not_return_is_unstoppable_until_it_does() {
+    let (mut world, release) = in_a_closure().await;
     world.stop("a", ms(50));
     assert!(matches!(world.next().await, Event::Unstoppable { .. }));
     assert_eq!(world.runner.running(), 1);
@@ -129,6 +135,18 @@ async fn a_closure_that_does_not_return_is_unstoppable_until_it_does() {
     assert!(dropped);
     assert_eq!(sealed.unwrap().0.position.seq, 1);
     assert_eq!(world.runner.running(), 0);
+}
+
+/// Rule 15, where the user's runtime is lost: what still runs has not stopped, and nobody is told that it has.
+#[tokio::test]
+async fn a_closure_that_outlives_its_runtime_has_not_stopped_until_it_returns() {
+    let (mut world, release) = in_a_closure().await;
+    world.runner.bury();
+    assert!(matches!(world.next().await, Event::Unstoppable { .. }));
+    world.quiet(ms(300)).await;
+    release.send(()).unwrap();
+    let (sealed, dropped) = world.sealed().await;
+    assert!(sealed.is_none() && dropped);
 }
 
 #[tokio::test]
