@@ -92,7 +92,7 @@ impl Machine {
             };
         }
         let claimed = self.claimed_elsewhere(&name).map(|claim| claim.run);
-        let standing = self.view.standing(&name).filter(|claim| claim.phase != Phase::Superseded);
+        let standing = self.view.standing(&name).filter(|claim| !self.is_outlived(claim));
         if let (None, Some(run)) = (standing, claimed) {
             return self.follow(spec, run, vec![caller]);
         }
@@ -112,6 +112,13 @@ impl Machine {
             Some(run) => self.follow(spec, run, vec![caller]),
             None => self.place_anew(spec, vec![caller]),
         }
+    }
+
+    /// Whether a claim is of the dead, and later runs of the name have been asked for: it had ended by then.
+    fn is_outlived(&self, claim: &Claim) -> bool {
+        let stands = |other: &&Claim| other.phase != Phase::Superseded;
+        let mut others = self.view.claims(&claim.name).filter(stands);
+        self.is_void(claim) && others.any(|other| other.run.number > claim.run.number)
     }
 
     /// What a call for a task of a kind is told of the run that has its name.

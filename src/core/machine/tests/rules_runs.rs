@@ -122,6 +122,32 @@ fn a_call_that_knows_only_the_run_that_stepped_back_waits_for_the_one_that_goes_
     assert!(world.stretches.is_empty(), "nothing was started");
 }
 
+/// A dead node's claim of an old run says nothing of a name that has had other runs since, though the newest one is
+/// only asked for.
+#[test]
+fn a_call_joins_no_run_of_the_dead_that_others_came_after() {
+    let (mut world, nodes) = World::cluster(43, 4);
+    world.goal = 100_000;
+    let (at, dead, alive) = (&nodes[0], &nodes[1], &nodes[2]);
+    let of = |number, who: &SessionId, phase| Claim {
+        session: who.clone(),
+        ..claim("a", run(number, 7), 1_700_000_000 + number, "any", phase)
+    };
+    for old in [Phase::Running, Phase::Finished] {
+        publish(&mut world, &nodes[..1], &of(33, dead, old));
+    }
+    world.crash(dead);
+    world.run_for(S);
+    publish(&mut world, &nodes[..1], &of(45, alive, Phase::Claimed));
+    for again in [false, true] {
+        let call = world.start_kind(at, "a", "count", again);
+        world.run_for(S * 5);
+        if let Some(Ok(joined)) = world.nodes[at].replies.get(&call) {
+            assert!(joined.number >= 45, "{joined}");
+        }
+    }
+}
+
 /// If it never comes, it is gone by now: the call starts another.
 #[test]
 fn a_call_waits_no_longer_than_gossip_takes_for_the_run_that_goes_on() {
