@@ -139,6 +139,7 @@ fn rows_on_either_side_of_a_broken_page_are_carried_over() {
         .filter(|at| bytes[*at] == 1)
         .filter_map(|at| rebuilt(&bytes, |bytes| bytes[at + 4..at + 12].fill(0xff)))
         .collect();
-    let most = results.iter().filter(|(_, saved)| *saved > 90).count();
-    assert!(most > 3, "{results:?}");
+    // Neither all before the page nor all behind it, but all other rows; one leaf is that of the tables.
+    let others = results.iter().filter(|(_, saved)| *saved >= 118).count();
+    assert!(others > 3 && others + 1 >= results.len(), "{results:?}");
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::rules_claims::short;
+use super::rules_claims::{session, short};
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Phase, Want};
 use crate::core::ids::SessionId;
@@ -445,4 +445,25 @@ fn a_stale_directory_waits_for_a_better_one_that_joins() {
         assert_eq!(again.len(), 1, "seed {seed}: {again:?}");
         assert!(again[0].from_seq >= newest, "seed {seed}: {again:?}, and {newest} was there");
     }
+}
+
+/// Rule 14: who hears a cluster that does not hear it is not up, however long it waits: it could settle nothing.
+#[test]
+fn a_joiner_that_nobody_echoes_does_not_come_up() {
+    let (mut world, nodes) = World::cluster(9, 3);
+    let unheard = session("unheard");
+    for node in &nodes {
+        world.cut(&unheard, node);
+    }
+    let joiner = world.boot("unheard", Setup::default(), Disk::default());
+    world.run_for(S);
+    // What it was told of their records is of no use while nobody hears it.
+    for of in nodes {
+        world.give(&joiner, Event::CaughtUp { of });
+    }
+    world.run_for(S * 30);
+    assert!(world.nodes[&joiner].machine.members.iter().count() > 0, "it hears them");
+    assert_eq!(world.nodes[&joiner].machine.state(), NodeState::Joining);
+    world.heal();
+    world.run_until(S * 20, "up", |w| w.nodes[&joiner].machine.state() == NodeState::Up);
 }

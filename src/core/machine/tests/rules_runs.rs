@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::rules_claims::{claim, publish, run, session, short};
 use super::world::{MS, Setup, World, name};
 use crate::core::claim::{Claim, Desired, Phase, Spec, Want};
 use crate::core::ids::SessionId;
-use crate::core::io::{CallError, Event, Notice};
+use crate::core::io::{CallError, Event, Notice, Outcome};
+use crate::core::machine::task::{Doing, Why};
 use crate::core::message::{Answer, Message, Verdict};
 use crate::core::record::NodeState;
 use crate::core::view::View;
@@ -197,6 +200,39 @@ fn of_two_runs_of_one_name_one_ends_superseded() {
     world.run_for(S * 10);
     assert_eq!(of_loser(&world), 0, "and no longer");
     assert_eq!(world.since("a", world.now).len(), 0);
+}
+
+/// What lost against another run has lost, also where its last step was its last: it ends nothing.
+#[test]
+fn a_run_that_has_lost_and_returns_done_ends_nothing() {
+    let setup = Setup { timing: short(), ..Setup::default() };
+    let (mut world, nodes) = World::cluster_of(2, 4, &setup);
+    world.goal = 100_000;
+    let (left, right) = nodes.split_at(2);
+    world.split(left, right);
+    world.run_for(S * 8);
+    let older = world.start(&nodes[0], "a");
+    world.run_for(S);
+    world.start(&nodes[2], "a");
+    world.run_for(S * 2);
+    let kept = world.nodes[&nodes[0]].replies[&older].clone().unwrap();
+    let loser = world.running("a").into_iter().find(|s| right.contains(s)).unwrap();
+    world.heal();
+    let doing = |w: &World| w.nodes[&loser].machine.tasks.get(&name("a")).map(|t| t.doing.clone());
+    world.run_until(S * 5, "it has lost", |w| matches!(doing(w), Some(Doing::Stopping(Why::Lost))));
+    let epoch = world.claim_of(&loser, "a").unwrap().epoch;
+    let outcome = Outcome::Done(Bytes::from_static(b"of the loser"));
+    world.end_loop(&loser, "a");
+    world.give(&loser, Event::Ended { name: name("a"), epoch, outcome });
+    world.run_for(S * 4);
+    assert!(left.contains(&world.runner("a")));
+    for node in &nodes {
+        let owner = world.owner(node, "a").unwrap();
+        assert_eq!((owner.run, &owner.phase), (kept, &Phase::Running));
+        assert!(!world.nodes[node].machine.ends.contains_key(&name("a")));
+    }
+    let superseded = |n: &Notice| matches!(n, Notice::Ended { phase: Phase::Superseded, .. });
+    assert_eq!(world.told(&loser, superseded), 1);
 }
 
 /// Rule 8: a name nobody runs is not joined.
