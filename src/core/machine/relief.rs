@@ -76,11 +76,14 @@ impl Machine {
             return false;
         }
         // The owner may have died before it published the end. There may be very many outputs, and nothing runs
-        // twice for want of one: after a while one copy will do, if its keeper is known to live.
+        // twice for want of one: once their publishers, and then this node, have had the time to give them away
+        // one copy will do, if its keeper is known to live.
         if self.copied_run(name) == Some(owner.run) {
-            let fresh = self.drain.as_ref().is_some_and(|drain| {
-                !drain.is_hurried() && drain.lasts(self.now.at) < self.config.timing.convergence()
-            });
+            let time = self.config.timing.convergence() * 2;
+            let fresh = self
+                .drain
+                .as_ref()
+                .is_some_and(|drain| !drain.is_hurried() && drain.lasts(self.now.at) < time);
             let wanted = if fresh { (replicas + 1).min(keepers) } else { 1 };
             return self.living_ends(name, owner.run) < wanted;
         }

@@ -72,6 +72,23 @@ fn an_output_outlives_a_drain_and_the_loss_of_its_other_holder_right_after() {
     }
 }
 
+/// The other holder may also die just after it has shown that it lives, before it could see to another copy.
+#[test]
+fn an_output_outlives_a_drain_and_the_loss_of_its_publisher_early_in_it() {
+    let (mut world, nodes) = finished(3, 4, &Setup::default(), 4);
+    let publisher = world.owner(&nodes[0], "t0").unwrap().session.clone();
+    let holds = |world: &World| holders(world, "t0");
+    let drains = holds(&world).into_iter().find(|node| *node != publisher).unwrap();
+    world.drain(&drains, S * 25);
+    world.run_for(MS * 60);
+    // Without a word, as a machine that loses its power.
+    world.isolate(&publisher);
+    world.run_until(S * 20, "drained", |w| w.nodes[&drains].drained.is_some());
+    world.crash(&drains);
+    world.crash(&publisher);
+    assert!(!holds(&world).is_empty());
+}
+
 /// A run of the same number that stepped back ranks above the one that finished where it is the older one. It takes
 /// neither the end nor the output away, also when who had published it goes.
 #[test]
