@@ -121,6 +121,8 @@ impl Machine {
             Message::Leave => {
                 self.send(from, Message::LeaveHeard);
                 self.gone(from, Gone::Left);
+                // Who leaves as well has nothing to hear of this node, and may be no more.
+                self.on_leave_heard(from);
             }
             Message::LeaveHeard => self.on_leave_heard(from),
             Message::Dead { session } => {

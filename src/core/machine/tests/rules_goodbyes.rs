@@ -277,3 +277,19 @@ fn what_a_leaver_had_counts_as_released_although_its_claim_is_not() {
         assert_eq!(strikes, u8::from(!leaves), "leaves: {leaves}");
     }
 }
+
+/// Two that leave at once: the one that has gone first acknowledges nothing, and needs no word any more.
+#[test]
+fn who_leaves_as_well_is_not_waited_for() {
+    let (mut world, nodes) = World::cluster(7, 4);
+    world.blocked = Some(|from, to, message| {
+        let between = (from.node.as_str(), to.node.as_str()) == ("n1", "n0");
+        between && matches!(message, Message::LeaveHeard)
+    });
+    world.give(&nodes[0], Event::Leave);
+    world.give(&nodes[1], Event::Leave);
+    world.run_for(MS * 300);
+    for leaves in &nodes[..2] {
+        assert!(world.nodes[leaves].left.is_some(), "{leaves} waits for nobody");
+    }
+}
