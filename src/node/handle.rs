@@ -179,7 +179,9 @@ impl<T: Job> Handle<T> {
             let asked = asked::<T>().map_err(|error| OutputError::Unreadable(error.to_string()))?;
             return Err(OutputError::OtherKind { name, running, asked });
         }
-        for attempt in 0..ATTEMPTS {
+        // A link to those who have it may only just have broken, or not be up yet.
+        let attempts = self.node.hearsay().as_millis().div_ceil(RETRY.as_millis());
+        for attempt in 0..ATTEMPTS.max(usize::try_from(attempts).unwrap_or(ATTEMPTS)) {
             if self.node.registry().get(&name).is_some_and(|e| e.run == run && e.expired) {
                 break;
             }
