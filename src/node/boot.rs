@@ -15,6 +15,7 @@ use super::backlog::Backlog;
 use super::board::Board;
 use super::builder::Config;
 use super::command::Command;
+use super::conflicts::Conflicts;
 use super::control::{Closing, Control, Inputs, Unanswered};
 use super::disk::{self, Disk};
 use super::error::StartError;
@@ -227,6 +228,7 @@ async fn assemble(parts: Parts) -> Result<(Control, Inputs), StartError> {
         calls: BTreeMap::new(),
         next_call: 0,
         queries: Queries::default(),
+        conflicts: Conflicts::default(),
         tally: Tally::default(),
         draining: None,
         goodbye: Vec::new(),

@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::backlog::Backlog;
 use super::board::Board;
 use super::command::{Command, Farewell};
+use super::conflicts::Conflicts;
 use super::disk::Keep;
 use super::draining::Draining;
 use super::event::NodeEvent;
@@ -105,6 +106,7 @@ pub(super) struct Control {
     pub(super) next_call: u64,
     pub(super) queries: Queries,
     pub(super) tally: Tally,
+    pub(super) conflicts: Conflicts,
     pub(super) draining: Option<Draining>,
     /// Who waits for the goodbye.
     pub(super) goodbye: Vec<oneshot::Sender<Farewell>>,
@@ -238,6 +240,7 @@ impl Control {
             self.on_overlap(name, None);
         }
         self.measure_overlaps(now);
+        self.tell_conflicts(now);
         if self.draining.as_mut().is_some_and(|draining| draining.is_overdue(now)) {
             tracing::warn!(target: "handover::drain", "the drain budget is spent: steps are dropped, what is left is released");
             self.feed(Event::DrainNow);

@@ -2,18 +2,18 @@
 
 use bytes::Bytes;
 
+use super::conflicts::Conflict;
 use super::control::Control;
 use super::event::NodeEvent;
 use super::metrics;
 use super::pending::{Pending, Whom, Written};
 use super::queries::Asker;
 use super::records::{self, Named};
-use super::wire::{Answer, Query, Wire};
+use super::wire::{Answer, Wire};
 use crate::checkpoint::{self as store, Damage, QueueFull, Reply, Request, StoreError};
 use crate::core::branch::Header;
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::Event;
-use crate::core::time::Time;
 use crate::gossip::{GossipEvent, Table};
 use crate::link::LinkEvent;
 
@@ -74,6 +74,7 @@ impl Control {
             GossipEvent::Forgotten { of } => {
                 self.unwant(&of);
                 self.peers.remove(&of);
+                self.conflicts.forget(&of);
             }
             GossipEvent::Ended { reason, restarted } => self.on_gossip_ended(reason, restarted),
         }
@@ -148,6 +149,7 @@ impl Control {
         match event {
             LinkEvent::Up { session, address } => {
                 self.peers.link_up(&session, address);
+                self.tell_conflicts(self.clock.boot());
                 self.feed(Event::LinkUp { with: session.clone() });
                 self.want(&session);
             }
@@ -163,6 +165,7 @@ impl Control {
     fn on_link_down(&mut self, with: SessionId, refused: bool) {
         tracing::debug!(target: "handover::link", peer = %with, refused, "link down");
         self.queries.lost(&with);
+        self.conflicts.link_down(&with);
         if self.peers.link_down(&with, self.clock.boot()) {
             self.unwant(&with);
         }
@@ -177,9 +180,11 @@ impl Control {
             }
             Ok(Wire::Query { id, query }) => self.answer(query, Whom::There { to: from, id }),
             Ok(Wire::Answer { id, answer }) => self.on_answer(&from, id, answer),
-            Ok(Wire::Conflict { name, kept, overlap }) => {
-                self.show_conflict(name, kept, from, overlap);
+            Ok(Wire::Conflict { number, oldest, name, kept, overlap }) => {
+                let conflict = Conflict { name, kept, overlap };
+                self.on_told_conflict(from, (number, oldest), conflict);
             }
+            Ok(Wire::ConflictHeard { number }) => self.conflicts.confirmed(&from, number),
             Err(error) => {
                 metrics::frame_rejected(error.reason());
                 let foul = error.is_foul();
@@ -237,14 +242,6 @@ impl Control {
     fn note_stop(&mut self, name: &Name, sealed: Option<&Header>, dropped: bool) {
         let now = (self.clock.boot(), self.clock.wall_ms());
         self.tally.stopped(now, name, sealed, dropped);
-    }
-
-    /// Asks the nodes for whose copies some have stopped here since when they have been running.
-    pub(super) fn measure_overlaps(&mut self, now: Time) {
-        for (name, kept) in self.tally.ask_now(now) {
-            let asker = Asker::Overlap { name: name.clone(), asked: now };
-            self.ask_of(&kept, Query::Yielded { name }, asker);
-        }
     }
 
     /// Asks the store. A write that it is too busy for has failed, and is tried again by whoever it

@@ -6,6 +6,7 @@ mod board;
 mod boot;
 mod builder;
 mod command;
+mod conflicts;
 mod control;
 mod disk;
 mod drain;

@@ -1,18 +1,15 @@
 //! Telling the user: events, log, metrics.
 
-use std::time::Duration;
-
 use super::control::Control;
 use super::event::NodeEvent;
 use super::metrics;
-use super::wire::Wire;
 use crate::core::claim::Phase;
 use crate::core::ids::{Name, SessionId};
 use crate::core::io::{Cause, Gone, Notice};
 use crate::core::lease::Epoch;
 use crate::core::record::NodeState;
 use crate::core::time::Time;
-use crate::registry::{TaskEvent, TaskState};
+use crate::registry::TaskState;
 
 impl Control {
     /// Passes on what the machine wants to be known.
@@ -193,53 +190,5 @@ impl Control {
             draining.ended(&name);
         }
         NodeEvent::Ended { name, state }
-    }
-
-    /// Two nodes held a task, and the claim of one has ended the other. For how long both ran is known once this
-    /// one has stopped; where nothing ran, it is now.
-    fn on_conflict(&mut self, name: Name, kept: SessionId, stopped: SessionId) {
-        tracing::warn!(target: "handover::conflict", %name, %kept, %stopped, "two nodes held the task");
-        if stopped == self.me && !self.tally.losing(self.clock.boot(), &name, &kept) {
-            self.tell_conflict(name, kept, Duration::ZERO);
-        }
-    }
-
-    /// This node's copy has stopped, and it is known, or will never be, since when the other has been running.
-    pub(super) fn on_overlap(&mut self, name: Name, theirs: Option<(Time, Duration)>) {
-        if let Some((kept, overlap)) = self.tally.overlapped(&name, theirs) {
-            tracing::warn!(target: "handover::conflict", %name, %kept, ?overlap, "ran twice for so long");
-            self.tell_conflict(name, kept, overlap);
-        }
-    }
-
-    /// Tells users of this node and, once, all others of a conflict that this node has lost.
-    fn tell_conflict(&mut self, name: Name, kept: SessionId, overlap: Duration) {
-        let told = Wire::Conflict { name: name.clone(), kept: kept.clone(), overlap };
-        let peers: Vec<SessionId> = self.peers.staying().cloned().collect();
-        for peer in peers {
-            self.send(&peer, &told);
-        }
-        self.show_conflict(name, kept, self.me.clone(), overlap);
-    }
-
-    /// Shows it to users here; those whose copy it was hear it from the node as well.
-    pub(super) fn show_conflict(
-        &mut self,
-        name: Name,
-        kept: SessionId,
-        stopped: SessionId,
-        overlap: Duration,
-    ) {
-        let event = TaskEvent::Conflict {
-            name: name.clone(),
-            kept: kept.node.clone(),
-            stopped: stopped.node.clone(),
-            overlap,
-        };
-        self.board.registry.report(&name, event);
-        if kept == self.me || stopped == self.me {
-            metrics::conflict(kept == self.me);
-            self.board.tell(NodeEvent::Conflict { name, kept, stopped, overlap });
-        }
     }
 }

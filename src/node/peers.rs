@@ -228,6 +228,11 @@ impl Peers {
         self.all.is_empty()
     }
 
+    /// The sessions that have not left: what is silent may be back.
+    pub(super) fn not_left(&self) -> impl Iterator<Item = &SessionId> {
+        self.all.iter().filter(|(_, peer)| !peer.left).map(|(session, _)| session)
+    }
+
     /// The sessions that a link stands to, and that are not about to go.
     pub(super) fn staying(&self) -> impl Iterator<Item = &SessionId> {
         let stays =

@@ -124,9 +124,10 @@ impl Tally {
         }
     }
 
-    /// Since when a task runs here.
+    /// Since when a task runs here, also while it stands still to go on from what its copies have done.
     pub(super) fn runs_since(&self, name: &Name) -> Option<Time> {
-        Some(self.running.get(name)?.at)
+        let stopped = || self.stopped.get(name).map(|stopped| &stopped.begun);
+        Some(self.running.get(name).or_else(stopped)?.at)
     }
 
     /// A task has stopped here, with this as its last state; `dropped` if a step was cut short.
@@ -376,6 +377,16 @@ mod tests {
         assert_eq!(lost.overlap(Some((at(31), S * 60))), S * 20, "not before its own start");
         assert_eq!(lost.overlap(Some((at(40), S * 2))), Duration::ZERO, "it began afterwards");
         assert_eq!(lost.overlap(None), S);
+    }
+
+    #[test]
+    fn what_stands_still_to_be_reconciled_has_been_running_all_the_time() {
+        let mut tally = Tally::default();
+        tally.begun(at(1), &name(), run(), &From::Initial);
+        tally.stopped((at(9), 0), &name(), None, false);
+        assert_eq!(tally.runs_since(&name()), Some(at(1)));
+        tally.reconciling(&name());
+        assert_eq!(tally.runs_since(&name()), Some(at(1)));
     }
 
     #[test]

@@ -37,12 +37,22 @@ pub(crate) enum Wire {
     /// The sender has stopped its copy of a task for another one, and knows for how long both ran.
     #[serde(rename = "x")]
     Conflict {
+        /// Matches the confirmation.
+        number: u64,
+        /// What the sender has numbered lower it does not tell again.
+        oldest: u64,
         /// The task.
         name: Name,
         /// Who goes on.
         kept: SessionId,
         /// For how long both ran.
         overlap: Duration,
+    },
+    /// The sender has heard of a [`Wire::Conflict`].
+    #[serde(rename = "h")]
+    ConflictHeard {
+        /// Of what it was told.
+        number: u64,
     },
 }
 
@@ -193,10 +203,13 @@ mod tests {
             Wire::Answer { id: 7, answer: Some(Answer::Output(Bytes::from_static(b"x"))) },
             Wire::Answer { id: 8, answer: None },
             Wire::Conflict {
+                number: 3,
+                oldest: 2,
                 name: Name::new("t").unwrap(),
                 kept: SessionId::new(NodeId::new("n").unwrap(), Uuid::nil()),
                 overlap: Duration::from_millis(1_500),
             },
+            Wire::ConflictHeard { number: 3 },
         ] {
             assert_eq!(decode::<Wire>(&encode(&wire).unwrap()).unwrap(), wire);
         }

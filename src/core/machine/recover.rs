@@ -11,6 +11,7 @@ use crate::core::branch::{Branches, Header, Position};
 use crate::core::claim::{Phase, Want};
 use crate::core::ids::{Name, RunId, SessionId};
 use crate::core::io::{self, Action, Notice};
+use crate::core::lease::Epoch;
 use crate::core::message::Message;
 use crate::core::timing::Timing;
 
@@ -414,7 +415,7 @@ impl Machine {
         task.claim.resting = false;
         task.claim.note.clear();
         task.doing = Doing::Running;
-        task.began = task.claim.epoch;
+        let ran_here = std::mem::replace(&mut task.began, task.claim.epoch) > Epoch(0);
         task.unstoppable = false;
         task.hand = None;
         task.latest.clone_from(&header);
@@ -430,6 +431,9 @@ impl Machine {
         self.publish(name);
         let epoch = lease.epoch;
         self.push(Action::Start { spec, lease, from, lineage, seq });
-        self.tell(Notice::Started { name: name.clone(), epoch, cause, from: source, freed });
+        // It only stood still, to be reconciled: it has not moved.
+        if !ran_here {
+            self.tell(Notice::Started { name: name.clone(), epoch, cause, from: source, freed });
+        }
     }
 }

@@ -55,6 +55,8 @@ fn the_winner_goes_on_with_the_state_that_is_further() {
         let best = of_old.max(last_of_new.map(|s| s.to_seq).max().unwrap());
         assert_eq!(from, best, "seed {seed}: nothing of the better one is lost");
         assert_eq!(reconciled(&world), 1, "seed {seed}");
+        let moves = world.told(&new, |n| matches!(n, Notice::Started { .. }));
+        assert_eq!(moves, 1, "seed {seed}: it stood still, it has not moved again");
     }
 }
 
