@@ -223,6 +223,7 @@ fn a_failure_spares_what_a_higher_epoch_wrote(fresh: Fresh<'_>) {
     store.write(put_as(majority.clone(), &state(503, 50))).unwrap();
     store.write(failed).unwrap();
     assert_eq!(store.runs().unwrap()[0].checkpoints, std::slice::from_ref(&majority));
+    assert_eq!(read(&*store, &majority), Some((majority.clone(), state(503, 50))));
     assert_eq!(read(&*store, &minority), None);
     assert_eq!(store.write(put_as(minority, &state(900, 50))), Err(StoreError::Ended));
     let next = Header { position: position(11, 504), ..majority };

@@ -327,3 +327,39 @@ fn report(catalog: &Catalog, table: Table, key: &[u8], error: &FrameError) -> Da
         (Table::Runs | Table::Checkpoints, _) => Damage::Run { name, run, what },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used)]
+
+    use redb::backends::InMemoryBackend;
+
+    use super::*;
+    use crate::checkpoint::frame::Format;
+
+    fn empty() -> Database {
+        Database::builder().create_with_backend(InMemoryBackend::new()).unwrap()
+    }
+
+    /// After a rollback only the newer build can read what it wrote: its rows are carried over as they are,
+    /// and what is no record at all is not.
+    #[test]
+    fn rows_of_a_newer_build_are_carried_over_under_their_keys() {
+        let newer = Format { magic: *b"HORN", version: 2, max_header: 0, max_body: 100 };
+        let row = newer.seal(b"", b"who knows").unwrap();
+        let (old, new) = (empty(), empty());
+        let transaction = old.begin_write().unwrap();
+        for table in Table::ALL {
+            let mut rows = transaction.open_table(table.definition()).unwrap();
+            if table == Table::Runs {
+                rows.insert(b"newer".as_slice(), row.as_slice()).unwrap();
+                rows.insert(b"noise".as_slice(), b"noise".as_slice()).unwrap();
+            }
+        }
+        transaction.commit().unwrap();
+        assert_eq!(carry_over(Some(&old), &new).unwrap(), 1);
+        let rows = new.begin_read().unwrap().open_table(Table::Runs.definition()).unwrap();
+        assert_eq!(rows.get(b"newer".as_slice()).unwrap().unwrap().value(), row);
+        assert_eq!(rows.len().unwrap(), 1);
+    }
+}

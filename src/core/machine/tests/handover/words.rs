@@ -4,7 +4,7 @@ use super::{
     S, assert_moved, in_a_long_step, incoming, is_offer, is_offer_reply, is_transferred, target_of,
 };
 use crate::core::branch::Position;
-use crate::core::claim::{Claim, Phase};
+use crate::core::claim::{Claim, Phase, Want};
 use crate::core::ids::SessionId;
 use crate::core::io::{Cause, Event, Notice};
 use crate::core::lease::Epoch;
@@ -419,4 +419,28 @@ fn a_withdrawal_takes_back_its_own_offer_alone() {
     assert_eq!(incoming(&world), std::slice::from_ref(&target));
     world.give(&target, withdraw(epoch));
     assert_eq!(incoming(&world), []);
+}
+
+/// Rule 23: what is cancelled or paused while its state is on the way is not run where it arrives.
+#[test]
+fn what_is_cancelled_or_paused_on_the_way_does_not_start_where_it_arrives() {
+    for (seed, want) in [(70, Want::Cancel), (71, Want::Pause)] {
+        let (mut world, owner, _) = World::owned(seed, 3, &Setup::default());
+        let target = target_of(&world, &owner);
+        let drained = world.now;
+        world.record_messages = true;
+        world.drain(&owner, S * 25);
+        while !world.sent.iter().any(|(_, from, _, m)| *from == owner && is_transferred(m)) {
+            world.run_for(MS / 20);
+            assert!(world.now.since(drained) < S * 2, "it has stopped for its target");
+        }
+        world.want(&target, "a", want);
+        world.run_for(S * 3);
+        assert!(world.since("a", drained).is_empty(), "{want:?}: {:?}", world.since("a", drained));
+        let phase = &world.owner(&target, "a").unwrap().phase;
+        match want {
+            Want::Cancel => assert_eq!(*phase, Phase::Cancelled),
+            _ => assert_eq!(*phase, Phase::Paused),
+        }
+    }
 }
