@@ -14,6 +14,7 @@ mod log;
 mod observer;
 mod planted;
 mod report;
+mod runs;
 mod scenario;
 mod task;
 #[cfg(test)]
@@ -24,18 +25,14 @@ mod world;
 
 use std::io::{self, Write};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
+use crate::report::Report;
 use crate::scenario::Scenario;
-use crate::world::Outcome;
 
 /// Runs whole clusters of handover nodes in a deterministic world.
 #[derive(Debug, Parser)]
@@ -54,9 +51,14 @@ enum Command {
         /// From the first to the last, both included.
         #[arg(long, value_name = "A..B", default_value = "1..10", value_parser = parse_seeds)]
         seeds: RangeInclusive<u64>,
+        #[command(flatten)]
+        size: Size,
         /// How many run at once. Default: one on each core.
         #[arg(long)]
         jobs: Option<usize>,
+        /// Writes what came of it there, for programs and for `compare`.
+        #[arg(long, value_name = "PATH")]
+        json: Option<PathBuf>,
     },
     /// Lists the scenarios that come with the program.
     List,
@@ -66,10 +68,41 @@ enum Command {
         scenario: String,
         #[arg(long)]
         seed: u64,
+        #[command(flatten)]
+        size: Size,
         /// Prints what happened, with the world's time and the node. `RUST_LOG` filters it.
         #[arg(long)]
         trace: bool,
     },
+    /// Runs what a report is about again, and says what has changed; fails if something takes longer now.
+    Compare {
+        /// What `run --json` wrote.
+        baseline: PathBuf,
+        /// How much longer than before is none the worse, as a part.
+        #[arg(long, default_value_t = 0.1)]
+        tolerance: f64,
+        /// How many run at once. Default: one on each core.
+        #[arg(long)]
+        jobs: Option<usize>,
+    },
+}
+
+/// What differs from the scenarios' files.
+#[derive(Clone, Copy, Debug, Args)]
+struct Size {
+    /// How many nodes there are at the start.
+    #[arg(long)]
+    nodes: Option<u32>,
+    /// How long faults go on.
+    #[arg(long)]
+    minutes: Option<u32>,
+}
+
+impl Size {
+    fn of(self, wanted: &[String]) -> Result<Vec<Scenario>> {
+        let found = scenario::find(wanted)?;
+        found.into_iter().map(|scenario| scenario.resized(self.nodes, self.minutes)).collect()
+    }
 }
 
 fn parse_seeds(text: &str) -> Result<RangeInclusive<u64>> {
@@ -103,56 +136,50 @@ fn obey(command: Command, out: &mut impl Write) -> Result<bool> {
             }
             Ok(true)
         }
-        Command::Run { scenarios, seeds, jobs } => {
-            let mut all_well = true;
-            for scenario in scenario::find(&scenarios)? {
-                let begun = Instant::now();
-                let outcomes = run_all(&scenario, seeds.clone(), jobs);
-                let (text, well) = report::describe(&scenario, &outcomes, begun.elapsed(), true);
-                write!(out, "{text}")?;
-                all_well &= well;
+        Command::Run { scenarios, seeds, size, jobs, json } => {
+            let mut reports = Vec::new();
+            for scenario in size.of(&scenarios)? {
+                let report = runs::report(&scenario, seeds.clone(), jobs);
+                write!(out, "{}", report::describe(&report, true))?;
+                reports.push(report);
             }
-            Ok(all_well)
+            if let Some(path) = json {
+                report::save(&reports, &path)?;
+            }
+            Ok(reports.iter().all(|report| report.is_well(true)))
         }
-        Command::Replay { scenario, seed, trace } => {
+        Command::Replay { scenario, seed, size, trace } => {
             if trace {
                 log::to_stdout();
             }
             let mut well = true;
-            for scenario in scenario::find(&[scenario])? {
+            for scenario in size.of(&[scenario])? {
                 let outcome = world::run(&scenario, seed);
                 let (fingerprint, events) = (outcome.fingerprint, outcome.events);
                 writeln!(out, "fingerprint {fingerprint:016x} of {events} events")?;
                 let wall = outcome.wall;
-                let (text, good) = report::describe(&scenario, &[outcome], wall, false);
-                write!(out, "{text}")?;
-                well &= good;
+                let report = Report::new(&scenario, &[outcome], wall);
+                write!(out, "{}", report::describe(&report, false))?;
+                well &= report.is_well(false);
+            }
+            Ok(well)
+        }
+        Command::Compare { baseline, tolerance, jobs } => {
+            let mut well = true;
+            for before in report::load(&baseline)? {
+                let size = Size { nodes: Some(before.nodes), minutes: Some(before.minutes) };
+                for scenario in size.of(std::slice::from_ref(&before.found_as))? {
+                    let [first, last] = before.seeds;
+                    let now = runs::report(&scenario, first..=last, jobs);
+                    let (text, none_longer) = report::compare(&before, &now, tolerance);
+                    write!(out, "{text}")?;
+                    if !now.is_well(true) {
+                        write!(out, "{}", report::describe(&now, true))?;
+                    }
+                    well &= none_longer && now.is_well(true);
+                }
             }
             Ok(well)
         }
     }
-}
-
-/// Every seed, on all cores; the outcomes in the order of seeds.
-fn run_all(scenario: &Scenario, seeds: RangeInclusive<u64>, jobs: Option<usize>) -> Vec<Outcome> {
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let next = AtomicU64::new(*seeds.start());
-    let outcomes = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..jobs.unwrap_or(cores).max(1) {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if !seeds.contains(&seed) {
-                        return;
-                    }
-                    let outcome = world::run(scenario, seed);
-                    outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
-                }
-            });
-        }
-    });
-    let mut outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
-    outcomes.sort_by_key(|outcome| outcome.seed);
-    outcomes
 }

@@ -28,4 +28,4 @@ pub(crate) enum Planted {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

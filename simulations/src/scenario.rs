@@ -21,6 +21,9 @@ pub(crate) struct Scenario {
     /// What to say to find it again: its name, or its path.
     #[serde(skip)]
     pub(crate) found_as: String,
+    /// How its size differs from the file's, as the program is told.
+    #[serde(skip)]
+    options: String,
     /// What it is about, in a line.
     pub(crate) about: String,
     /// How many nodes there are at the start: `n1`, `n2` and so on.
@@ -256,6 +259,36 @@ impl Scenario {
             }
         }
         names
+    }
+
+    /// The same with other sizes.
+    pub(crate) fn resized(mut self, nodes: Option<u32>, minutes: Option<u32>) -> Result<Self> {
+        for (option, size, wanted) in
+            [("nodes", &mut self.nodes, nodes), ("minutes", &mut self.minutes, minutes)]
+        {
+            if let Some(wanted) = wanted {
+                *size = wanted;
+                self.options += &format!(" --{option} {wanted}");
+            }
+        }
+        self.check().with_context(|| format!("{} with that size", self.name))?;
+        Ok(self)
+    }
+
+    /// The command that runs it under one seed and shows what happens.
+    pub(crate) fn replay(&self, seed: u64) -> String {
+        let Self { found_as, options, .. } = self;
+        format!(
+            "cargo run --release -p simulations -- replay {found_as} --seed {seed}{options} --trace"
+        )
+    }
+
+    /// How long two copies may go on after a heal: two rounds of gossip until every loser is told, then the step
+    /// under way, and the ticks between.
+    pub(crate) fn after_heal(&self) -> Duration {
+        2 * self.timing.timing().gossip_interval
+            + Duration::from_millis(self.tasks.step_ms)
+            + Duration::from_millis(10 * self.network.tick_ms)
     }
 
     /// How long faults go on.

@@ -5,7 +5,11 @@
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use std::fs;
+use std::process::ExitCode;
+
 use crate::entropy;
+use crate::planted::tests::program;
 use crate::scenario::Scenario;
 use crate::world;
 
@@ -124,4 +128,37 @@ fn branches(seed: u64) -> Vec<bool> {
 fn the_order_of_a_select_follows_from_the_seed() {
     assert_eq!(branches(1), branches(1));
     assert_ne!(branches(1), branches(2));
+}
+
+#[test]
+fn a_run_is_compared_with_an_earlier_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (cut, json) = (path("cut.toml"), path("before.json"));
+    fs::write(&cut, CUT).unwrap();
+    let arguments = ["run", &cut, "--seeds", "1..1", "--nodes", "4", "--json", &json];
+    let (said, code) = program(&arguments);
+    assert_eq!(code, ExitCode::SUCCESS, "{said}");
+    assert!(said.contains("of 4 nodes"), "{said}");
+    let (said, code) = program(&["compare", &json]);
+    assert_eq!(code, ExitCode::SUCCESS, "the same again: {said}");
+    assert!(said.contains("overlap"), "{said}");
+
+    let report: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    let mut shorter = report.clone();
+    let max = &mut shorter[0]["overlaps"]["max_ms"];
+    *max = (max.as_f64().unwrap() / 2.0).into();
+    fs::write(&json, shorter.to_string()).unwrap();
+    let (said, code) = program(&["compare", &json]);
+    assert_eq!(code, ExitCode::FAILURE, "it was shorter: {said}");
+    assert_eq!(said.matches("LONGER").count(), 1, "{said}");
+    let (said, code) = program(&["compare", &json, "--tolerance", "1.5"]);
+    assert_eq!(code, ExitCode::SUCCESS, "{said}");
+}
+
+#[test]
+fn a_size_that_makes_no_sense_is_refused() {
+    let (_, code) = program(&["run", "split-heal", "--nodes", "0"]);
+    assert_eq!(code, ExitCode::from(2));
 }

@@ -286,17 +286,11 @@ impl<'a> World<'a> {
         let (fingerprint, events) = self.fingerprint.value();
         let running: BTreeSet<String> = self.running().into_iter().collect();
         let mut told = self.site.told();
-        let timing = self.scenario.timing.timing();
         let verdict = verdict::judge(
             &record,
             &verdict::Circumstances {
                 windows: &self.windows,
-                // Two rounds until every loser is told, then one step, and the ticks between.
-                after_heal: nanos(
-                    2 * timing.gossip_interval
-                        + Duration::from_millis(self.scenario.tasks.step_ms)
-                        + Duration::from_millis(10 * self.scenario.network.tick_ms),
-                ),
+                after_heal: nanos(self.scenario.after_heal()),
                 losses: [FaultKind::Crash, FaultKind::PowerOff]
                     .iter()
                     .any(|kind| self.faults.contains_key(kind)),

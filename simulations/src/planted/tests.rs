@@ -107,7 +107,7 @@ fn every_invariant_notices_the_fault_that_breaks_it() {
 }
 
 /// Runs the program, and returns what it prints and exits with.
-fn program(arguments: &[&str]) -> (String, ExitCode) {
+pub(crate) fn program(arguments: &[&str]) -> (String, ExitCode) {
     let mut out = Vec::new();
     let arguments = ["simulations"].iter().chain(arguments);
     let code = start(Arguments::parse_from(arguments), &mut out);

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use crate::scenario::{FaultKind, Scenario};
 
 /// An invariant that the observer can check. A scenario in which it can be broken exercises it, or
 /// shows nothing of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) enum Invariant {
     /// At most one copy of a task runs where nothing is cut.
     L4,
