@@ -118,7 +118,7 @@ pub use self::core::lease::{Epoch, Fence};
 pub use self::core::machine::OnLostState;
 pub use self::core::record::NodeState;
 pub use self::core::time::Time;
-pub use self::core::timing::{InvalidTiming, Timing};
+pub use self::core::timing::{InvalidTiming, Pace, Timing};
 pub use self::error::{Classify, Error, Result};
 pub use self::key::{Key, Keyring, SecretTooShort};
 pub use self::net::{

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use handover::Timing;
+use handover::{Pace, Timing};
 use serde::Deserialize;
 
 use crate::planted::Planted;
@@ -283,12 +283,13 @@ impl Scenario {
         )
     }
 
-    /// How long two copies may go on after a heal: two rounds of gossip until every loser is told, then the step
-    /// under way, and the ticks between.
-    pub(crate) fn after_heal(&self) -> Duration {
-        2 * self.timing.timing().gossip_interval
-            + Duration::from_millis(self.tasks.step_ms)
-            + Duration::from_millis(10 * self.network.tick_ms)
+    /// What of the tasks and the network enters the bounds: nothing arrives before its host's next turn.
+    pub(crate) fn pace(&self) -> Pace {
+        let (_, latency) = self.network.latency();
+        let mut pace = Pace::default();
+        pace.step = Duration::from_millis(self.tasks.step_ms);
+        pace.delay = latency + Duration::from_millis(self.network.tick_ms);
+        pace
     }
 
     /// How long faults go on.

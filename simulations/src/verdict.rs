@@ -12,9 +12,12 @@ mod v2;
 mod v5;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use handover::{Pace, Timing};
 
 pub(crate) use self::invariants::Invariant;
-use crate::fabric::Nanos;
+use crate::fabric::{Nanos, nanos};
 use crate::host::Told;
 use crate::observer::{Record, Span};
 use crate::task::Errand;
@@ -30,8 +33,8 @@ pub(crate) struct Window {
 /// What a run is judged by, beside the record.
 pub(crate) struct Circumstances<'a> {
     pub(crate) windows: &'a [Window],
-    /// How long two copies may go on after a heal.
-    pub(crate) after_heal: Nanos,
+    pub(crate) timing: &'a Timing,
+    pub(crate) pace: Pace,
     /// Whether processes ended without a goodbye.
     pub(crate) losses: bool,
     pub(crate) errands: &'a BTreeMap<String, (Nanos, Errand)>,
@@ -46,19 +49,51 @@ impl Circumstances<'_> {
         !self.losses && self.windows.is_empty()
     }
 
-    /// The cut that explains why a second copy is there at a time, if one does.
-    fn explains(&self, at: Nanos) -> Option<&Window> {
-        let began = self.windows.iter().rfind(|window| window.cut <= at)?;
-        let over = began.healed.is_some_and(|healed| at >= healed + self.after_heal);
-        (!over).then_some(began)
+    /// How long two copies may go on after a heal.
+    fn after_heal(&self) -> Nanos {
+        nanos(self.timing.overlap_after_heal(&self.pace))
     }
+
+    /// The cut that explains why a second copy is there at a time, if one does: from the first of those that came
+    /// before the copies of the one before had to end, to the last.
+    fn explains(&self, at: Nanos) -> Option<Window> {
+        let over = |window: &Window| window.healed.map(|healed| healed + self.after_heal());
+        let mut found: Option<Window> = None;
+        for window in self.windows.iter() {
+            let goes_on = found.filter(|f| over(f).is_none_or(|over| window.cut <= over));
+            if window.cut > at && goes_on.is_none() {
+                break;
+            }
+            let cut = goes_on.map_or(window.cut, |before| before.cut);
+            found = Some(Window { cut, healed: window.healed });
+        }
+        found.filter(|window| over(window).is_none_or(|over| at < over))
+    }
+
+    /// For how long the copies of a pair may run together, given the cut that explains it.
+    fn bound(&self, pair: &Pair<'_>, window: Window) -> Option<Nanos> {
+        let cut = Duration::from_nanos(window.healed? - window.cut);
+        // The other one can only have been started by who missed this one.
+        let ran_on = pair.one.start < window.cut;
+        Some(nanos(match ran_on {
+            true => self.timing.overlap_of_cut(cut, &self.pace),
+            false => self.timing.overlap_of_starts(cut, &self.pace),
+        }))
+    }
+}
+
+/// How long two copies ran at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Overlap {
+    pub(crate) lasted: Nanos,
+    /// And may have, if anything explains it and has ended.
+    pub(crate) bound: Option<Nanos>,
 }
 
 /// What was found.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    /// How long each pair of copies ran at once.
-    pub(crate) overlaps: Vec<Nanos>,
+    pub(crate) overlaps: Vec<Overlap>,
     /// How long after a heal each pair that outlived it went on.
     pub(crate) after_heal: Vec<Nanos>,
     /// How long a task that had started and not ended ran nowhere.
@@ -94,7 +129,11 @@ pub(crate) fn judge(record: &Record, circumstances: &Circumstances<'_>) -> Verdi
     for spans in by_task.values() {
         l4::judge(&mut verdict, spans, circumstances);
         l7::judge(&mut verdict, spans, circumstances);
-        verdict.overlaps.extend(pairs(spans).map(|pair| pair.stop - pair.start));
+        verdict.overlaps.extend(pairs(spans).map(|pair| {
+            let window = circumstances.explains(pair.start);
+            let bound = window.and_then(|window| circumstances.bound(&pair, window));
+            Overlap { lasted: pair.stop - pair.start, bound }
+        }));
         verdict.gaps.extend(gaps(spans));
     }
     h4::judge(&mut verdict, record, by_task.values().map(Vec::as_slice), circumstances);

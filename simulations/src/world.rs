@@ -290,7 +290,8 @@ impl<'a> World<'a> {
             &record,
             &verdict::Circumstances {
                 windows: &self.windows,
-                after_heal: nanos(self.scenario.after_heal()),
+                timing: &self.scenario.timing.timing(),
+                pace: self.scenario.pace(),
                 losses: [FaultKind::Crash, FaultKind::PowerOff]
                     .iter()
                     .any(|kind| self.faults.contains_key(kind)),

@@ -1,6 +1,10 @@
 //! The symbols of the timing model, their defaults, and the start-up checks.
 
+mod bounds;
+
 use std::time::Duration;
+
+pub use self::bounds::Pace;
 
 /// The durations a node lives by. Symbols as in `docs/semantics.md`. All nodes of a cluster should
 /// have the same; a taker goes by the silence floor that the owner of a task has published.

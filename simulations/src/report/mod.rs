@@ -18,7 +18,7 @@ pub(crate) use self::spread::Spread;
 pub(crate) use self::text::describe;
 use crate::fabric::Nanos;
 use crate::scenario::Scenario;
-use crate::verdict::Invariant;
+use crate::verdict::{Invariant, Overlap};
 use crate::world::Outcome;
 
 /// Of one scenario.
@@ -51,8 +51,11 @@ pub(crate) struct Report {
     pub(crate) datagrams_lost: u64,
     pub(crate) segments: u64,
     pub(crate) bytes: u64,
-    /// How long two copies ran at once.
+    /// How long two copies ran at once, and may have.
     pub(crate) overlaps: Spread,
+    pub(crate) bounds: Spread,
+    /// The largest part of its bound that an overlap took.
+    pub(crate) closest: f64,
     /// How long two copies went on after a heal, and may.
     pub(crate) after_heal: Spread,
     pub(crate) after_heal_bound_ms: f64,
@@ -80,6 +83,9 @@ impl Report {
             |of: fn(&Outcome) -> Duration| outcomes.iter().map(of).sum::<Duration>().as_secs_f64();
         let spread =
             |of: fn(&Outcome) -> &Vec<Nanos>| Spread::of(outcomes.iter().flat_map(of).copied());
+        let overlaps = outcomes.iter().flat_map(|run| &run.verdict.overlaps);
+        let part = |overlap: &Overlap| Some(overlap.lasted as f64 / overlap.bound? as f64);
+        let after_heal = scenario.timing.timing().overlap_after_heal(&scenario.pace());
         let applies = Invariant::ALL.into_iter().filter(|what| what.applies(scenario));
         let checks = applies.map(|what| {
             let times = outcomes.iter().filter_map(|run| run.verdict.checks.get(&what));
@@ -111,9 +117,11 @@ impl Report {
             datagrams_lost: total(|run| run.traffic.datagrams_lost),
             segments: total(|run| run.traffic.segments),
             bytes: total(|run| run.traffic.bytes),
-            overlaps: spread(|run| &run.verdict.overlaps),
+            overlaps: Spread::of(overlaps.clone().map(|overlap| overlap.lasted)),
+            bounds: Spread::of(overlaps.clone().filter_map(|overlap| overlap.bound)),
+            closest: overlaps.filter_map(part).fold(0.0, f64::max),
             after_heal: spread(|run| &run.verdict.after_heal),
-            after_heal_bound_ms: scenario.after_heal().as_secs_f64() * 1e3,
+            after_heal_bound_ms: after_heal.as_secs_f64() * 1e3,
             gaps: spread(|run| &run.verdict.gaps),
             checks: checks.collect(),
             failures: failed

@@ -37,6 +37,11 @@ pub(crate) fn describe(report: &Report, thorough: bool) -> String {
     );
     line(&mut text, "traffic", &traffic);
     line(&mut text, "overlaps", &report.overlaps.to_string());
+    if report.bounds.count > 0 {
+        let closest = 100.0 * report.closest;
+        let text_of = format!("{}; none took more than {closest:.0} % of its own", report.bounds);
+        line(&mut text, "  bounds", &text_of);
+    }
     let mut after_heal = report.after_heal.to_string();
     if report.after_heal.count > 0 {
         let _ = write!(after_heal, "; bound {:.0} ms", report.after_heal_bound_ms);

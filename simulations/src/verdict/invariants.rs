@@ -12,7 +12,7 @@ use crate::scenario::{FaultKind, Scenario};
 pub(crate) enum Invariant {
     /// At most one copy of a task runs where nothing is cut.
     L4,
-    /// Copies that a cut allowed end shortly after it.
+    /// Copies that a cut allowed run together for no longer than their bound, and end shortly after it.
     L7,
     /// No step is carried out without the one before it.
     H4Skips,
@@ -52,7 +52,7 @@ impl Invariant {
     const fn text(self) -> &'static str {
         match self {
             Self::L4 => "L4 one copy at a time",
-            Self::L7 => "L7 two copies end shortly after a heal",
+            Self::L7 => "L7 no overlap over its bound",
             Self::H4Skips => "H4 no step without the one before it",
             Self::H4Repeats => "H4 a handover repeats nothing",
             Self::R7 => "R7 a task ends once",

@@ -5,6 +5,18 @@ use crate::observer::Life;
 
 const S: Nanos = 1_000_000_000;
 
+/// Two copies may go on for a second after a heal, and nobody is missed for five.
+fn timing() -> Timing {
+    let mut timing = Timing::default();
+    timing.gossip_interval = Duration::from_millis(400);
+    timing.silence_floor = Duration::from_millis(6_200);
+    timing
+}
+
+fn pace() -> Pace {
+    Pace { step: Duration::from_millis(200), delay: Duration::ZERO, ..Pace::default() }
+}
+
 fn span(host: &str, start: Nanos, stop: Nanos) -> Span {
     let life = Life { host: host.into(), number: 0 };
     Span { task: "t".into(), epoch: 1, life, start, stop }
@@ -14,7 +26,8 @@ fn overlaps(spans: &[Span], windows: &[Window]) -> Verdict {
     let (errands, told, running) = (BTreeMap::new(), Told::default(), BTreeSet::new());
     let around = Circumstances {
         windows,
-        after_heal: S,
+        timing: &timing(),
+        pace: pace(),
         losses: false,
         errands: &errands,
         told: &told,
@@ -29,7 +42,7 @@ fn overlaps(spans: &[Span], windows: &[Window]) -> Verdict {
 fn two_copies_without_a_cut_are_a_violation() {
     let spans = [span("a", 0, 3 * S), span("b", 2 * S, 5 * S)];
     let verdict = overlaps(&spans, &[]);
-    assert_eq!(verdict.overlaps, [S]);
+    assert_eq!(verdict.overlaps, [Overlap { lasted: S, bound: None }]);
     assert_eq!(verdict.violations.len(), 1);
 }
 
@@ -43,13 +56,31 @@ fn one_copy_after_the_other_is_none() {
 #[test]
 fn a_cut_allows_two_copies_until_shortly_after_its_end() {
     let cut = [Window { cut: S, healed: Some(10 * S) }];
-    let within = overlaps(&[span("a", 0, 11 * S), span("b", 2 * S, 20 * S)], &cut);
+    let within = overlaps(&[span("a", 0, 11 * S), span("b", 6 * S, 20 * S)], &cut);
     assert!(within.violations.is_empty(), "{:?}", within.violations);
+    assert_eq!(within.overlaps, [Overlap { lasted: 5 * S, bound: Some(5 * S) }]);
     assert_eq!(within.after_heal, [S]);
-    let beyond = overlaps(&[span("a", 0, 12 * S), span("b", 2 * S, 20 * S)], &cut);
-    assert_eq!(beyond.violations.len(), 1);
+    let beyond = overlaps(&[span("a", 0, 12 * S), span("b", 8 * S, 20 * S)], &cut);
+    assert_eq!(beyond.violations.len(), 1, "it did not end in time");
+    let early = overlaps(&[span("a", 0, 10 * S), span("b", 4 * S, 20 * S)], &cut);
+    assert_eq!(early.violations.len(), 1, "its owner was not missed for long enough");
+    let both = overlaps(&[span("a", 2 * S, 10 * S), span("b", 3 * S, 20 * S)], &cut);
+    assert!(both.violations.is_empty(), "started on both sides: {:?}", both.violations);
     let before = overlaps(&[span("a", 0, 2 * S), span("b", S / 2, 20 * S)], &cut);
     assert_eq!(before.violations.len(), 1);
+}
+
+#[test]
+fn a_cut_that_comes_before_the_copies_of_another_have_ended_is_one_with_it() {
+    let spans = [span("a", 0, 21 * S), span("b", 8 * S, 30 * S)];
+    let cuts = |next| {
+        let first = Window { cut: S, healed: Some(10 * S) };
+        [first, Window { cut: next, healed: Some(20 * S) }]
+    };
+    let at_once = overlaps(&spans, &cuts(10 * S + S / 2)).violations;
+    assert!(at_once.is_empty(), "{at_once:?}");
+    let later = overlaps(&spans, &cuts(12 * S)).violations;
+    assert_eq!(later.len(), 2, "they outlive the first, and each bound: {later:?}");
 }
 
 #[test]
@@ -69,7 +100,8 @@ fn a_task_that_is_lost_or_wrong_is_a_violation() {
     let judged = |record: &Record, told: &Told| {
         let around = Circumstances {
             windows: &[],
-            after_heal: S,
+            timing: &timing(),
+            pace: pace(),
             losses: false,
             errands: &errands,
             told,
