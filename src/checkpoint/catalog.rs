@@ -226,25 +226,32 @@ impl Catalog {
             .runs
             .entry((spec.name.clone(), spec.run))
             .or_insert_with(|| Run::new(spec.clone()));
-        if let Some((known, _)) = &run.end
+        // What a task brought is given up only for what another end of it brought.
+        let brought = |end: &StoredEnd| end.claim.phase == claim.phase;
+        let kept = run.end.as_ref().is_some_and(|(known, output)| *output && brought(known));
+        if let Some((known, has)) = &mut run.end
             && known.claim.beats(claim)
         {
-            return Ok(Plan::default());
+            let missing = output && !*has && brought(known);
+            *has |= missing;
+            let output = if missing { Change::Write } else { Change::Keep };
+            return Ok(Plan { output, ..Plan::default() });
         }
         let ended: Vec<CheckpointKey> =
             run.heads.iter().filter(|head| ends(claim, head.position)).map(key).collect();
         let mut plan = Plan {
             remove: ended.iter().flat_map(|head| run.drop_branch(head)).collect(),
             record: Change::Write,
-            output: match output {
-                true => Change::Write,
-                false => Change::Remove,
+            output: match (output, kept) {
+                (true, _) => Change::Write,
+                (false, true) => Change::Keep,
+                (false, false) => Change::Remove,
             },
             ..Plan::default()
         };
         plan.everything = claim.phase != Phase::Failed;
         run.desired = None;
-        run.end = Some((end.clone(), output));
+        run.end = Some((end.clone(), output || kept));
         Ok(plan)
     }
 

@@ -29,6 +29,7 @@ pub(crate) fn all(fresh: Fresh<'_>) {
     ends_are_joined_in_the_order_of_claims(fresh);
     a_failure_spares_what_a_higher_epoch_wrote(fresh);
     an_output_can_go_and_the_tombstone_stays(fresh);
+    an_output_is_given_up_for_no_end_without_one(fresh);
     a_run_is_kept_before_its_first_checkpoint_with_what_is_wanted(fresh);
     branches_are_discarded_by_their_newest(fresh);
     what_is_no_checkpoint_is_refused(fresh);
@@ -229,6 +230,28 @@ fn a_failure_spares_what_a_higher_epoch_wrote(fresh: Fresh<'_>) {
     let next = Header { position: position(11, 504), ..majority };
     store.write(put_as(next.clone(), &state(503, 50))).unwrap();
     assert_eq!(store.runs().unwrap()[0].checkpoints, [next]);
+}
+
+/// Several nodes may have published an end one after another, some without what it brought.
+fn an_output_is_given_up_for_no_end_without_one(fresh: Fresh<'_>) {
+    let output = |store: &dyn CheckpointStore| store.get_output(&name("a"), run(1)).unwrap();
+    let out = Some(Bytes::from_static(b"out"));
+    for (first, second) in [(5, 6), (6, 5)] {
+        let store = fresh();
+        store.write(finished("a", first, Some("out"))).unwrap();
+        store.write(finished("a", second, None)).unwrap();
+        assert_eq!(output(&*store), out, "{first}, then {second} without");
+        let store = fresh();
+        store.write(finished("a", first, None)).unwrap();
+        store.write(finished("a", second, Some("out"))).unwrap();
+        assert_eq!(output(&*store), out, "{first} without, then {second}");
+        let kept = store.runs().unwrap()[0].end.clone().unwrap();
+        assert_eq!(kept.0.claim.epoch.0, 6, "the higher one is the end");
+    }
+    let store = fresh();
+    store.write(finished("a", 6, Some("out"))).unwrap();
+    store.write(finished("a", 5, Some("low"))).unwrap();
+    assert_eq!(output(&*store), out, "of two, that of the higher one");
 }
 
 fn an_output_can_go_and_the_tombstone_stays(fresh: Fresh<'_>) {

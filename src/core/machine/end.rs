@@ -404,12 +404,20 @@ impl Machine {
         if held {
             return self.send(from, Message::EndedReply { name, run: claim.run });
         }
-        if output.is_none() && claim.phase == Phase::Finished {
+        // What it brought may be held here by an end of another publisher.
+        let same = |end: &Claim| end.run == claim.run && end.epoch == claim.epoch;
+        let here =
+            self.ends.get(&name).is_some_and(|(end, _)| same(end) && end.phase == claim.phase)
+                && !self.bare.contains(&name);
+        if output.is_none() && claim.phase == Phase::Finished && !here {
             self.bare.insert(name.clone());
         } else {
             self.bare.remove(&name);
         }
-        self.set_end(claim.clone(), self.now.at.back(age));
+        // Only its output was missing.
+        if !known {
+            self.set_end(claim.clone(), self.now.at.back(age));
+        }
         self.forget_runs(&name, claim.run);
         let retention = self.config.timing.retention;
         self.alarm_in(&name, retention);

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use uuid::Uuid;
+
 use super::rules_claims::{publish, run, short};
 use super::world::{Disk, MS, Setup, World, name};
 use crate::core::claim::{Claim, Phase};
-use crate::core::ids::SessionId;
+use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::{Event, Notice};
 use crate::core::lease::Epoch;
 use crate::core::message::Message;
@@ -316,6 +319,72 @@ fn whoever_publishes_an_end_after_a_cut_has_its_output() {
         }
     }
     assert!(passed_on > 0, "no end was ever published by another node");
+}
+
+/// Nodes that have an end from different publishers, one of them without its output: it comes to where it is missing,
+/// and nobody takes itself for a holder who is none.
+#[test]
+fn an_output_comes_to_who_knows_its_end_by_a_later_publisher() {
+    let mut passed_on = 0;
+    for seed in 0..10 {
+        let (mut world, mut nodes) = finished(seed, 5, &Setup::default(), 10);
+        // Replicas publish now what the dead one had.
+        let dead = nodes.remove(seed as usize % 5);
+        world.crash(&dead);
+        world.run_for(S * 20);
+        let published: Vec<SessionId> = (0..10)
+            .map(|i| world.owner(&nodes[0], &format!("t{i}")).unwrap().session.clone())
+            .collect();
+        nodes[1..].rotate_left(seed as usize / 5);
+        world.split(&nodes[..2], &nodes[2..]);
+        world.run_for(S * 50);
+        world.heal();
+        world.run_for(S * 13);
+        for (i, before) in published.iter().enumerate() {
+            let task = format!("t{i}");
+            let publisher = world.owner(&nodes[0], &task).unwrap().session.clone();
+            passed_on += usize::from(publisher != *before);
+            let holders = holders(&world, &task);
+            let lives = publisher != dead;
+            assert!(!lives || holders.contains(&publisher), "seed {seed}: {task}");
+            assert!(holders.len() > 1, "seed {seed}: {task} is held by {holders:?}");
+            for node in &nodes {
+                let has = world.nodes[node].machine.copied_run(&name(&task)).is_some();
+                assert!(!has || holders.contains(node), "seed {seed}: {node} has no {task}");
+            }
+        }
+    }
+    assert!(passed_on > 0, "no end was ever published by another node");
+}
+
+/// The same, told by hand: a higher record of an end without its output neither keeps it out nor takes it away.
+#[test]
+fn an_output_and_a_higher_record_of_its_end_are_kept_together() {
+    let (mut world, nodes) = finished(3, 4, &Setup::default(), 1);
+    let end = world.owner(&nodes[0], "t0").unwrap().clone();
+    let later = SessionId::new(NodeId::new("n9").unwrap(), Uuid::from_u128(9));
+    let later = Claim { session: later, ..end.clone() };
+    assert!(later.beats(&end));
+    let has_it = holders(&world, "t0");
+    let lacks = nodes.iter().find(|node| !has_it.contains(node)).unwrap().clone();
+    let spec = world.nodes[&has_it[0]].machine.spec_of(&name("t0"), end.run).unwrap().clone();
+    let output = world.nodes[&has_it[0]].disk.runs.values().find_map(|run| run.end.clone()?.1);
+    let tell = |world: &mut World, to: &SessionId, claim: &Claim, output: Option<Bytes>| {
+        let (claim, spec) = (claim.clone(), spec.clone());
+        let message = Message::Ended { claim, spec, output, age: Duration::ZERO };
+        world.give(to, Event::Message { from: nodes[0].clone(), message });
+        world.run_for(MS * 10);
+    };
+    tell(&mut world, &lacks, &later, None);
+    assert!(!holders(&world, "t0").contains(&lacks));
+    tell(&mut world, &lacks, &end, output);
+    tell(&mut world, &has_it[1], &later, None);
+    for node in [&lacks, &has_it[1]] {
+        assert!(holders(&world, "t0").contains(node), "{node}");
+        let machine = &world.nodes[node].machine;
+        assert_eq!(machine.ends[&name("t0")].0.session, later.session, "{node}");
+        assert!(machine.copied_run(&name("t0")).is_some(), "{node} gives it to others");
+    }
 }
 
 /// Rule 12, C5: an end that is told again is acknowledged no sooner than it is stored: what was reported as

@@ -110,13 +110,25 @@ impl World {
                 let full = self.nodes[session].disk_full;
                 let error = full.then(|| "no space left".to_owned());
                 if let Some(node) = self.nodes.get_mut(session).filter(|_| !full) {
-                    let end = Some((end, output));
+                    // As the store does: the better end, and what any of its phase brought.
+                    let known = node.disk.runs.remove(&(name.clone(), run));
+                    let known = known.and_then(|run| run.end).filter(|(known, _)| {
+                        known.claim.phase == end.claim.phase || known.claim.beats(&end.claim)
+                    });
+                    let end = match known {
+                        Some((known, had)) if known.claim.beats(&end.claim) => {
+                            let same = known.claim.phase == end.claim.phase;
+                            (known, had.or(output.filter(|_| same)))
+                        }
+                        Some((_, had)) => (end, output.or(had)),
+                        None => (end, output),
+                    };
                     let stored = Stored {
                         spec,
                         desired: None,
                         checkpoints: Vec::new(),
                         damaged: false,
-                        end,
+                        end: Some(end),
                     };
                     node.disk.runs.insert((name.clone(), run), stored);
                 }
