@@ -81,21 +81,62 @@ pub(crate) struct Weather {
     pub(crate) loss: f64,
     /// Which part of the datagrams arrives twice.
     pub(crate) duplicate: f64,
+    /// Datagrams longer than so many bytes are lost: a tunnel on the way carries no more, and says nothing.
+    pub(crate) lose_over: Option<usize>,
     /// How far hosts advance in turn: nothing arrives sooner than in the next one.
     pub(crate) tick_ms: u64,
 }
 
 impl Default for Weather {
     fn default() -> Self {
-        Self { latency_ms: [0.3, 2.0], loss: 0.0, duplicate: 0.0, tick_ms: 5 }
+        Self { latency_ms: [0.3, 2.0], loss: 0.0, duplicate: 0.0, lose_over: None, tick_ms: 5 }
     }
 }
 
 impl Weather {
+    /// What it is like with a change.
+    pub(crate) fn changed(&self, change: &Change) -> Self {
+        Self {
+            latency_ms: change.latency_ms.unwrap_or(self.latency_ms),
+            loss: change.loss.unwrap_or(self.loss),
+            duplicate: change.duplicate.unwrap_or(self.duplicate),
+            lose_over: change.lose_over.or(self.lose_over),
+            tick_ms: self.tick_ms,
+        }
+    }
+
+    /// Whether the bounds take it as it is; what is worse counts as if nobody could reach anybody.
+    pub(crate) fn is_fair(&self, timing: &Timing) -> bool {
+        self.loss <= 0.2 && self.latency().1 <= timing.gossip_interval / 2
+    }
+
+    fn check(&self) -> Result<()> {
+        let [least, most] = self.latency_ms;
+        ensure!(
+            (0.0..=600_000.0).contains(&least) && (least..=600_000.0).contains(&most),
+            "latency_ms: the lower bound first, at most ten minutes"
+        );
+        for part in [self.loss, self.duplicate] {
+            ensure!((0.0..1.0).contains(&part), "a part is at least 0 and below 1");
+        }
+        ensure!((1..=100).contains(&self.tick_ms), "tick_ms: 1 to 100");
+        Ok(())
+    }
+
     pub(crate) fn latency(&self) -> (Duration, Duration) {
         let [least, most] = self.latency_ms;
         (Duration::from_secs_f64(least / 1e3), Duration::from_secs_f64(most / 1e3))
     }
+}
+
+/// What a fault makes of the network, where it is of that kind.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Change {
+    pub(crate) latency_ms: Option<[f64; 2]>,
+    pub(crate) loss: Option<f64>,
+    pub(crate) duplicate: Option<f64>,
+    pub(crate) lose_over: Option<usize>,
 }
 
 /// Durations that differ from [`Timing::default`], in milliseconds.
@@ -155,6 +196,9 @@ pub(crate) struct Fault {
     /// The other side; none for all others.
     #[serde(default)]
     pub(crate) b: Vec<String>,
+    /// What becomes of the network.
+    #[serde(default)]
+    pub(crate) network: Change,
 }
 
 /// What can happen.
@@ -177,6 +221,8 @@ pub(crate) enum FaultKind {
     CutOneWay,
     /// All cuts end.
     Heal,
+    /// The network as a whole gets worse, or better.
+    Weather,
 }
 
 impl FaultKind {
@@ -190,11 +236,12 @@ impl FaultKind {
             Self::Cut => "cut",
             Self::CutOneWay => "cut-one-way",
             Self::Heal => "heal",
+            Self::Weather => "weather",
         }
     }
 
     const fn is_of_a_node(self) -> bool {
-        !matches!(self, Self::Cut | Self::CutOneWay | Self::Heal)
+        !matches!(self, Self::Cut | Self::CutOneWay | Self::Heal | Self::Weather)
     }
 }
 
@@ -226,15 +273,11 @@ impl Scenario {
         let [least, most] = self.tasks.steps;
         ensure!(least > 0 && least <= most, "tasks.steps: at least 1, the lower bound first");
         ensure!(self.tasks.step_ms > 0, "tasks.step_ms: a step takes time");
-        let [least, most] = self.network.latency_ms;
-        ensure!(
-            (0.0..=60_000.0).contains(&least) && (least..=60_000.0).contains(&most),
-            "network.latency_ms: the lower bound first, at most a minute"
-        );
-        for part in [self.network.loss, self.network.duplicate] {
-            ensure!((0.0..1.0).contains(&part), "network: a part is at least 0 and below 1");
+        for fault in &self.faults {
+            let network = self.network.changed(&fault.network);
+            network.check().with_context(|| format!("{}: network", fault.kind.label()))?;
         }
-        ensure!((1..=100).contains(&self.network.tick_ms), "network.tick_ms: 1 to 100");
+        self.network.check().context("network")?;
         self.timing.timing().check()?;
         let known = self.names();
         for fault in &self.faults {
@@ -285,7 +328,11 @@ impl Scenario {
 
     /// What of the tasks and the network enters the bounds: nothing arrives before its host's next turn.
     pub(crate) fn pace(&self) -> Pace {
-        let (_, latency) = self.network.latency();
+        let timing = self.timing.timing();
+        let changes = self.faults.iter().map(|fault| self.network.changed(&fault.network));
+        let fair = changes.filter(|network| network.is_fair(&timing));
+        let latency = fair.chain([self.network.clone()]).map(|network| network.latency().1).max();
+        let latency = latency.unwrap_or_default();
         let mut pace = Pace::default();
         pace.step = Duration::from_millis(self.tasks.step_ms);
         pace.delay = latency + Duration::from_millis(self.network.tick_ms);
@@ -313,10 +360,14 @@ impl Fault {
         ensure!(self.every != Some(0.0), "{kind}: every 0 seconds would never end");
         ensure!(
             self.kind.is_of_a_node() == self.node.is_some(),
-            "{kind}: `node` says whom it happens to, unless it is a cut or its end"
+            "{kind}: `node` says whom it happens to, unless it is a cut or its end, or the weather"
         );
         let cut = matches!(self.kind, FaultKind::Cut | FaultKind::CutOneWay);
         ensure!(cut != self.a.is_empty(), "{kind}: `a` says which side is cut off");
+        ensure!(
+            (self.kind == FaultKind::Weather) == (self.network != Change::default()),
+            "{kind}: `network` says what becomes of it, with the weather"
+        );
         for name in self.node.iter().chain(&self.a).chain(&self.b) {
             if name != ANY && !known.contains(name) {
                 bail!("{kind}: there is no node {name}");
@@ -383,6 +434,9 @@ mod tests {
             "[timing]\nsilence_floor_ms = 100",
             "[tasks]\nsteps = [5, 3]",
             "[network]\nloss = 1.0",
+            "[[fault]]\nkind = 'weather'\nat = 1",
+            "[[fault]]\nkind = 'weather'\nat = 1\nnetwork = { loss = 1.0 }",
+            "[[fault]]\nkind = 'heal'\nat = 1\nnetwork = { loss = 0.1 }",
         ] {
             assert!(Scenario::parse("s", &format!("{base}{fault}")).is_err(), "{fault}");
         }

@@ -5,6 +5,7 @@ mod invariants;
 mod l4;
 mod l7;
 mod r7;
+mod reach;
 #[cfg(test)]
 mod tests;
 mod v1;
@@ -17,22 +18,15 @@ use std::time::Duration;
 use handover::{Pace, Timing};
 
 pub(crate) use self::invariants::Invariant;
+pub(crate) use self::reach::{Reach, Window};
 use crate::fabric::{Nanos, nanos};
 use crate::host::Told;
 use crate::observer::{Record, Span};
 use crate::task::Errand;
 
-/// A time in which the network was cut somewhere.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Window {
-    pub(crate) cut: Nanos,
-    /// None if it still was at the end.
-    pub(crate) healed: Option<Nanos>,
-}
-
 /// What a run is judged by, beside the record.
 pub(crate) struct Circumstances<'a> {
-    pub(crate) windows: &'a [Window],
+    pub(crate) reach: &'a Reach,
     pub(crate) timing: &'a Timing,
     pub(crate) pace: Pace,
     /// Whether processes ended without a goodbye.
@@ -46,38 +40,45 @@ pub(crate) struct Circumstances<'a> {
 impl Circumstances<'_> {
     /// Nobody was lost and nothing was cut: work moved in good order, if at all.
     fn orderly(&self) -> bool {
-        !self.losses && self.windows.is_empty()
+        !self.losses && self.reach.is_whole()
     }
 
     /// How long two copies may go on after a heal.
-    fn after_heal(&self) -> Nanos {
-        nanos(self.timing.overlap_after_heal(&self.pace))
+    fn after_heal(&self, window: &Window) -> Nanos {
+        nanos(self.timing.overlap_after_heal(&self.pace(window)))
     }
 
-    /// The cut that explains why a second copy is there at a time, if one does: from the first of those that came
-    /// before the copies of the one before had to end, to the last.
-    fn explains(&self, at: Nanos) -> Option<Window> {
-        let over = |window: &Window| window.healed.map(|healed| healed + self.after_heal());
+    fn pace(&self, window: &Window) -> Pace {
+        let mut pace = self.pace;
+        pace.relayed = window.relayed;
+        pace
+    }
+
+    /// The cut between the two nodes of a pair that explains why it is there, if one does: from the first of those
+    /// that came before the copies of the one before had to end, to the last.
+    fn explains(&self, pair: &Pair<'_>) -> Option<Window> {
+        let over = |window: &Window| window.healed.map(|healed| healed + self.after_heal(window));
         let mut found: Option<Window> = None;
-        for window in self.windows.iter() {
+        for window in self.reach.windows(&pair.one.life.host, &pair.other.life.host) {
             let goes_on = found.filter(|f| over(f).is_none_or(|over| window.cut <= over));
-            if window.cut > at && goes_on.is_none() {
+            if window.cut > pair.start && goes_on.is_none() {
                 break;
             }
             let cut = goes_on.map_or(window.cut, |before| before.cut);
-            found = Some(Window { cut, healed: window.healed });
+            found = Some(Window { cut, ..window });
         }
-        found.filter(|window| over(window).is_none_or(|over| at < over))
+        found.filter(|window| over(window).is_none_or(|over| pair.start < over))
     }
 
     /// For how long the copies of a pair may run together, given the cut that explains it.
     fn bound(&self, pair: &Pair<'_>, window: Window) -> Option<Nanos> {
         let cut = Duration::from_nanos(window.healed? - window.cut);
+        let pace = self.pace(&window);
         // The other one can only have been started by who missed this one.
         let ran_on = pair.one.start < window.cut;
         Some(nanos(match ran_on {
-            true => self.timing.overlap_of_cut(cut, &self.pace),
-            false => self.timing.overlap_of_starts(cut, &self.pace),
+            true => self.timing.overlap_of_cut(cut, &pace),
+            false => self.timing.overlap_of_starts(cut, &pace),
         }))
     }
 }
@@ -130,7 +131,7 @@ pub(crate) fn judge(record: &Record, circumstances: &Circumstances<'_>) -> Verdi
         l4::judge(&mut verdict, spans, circumstances);
         l7::judge(&mut verdict, spans, circumstances);
         verdict.overlaps.extend(pairs(spans).map(|pair| {
-            let window = circumstances.explains(pair.start);
+            let window = circumstances.explains(&pair);
             let bound = window.and_then(|window| circumstances.bound(&pair, window));
             Overlap { lasted: pair.stop - pair.start, bound }
         }));

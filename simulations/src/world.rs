@@ -23,7 +23,7 @@ use crate::observer::{Observer, Record};
 use crate::scenario::{FaultKind, Scenario};
 use crate::task::Errand;
 use crate::trace::Fingerprint;
-use crate::verdict::{self, Verdict, Window};
+use crate::verdict::{self, Reach, Verdict};
 
 /// How often the console looks after tasks that nobody has taken on, and whether all have ended.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -108,8 +108,11 @@ struct World<'a> {
     /// To be done, by time and then in order.
     agenda: BTreeMap<(Nanos, u64), Act>,
     errands: BTreeMap<String, (Nanos, Errand)>,
-    cuts: BTreeSet<(String, String)>,
-    windows: Vec<Window>,
+    /// Directions in which nothing passes, and how many faults see to that.
+    cuts: BTreeMap<(String, String), u32>,
+    reach: Reach,
+    /// The bounds count on the weather.
+    is_fair: bool,
     faults: BTreeMap<FaultKind, u64>,
 }
 
@@ -154,8 +157,9 @@ impl<'a> World<'a> {
             hosts: BTreeMap::new(),
             agenda: BTreeMap::new(),
             errands: BTreeMap::new(),
-            cuts: BTreeSet::new(),
-            windows: Vec::new(),
+            cuts: BTreeMap::new(),
+            reach: Reach::default(),
+            is_fair: scenario.network.is_fair(&scenario.timing.timing()),
             faults: BTreeMap::new(),
         }
     }
@@ -289,7 +293,7 @@ impl<'a> World<'a> {
         let verdict = verdict::judge(
             &record,
             &verdict::Circumstances {
-                windows: &self.windows,
+                reach: &self.reach,
                 timing: &self.scenario.timing.timing(),
                 pace: self.scenario.pace(),
                 losses: [FaultKind::Crash, FaultKind::PowerOff]

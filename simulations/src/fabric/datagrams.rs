@@ -84,7 +84,8 @@ impl Datagrams for Socket {
         };
         state.traffic.datagrams += 1;
         state.traffic.bytes += bytes.len() as u64;
-        let passes = state.passes(host_of(self.address), host_of(to));
+        let fits = state.weather.lose_over.is_none_or(|most| bytes.len() <= most);
+        let passes = fits && state.passes(host_of(self.address), host_of(to));
         let mut delivered = false;
         for _ in 0..if passes { copies } else { 0 } {
             let due = now + state.latency();

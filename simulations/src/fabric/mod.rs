@@ -93,6 +93,11 @@ impl Fabric {
         self.lock().now = now;
     }
 
+    /// From now on the network is like that.
+    pub(crate) fn set_weather(&self, weather: Weather) {
+        self.lock().weather = weather;
+    }
+
     pub(crate) fn traffic(&self) -> Traffic {
         self.lock().traffic
     }

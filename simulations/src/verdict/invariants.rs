@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::scenario::{FaultKind, Scenario};
+use crate::scenario::{Fault, FaultKind, Scenario};
 
 /// An invariant that the observer can check. A scenario in which it can be broken exercises it, or
 /// shows nothing of it.
@@ -70,6 +70,9 @@ impl Invariant {
         let has =
             |kinds: &[FaultKind]| scenario.faults.iter().any(|fault| kinds.contains(&fault.kind));
         let cuts = has(&[FaultKind::Cut, FaultKind::CutOneWay]);
+        let timing = scenario.timing.timing();
+        let foul = |fault: &Fault| !scenario.network.changed(&fault.network).is_fair(&timing);
+        let cuts = cuts || scenario.faults.iter().any(foul);
         let losses = has(&[FaultKind::Crash, FaultKind::PowerOff]);
         let drains = has(&[FaultKind::Drain]);
         match self {

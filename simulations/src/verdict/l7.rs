@@ -8,7 +8,7 @@ use crate::observer::Span;
 pub(super) fn judge(verdict: &mut Verdict, spans: &[Span], around: &Circumstances<'_>) {
     for pair in pairs(spans) {
         // What nothing explains is another invariant's.
-        let Some(window) = around.explains(pair.start) else { continue };
+        let Some(window) = around.explains(&pair) else { continue };
         let Some((healed, bound)) = window.healed.zip(around.bound(&pair, window)) else {
             continue;
         };
@@ -19,7 +19,7 @@ pub(super) fn judge(verdict: &mut Verdict, spans: &[Span], around: &Circumstance
         });
         if pair.stop > healed {
             verdict.after_heal.push(pair.stop - healed);
-            verdict.check(Invariant::L7, pair.stop <= healed + around.after_heal(), || {
+            verdict.check(Invariant::L7, pair.stop <= healed + around.after_heal(&window), || {
                 format!("{pair}, healed at {}", seconds(healed))
             });
         }

@@ -17,15 +17,33 @@ fn pace() -> Pace {
     Pace { step: Duration::from_millis(200), delay: Duration::ZERO, ..Pace::default() }
 }
 
+fn window(cut: Nanos, healed: Option<Nanos>) -> Window {
+    Window { cut, healed, relayed: false }
+}
+
 fn span(host: &str, start: Nanos, stop: Nanos) -> Span {
     let life = Life { host: host.into(), number: 0 };
     Span { task: "t".into(), epoch: 1, life, start, stop }
 }
 
+/// The two hosts of the tests could not reach each other in these times.
+fn apart(windows: &[Window]) -> Reach {
+    let hosts = ["a", "b"].map(str::to_owned);
+    let cut = BTreeSet::from([("a".to_owned(), "b".to_owned())]);
+    let mut reach = Reach::default();
+    for window in windows {
+        reach.note(window.cut, &hosts, cut.clone());
+        if let Some(healed) = window.healed {
+            reach.note(healed, &hosts, BTreeSet::new());
+        }
+    }
+    reach
+}
+
 fn overlaps(spans: &[Span], windows: &[Window]) -> Verdict {
     let (errands, told, running) = (BTreeMap::new(), Told::default(), BTreeSet::new());
     let around = Circumstances {
-        windows,
+        reach: &apart(windows),
         timing: &timing(),
         pace: pace(),
         losses: false,
@@ -55,7 +73,7 @@ fn one_copy_after_the_other_is_none() {
 
 #[test]
 fn a_cut_allows_two_copies_until_shortly_after_its_end() {
-    let cut = [Window { cut: S, healed: Some(10 * S) }];
+    let cut = [window(S, Some(10 * S))];
     let within = overlaps(&[span("a", 0, 11 * S), span("b", 6 * S, 20 * S)], &cut);
     assert!(within.violations.is_empty(), "{:?}", within.violations);
     assert_eq!(within.overlaps, [Overlap { lasted: 5 * S, bound: Some(5 * S) }]);
@@ -74,8 +92,8 @@ fn a_cut_allows_two_copies_until_shortly_after_its_end() {
 fn a_cut_that_comes_before_the_copies_of_another_have_ended_is_one_with_it() {
     let spans = [span("a", 0, 21 * S), span("b", 8 * S, 30 * S)];
     let cuts = |next| {
-        let first = Window { cut: S, healed: Some(10 * S) };
-        [first, Window { cut: next, healed: Some(20 * S) }]
+        let first = window(S, Some(10 * S));
+        [first, window(next, Some(20 * S))]
     };
     let at_once = overlaps(&spans, &cuts(10 * S + S / 2)).violations;
     assert!(at_once.is_empty(), "{at_once:?}");
@@ -99,7 +117,7 @@ fn a_task_that_is_lost_or_wrong_is_a_violation() {
     let mut record = Record::default();
     let judged = |record: &Record, told: &Told| {
         let around = Circumstances {
-            windows: &[],
+            reach: &Reach::default(),
             timing: &timing(),
             pace: pace(),
             losses: false,

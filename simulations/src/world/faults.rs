@@ -9,8 +9,7 @@ use super::World;
 use crate::fabric::nanos;
 use crate::host::{Order, process};
 use crate::planted::Planted;
-use crate::scenario::{ANY, Fault, FaultKind};
-use crate::verdict::Window;
+use crate::scenario::{ANY, Fault, FaultKind, Weather};
 
 /// Something to be done at a time.
 pub(super) enum Act {
@@ -18,6 +17,7 @@ pub(super) enum Act {
     /// The end of a fault, with the nodes it happened to.
     Restart(String),
     Heal(Vec<(String, String)>),
+    Clear,
 }
 
 impl World<'_> {
@@ -26,6 +26,7 @@ impl World<'_> {
             Act::Fault(fault) => self.fault(fault),
             Act::Restart(host) => self.start(&host),
             Act::Heal(pairs) => self.heal(&pairs),
+            Act::Clear => self.weather(self.scenario.network.clone()),
         }
     }
 
@@ -67,8 +68,11 @@ impl World<'_> {
                 self.undo(fault.lasts, Act::Heal(pairs));
             }
             (FaultKind::Heal, _) => {
-                let pairs: Vec<(String, String)> = self.cuts.iter().cloned().collect();
-                self.heal(&pairs);
+                self.heal_all();
+            }
+            (FaultKind::Weather, _) => {
+                self.weather(self.scenario.network.changed(&fault.network));
+                self.undo(fault.lasts, Act::Clear);
             }
             // Nobody is left that it could happen to.
             _ => return,
@@ -122,14 +126,14 @@ impl World<'_> {
                 self.fabric.cut(*from, *to);
             }
         }
-        let secret = self.scenario.plants(Planted::SecretCut);
-        if self.cuts.is_empty() && !pairs.is_empty() && !secret {
-            let cut = self.now();
-            let lasts = fault.lasts.filter(|_| self.scenario.plants(Planted::LateHeal));
-            let told = lasts.map(|lasts| cut + nanos(Duration::from_secs_f64(lasts - 3.0)));
-            self.windows.push(Window { cut, healed: told });
+        for pair in &pairs {
+            *self.cuts.entry(pair.clone()).or_default() += 1;
         }
-        self.cuts.extend(pairs.iter().cloned());
+        self.note_reach();
+        if let Some(lasts) = fault.lasts.filter(|_| self.scenario.plants(Planted::LateHeal)) {
+            let told = self.now() + nanos(Duration::from_secs_f64(lasts - 3.0));
+            self.reach.note(told, &self.running(), BTreeSet::new());
+        }
         pairs
     }
 
@@ -138,22 +142,50 @@ impl World<'_> {
             return;
         }
         for pair in pairs {
-            if !self.cuts.remove(pair) {
+            // Another cut may still be in its way.
+            let Some(cuts) = self.cuts.get_mut(pair) else { continue };
+            *cuts -= 1;
+            if *cuts > 0 {
                 continue;
             }
+            self.cuts.remove(pair);
             if let (Some(from), Some(to)) =
                 (self.addresses.get(&pair.0), self.addresses.get(&pair.1))
             {
                 self.fabric.heal(*from, *to);
             }
         }
-        let now = self.now();
-        if self.cuts.is_empty()
-            && let Some(window) = self.windows.last_mut()
-        {
+        self.note_reach();
+        if self.cuts.is_empty() && !pairs.is_empty() {
             tracing::info!(target: "simulations", "healed");
-            window.healed.get_or_insert(now);
         }
+    }
+
+    fn heal_all(&mut self) {
+        self.cuts.values_mut().for_each(|cuts| *cuts = 1);
+        let pairs: Vec<(String, String)> = self.cuts.keys().cloned().collect();
+        self.heal(&pairs);
+    }
+
+    fn weather(&mut self, weather: Weather) {
+        tracing::info!(target: "simulations", ?weather, "weather");
+        self.is_fair = weather.is_fair(&self.scenario.timing.timing());
+        self.fabric.set_weather(weather);
+        self.note_reach();
+    }
+
+    /// Tells the verdict who can reach whom from now on.
+    fn note_reach(&mut self) {
+        let secret = self.scenario.plants(Planted::SecretCut);
+        let up = self.running();
+        let cuts = match (secret, self.is_fair) {
+            (true, _) => BTreeSet::new(),
+            (false, true) => self.cuts.keys().cloned().collect(),
+            (false, false) => {
+                up.iter().flat_map(|a| up.iter().map(|b| (a.clone(), b.clone()))).collect()
+            }
+        };
+        self.reach.note(self.now(), &up, cuts);
     }
 
     /// Starts a process, if none runs there.
@@ -164,7 +196,9 @@ impl World<'_> {
         }
         tracing::info!(target: "simulations", host, "start");
         self.fabric.power_on(address);
-        match self.hosts.insert(host.to_owned(), true) {
+        let known = self.hosts.insert(host.to_owned(), true);
+        self.note_reach();
+        match known {
             Some(_) => self.sim.bounce(host),
             None => {
                 let (site, name) = (self.site.clone(), host.to_owned());
@@ -183,6 +217,7 @@ impl World<'_> {
     pub(super) fn kill(&mut self, host: &str) {
         let Some(up) = self.hosts.get_mut(host).filter(|up| **up) else { return };
         *up = false;
+        self.note_reach();
         // First what others see of it, while it is known when it happened.
         if let Some(life) = self.site.life(host) {
             self.observer.died(&life);
@@ -200,8 +235,8 @@ impl World<'_> {
     pub(super) fn mend(&mut self) {
         self.fabric.set_now(self.now());
         self.agenda.clear();
-        let pairs: Vec<(String, String)> = self.cuts.iter().cloned().collect();
-        self.heal(&pairs);
+        self.weather(self.scenario.network.clone());
+        self.heal_all();
         // Nodes that were replaced stay away.
         for number in 1..=self.scenario.nodes {
             let host = format!("n{number}");

@@ -31,6 +31,8 @@ pub struct Pace {
     pub start: Duration,
     /// δ: one way through the network, at worst. Default 10 ms.
     pub delay: Duration,
+    /// The two copies reach each other only through other nodes. Default false.
+    pub relayed: bool,
 }
 
 impl Default for Pace {
@@ -40,6 +42,7 @@ impl Default for Pace {
             unbroken: Duration::ZERO,
             start: Duration::from_millis(200),
             delay: Duration::from_millis(10),
+            relayed: false,
         }
     }
 }
@@ -51,13 +54,14 @@ impl Timing {
         pace.step.min(self.stop_grace).saturating_add(pace.unbroken)
     }
 
-    /// H + S: how long after the end of a cut two copies end, where each pair of nodes can talk and at most every
-    /// fifth datagram is lost. H is one round of gossip until somebody of each side meets, and one until each loser
-    /// has heard; an exchange is three messages, the proof that the winner lives is two. With three copies, from
-    /// when all know the highest claim.
+    /// H + S: how long after the end of a cut two copies end, where at most every fifth datagram is lost. H is one
+    /// round of gossip until somebody of each side meets, and one until each loser has heard; an exchange is three
+    /// messages, the proof that the winner lives is two. Without a direct path that proof is a heartbeat that still
+    /// advances once gossip has reached everyone (Rule 21). With three copies, from when all know the highest claim.
     #[must_use]
     pub fn overlap_after_heal(&self, pace: &Pace) -> Duration {
-        let heard = self.gossip_interval.saturating_mul(2);
+        let proof = if pace.relayed { self.convergence() } else { Duration::ZERO };
+        let heard = self.gossip_interval.saturating_mul(2).saturating_add(proof);
         heard.saturating_add(pace.delay.saturating_mul(8)).saturating_add(self.stop_within(pace))
     }
 
@@ -101,6 +105,7 @@ mod tests {
     fn a_minutes_cut_runs_a_task_twice_for_a_little_less_than_a_minute() {
         let (timing, pace) = (Timing::default(), Pace { delay: Duration::ZERO, ..Pace::default() });
         assert_eq!(timing.overlap_after_heal(&pace), S * 2);
+        assert_eq!(timing.overlap_after_heal(&Pace { relayed: true, ..pace }), S * 4);
         assert_eq!(timing.overlap_of_cut(S * 60, &pace), S * 60 + S * 2 - S * 10 + S * 3 / 2);
         assert_eq!(timing.overlap_of_starts(S * 60, &pace), S * 62);
         assert_eq!(timing.overlap_of_cut(S * 6, &pace), Duration::ZERO);
@@ -117,7 +122,13 @@ mod tests {
     fn nothing_overflows() {
         let timing = Timing::default();
         let longest = Duration::MAX;
-        let pace = Pace { step: longest, unbroken: longest, start: longest, delay: longest };
+        let pace = Pace {
+            step: longest,
+            unbroken: longest,
+            start: longest,
+            delay: longest,
+            relayed: true,
+        };
         assert_eq!(timing.overlap_of_starts(Duration::MAX, &pace), Duration::MAX);
         assert_eq!(timing.gap_of_silence(&pace), Duration::MAX);
     }
