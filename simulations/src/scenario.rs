@@ -41,6 +41,9 @@ pub(crate) struct Scenario {
     pub(crate) timing: Symbols,
     #[serde(default, rename = "fault")]
     pub(crate) faults: Vec<Fault>,
+    /// Its faults give no node a reason to miss one that runs: no copy may run beside another.
+    #[serde(default)]
+    pub(crate) nobody_missed: bool,
     /// Only tests can set it.
     #[cfg_attr(test, serde(default))]
     #[cfg_attr(not(test), serde(skip))]
@@ -333,10 +336,11 @@ impl Scenario {
         let fair = changes.filter(|network| network.is_fair(&timing));
         let latency = fair.chain([self.network.clone()]).map(|network| network.latency().1).max();
         let latency = latency.unwrap_or_default();
-        let mut pace = Pace::default();
-        pace.step = Duration::from_millis(self.tasks.step_ms);
-        pace.delay = latency + Duration::from_millis(self.network.tick_ms);
-        pace
+        Pace {
+            step: Duration::from_millis(self.tasks.step_ms),
+            delay: latency + Duration::from_millis(self.network.tick_ms),
+            ..Pace::default()
+        }
     }
 
     /// How long faults go on.

@@ -6,6 +6,7 @@ mod l4;
 mod l7;
 mod r7;
 mod reach;
+mod s3;
 #[cfg(test)]
 mod tests;
 mod v1;
@@ -29,6 +30,8 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) reach: &'a Reach,
     pub(crate) timing: &'a Timing,
     pub(crate) pace: Pace,
+    /// Whether nobody had a reason to miss anybody.
+    pub(crate) nobody_missed: bool,
     /// Whether processes ended without a goodbye.
     pub(crate) losses: bool,
     pub(crate) errands: &'a BTreeMap<String, (Nanos, Errand)>,
@@ -129,6 +132,7 @@ pub(crate) fn judge(record: &Record, circumstances: &Circumstances<'_>) -> Verdi
     }
     for spans in by_task.values() {
         l4::judge(&mut verdict, spans, circumstances);
+        s3::judge(&mut verdict, spans, circumstances);
         l7::judge(&mut verdict, spans, circumstances);
         verdict.overlaps.extend(pairs(spans).map(|pair| {
             let window = circumstances.explains(&pair);

@@ -296,6 +296,7 @@ impl<'a> World<'a> {
                 reach: &self.reach,
                 timing: &self.scenario.timing.timing(),
                 pace: self.scenario.pace(),
+                nobody_missed: self.scenario.nobody_missed,
                 losses: [FaultKind::Crash, FaultKind::PowerOff]
                     .iter()
                     .any(|kind| self.faults.contains_key(kind)),

@@ -65,7 +65,7 @@ fn violated(text: &str, planted: Option<Planted>) -> Vec<Invariant> {
 #[test]
 fn every_invariant_notices_the_fault_that_breaks_it() {
     use Invariant::{
-        H4Repeats, H4Skips, L4, L7, R7, V1End, V1Output, V1Start, V2, V5Drain, V5Start,
+        H4Repeats, H4Skips, L4, L7, R7, S3, V1End, V1Output, V1Start, V2, V5Drain, V5Start,
     };
     let with = |faults: &str| format!("{BASE}{faults}");
     // A copy that is still at work when the cut ends.
@@ -75,7 +75,8 @@ fn every_invariant_notices_the_fault_that_breaks_it() {
         .replace("nodes = 3", "nodes = 1")
         .replace("[timing]", "[timing]\nalone_after_ms = 5000");
     let cases = [
-        (with(CUT), Some(Planted::SecretCut), vec![L4, R7]),
+        (with(CUT), Some(Planted::SecretCut), vec![L4, S3, R7]),
+        (format!("nobody_missed = true\n{BASE}{CUT}"), None, vec![S3]),
         (long.clone(), Some(Planted::LateHeal), vec![L7]),
         (long, Some(Planted::NoHeal), vec![V2]),
         (with(CRASH), Some(Planted::SecretCrash), vec![H4Repeats]),

@@ -12,6 +12,8 @@ use crate::scenario::{Fault, FaultKind, Scenario};
 pub(crate) enum Invariant {
     /// At most one copy of a task runs where nothing is cut.
     L4,
+    /// Who is heard is not missed.
+    S3,
     /// Copies that a cut allowed run together for no longer than their bound, and end shortly after it.
     L7,
     /// No step is carried out without the one before it.
@@ -35,8 +37,9 @@ pub(crate) enum Invariant {
 }
 
 impl Invariant {
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::L4,
+        Self::S3,
         Self::L7,
         Self::H4Skips,
         Self::H4Repeats,
@@ -52,6 +55,7 @@ impl Invariant {
     const fn text(self) -> &'static str {
         match self {
             Self::L4 => "L4 one copy at a time",
+            Self::S3 => "S3 who is heard is not missed",
             Self::L7 => "L7 no overlap over its bound",
             Self::H4Skips => "H4 no step without the one before it",
             Self::H4Repeats => "H4 a handover repeats nothing",
@@ -76,7 +80,8 @@ impl Invariant {
         let losses = has(&[FaultKind::Crash, FaultKind::PowerOff]);
         let drains = has(&[FaultKind::Drain]);
         match self {
-            Self::L7 => cuts,
+            Self::S3 => scenario.nobody_missed,
+            Self::L7 => cuts && !scenario.nobody_missed,
             Self::H4Repeats => drains && !cuts && !losses,
             Self::R7 => !cuts && !losses,
             Self::V5Drain => drains,

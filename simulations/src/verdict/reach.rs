@@ -14,6 +14,15 @@ pub(crate) struct Window {
     pub(crate) relayed: bool,
 }
 
+/// A time in which what one host sent arrived at another one, if need be through others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Heard {
+    pub(crate) from: Nanos,
+    pub(crate) until: Nanos,
+    /// At times only through others.
+    pub(crate) relayed: bool,
+}
+
 /// What could be reached, from each change on.
 #[derive(Debug, Default)]
 pub(crate) struct Reach {
@@ -34,6 +43,21 @@ impl Change {
     fn passes(&self, one: &str, other: &str) -> bool {
         let cut = |from: &str, to: &str| self.cuts.contains(&(from.to_owned(), to.to_owned()));
         !cut(one, other) && !cut(other, one)
+    }
+
+    /// Whether what `from` sends arrives at `to`, and whether it does without others.
+    fn carries(&self, from: &str, to: &str) -> Option<bool> {
+        let direct = |from: &str, to: &str| !self.cuts.contains(&(from.to_owned(), to.to_owned()));
+        let mut next = vec![self.component.get_key_value(from)?.0.as_str()];
+        let mut seen = BTreeSet::from([from]);
+        while let Some(host) = next.pop() {
+            if host == to {
+                return Some(direct(from, to));
+            }
+            let ups = self.component.keys().map(String::as_str);
+            next.extend(ups.filter(|up| direct(host, up) && seen.insert(*up)));
+        }
+        None
     }
 
     fn apart(&self, one: &str, other: &str) -> bool {
@@ -62,6 +86,36 @@ impl Reach {
     /// Whether all could ever reach all.
     pub(crate) fn is_whole(&self) -> bool {
         self.changes.iter().all(|change| change.component.values().all(|number| *number == 0))
+    }
+
+    /// When what `from` sent arrived at `to`, as far as `end`.
+    pub(crate) fn heard(&self, from: &str, to: &str, end: Nanos) -> Vec<Heard> {
+        let mut heard: Vec<Heard> = Vec::new();
+        let mut is_heard = false;
+        for (index, change) in self.changes.iter().enumerate().take_while(|(_, c)| c.at < end) {
+            let until = self.changes.get(index + 1).map_or(end, |next| next.at.min(end));
+            let direct = change.carries(from, to);
+            match (direct, heard.last_mut().filter(|_| is_heard)) {
+                (Some(direct), Some(last)) => {
+                    last.until = until;
+                    last.relayed |= !direct;
+                }
+                (Some(direct), None) => {
+                    heard.push(Heard { from: change.at, until, relayed: !direct });
+                }
+                (None, _) => {}
+            }
+            is_heard = direct.is_some();
+        }
+        heard
+    }
+
+    /// Whether something that this host sent was stopped on its way between these times.
+    pub(crate) fn obstructed(&self, host: &str, start: Nanos, end: Nanos) -> bool {
+        let nexts = self.changes.iter().skip(1).map(|next| next.at).chain([Nanos::MAX]);
+        let during = self.changes.iter().zip(nexts).filter(|(c, next)| c.at < end && start < *next);
+        let mut cuts = during.flat_map(|(change, _)| &change.cuts);
+        cuts.any(|(from, _)| from == host)
     }
 
     /// When two hosts that were up could not reach each other.
@@ -111,5 +165,22 @@ mod tests {
         assert_eq!(reach.windows("a", "b"), [direct, relayed]);
         assert_eq!(reach.windows("c", "a"), [Window { cut: 3, healed: Some(4), relayed: false }]);
         assert_eq!(reach.windows("b", "c"), []);
+    }
+
+    #[test]
+    fn what_one_sends_is_heard_through_others_in_its_direction() {
+        let all = ["a", "b", "c"].map(str::to_owned);
+        let mut reach = Reach::default();
+        reach.note(0, &all, cuts(&[("b", "a"), ("c", "a")]));
+        reach.note(2, &all, cuts(&[("b", "a"), ("c", "a"), ("a", "b")]));
+        reach.note(4, &all[..2], cuts(&[("b", "a"), ("a", "b")]));
+        reach.note(6, &all, cuts(&[("b", "a")]));
+        let first = Heard { from: 0, until: 4, relayed: true };
+        assert_eq!(reach.heard("a", "b", 6), [first]);
+        assert_eq!(reach.heard("a", "b", 9), [first, Heard { from: 6, until: 9, relayed: false }]);
+        assert_eq!(reach.heard("b", "a", 6), [], "they hear it, and it hears nobody");
+        assert_eq!(reach.heard("b", "a", 9), [Heard { from: 6, until: 9, relayed: true }]);
+        assert!(reach.obstructed("a", 3, 5) && reach.obstructed("b", 7, 8));
+        assert!(!reach.obstructed("a", 0, 2) && !reach.obstructed("a", 6, 8));
     }
 }

@@ -41,11 +41,16 @@ fn apart(windows: &[Window]) -> Reach {
 }
 
 fn overlaps(spans: &[Span], windows: &[Window]) -> Verdict {
+    judged(spans, &apart(windows), false)
+}
+
+fn judged(spans: &[Span], reach: &Reach, nobody_missed: bool) -> Verdict {
     let (errands, told, running) = (BTreeMap::new(), Told::default(), BTreeSet::new());
     let around = Circumstances {
-        reach: &apart(windows),
+        reach,
         timing: &timing(),
         pace: pace(),
+        nobody_missed,
         losses: false,
         errands: &errands,
         told: &told,
@@ -102,6 +107,27 @@ fn a_cut_that_comes_before_the_copies_of_another_have_ended_is_one_with_it() {
 }
 
 #[test]
+fn who_is_heard_is_not_missed() {
+    let hosts = ["a", "b"].map(str::to_owned);
+    let one_way = |from: &str, to: &str| {
+        let mut reach = Reach::default();
+        reach.note(0, &hosts, BTreeSet::new());
+        reach.note(10 * S, &hosts, BTreeSet::from([(from.to_owned(), to.to_owned())]));
+        reach
+    };
+    let spans = [span("a", 0, 18 * S), span("b", 16 * S, 30 * S)];
+    let missed = |reach: &Reach, nobody_missed| {
+        let verdict = judged(&spans, reach, nobody_missed);
+        let label = Invariant::S3.to_string();
+        let found = verdict.violations.iter().filter(|found| found.starts_with(&label));
+        (found.count(), verdict.checks[&Invariant::S3])
+    };
+    assert_eq!(missed(&one_way("a", "b"), false), (0, 1), "silent for long enough");
+    assert_eq!(missed(&one_way("b", "a"), false), (1, 1), "b hears a all the time");
+    assert_eq!(missed(&one_way("a", "b"), true), (1, 2), "there was to be no reason");
+}
+
+#[test]
 fn a_gap_is_when_no_copy_runs() {
     let spans = [span("a", 0, 2 * S), span("b", S, 4 * S), span("c", 5 * S, 6 * S)];
     assert_eq!(gaps(&spans), [S]);
@@ -120,6 +146,7 @@ fn a_task_that_is_lost_or_wrong_is_a_violation() {
             reach: &Reach::default(),
             timing: &timing(),
             pace: pace(),
+            nobody_missed: false,
             losses: false,
             errands: &errands,
             told,

@@ -214,7 +214,9 @@ impl Machine {
             // Its output is to be where the end is published.
             (true, Some(_)) if self.unaware(name).is_some() => self.alarm_in(name, patience),
             (true, Some(_)) => {
-                self.tasks.remove(name);
+                if let Some(task) = self.tasks.remove(name) {
+                    self.holding.remove(task.claim.number);
+                }
                 self.drop_copies(name);
                 self.view.remove(name, &self.config.me.clone());
                 self.push(Action::Retract(name.clone()));
@@ -353,7 +355,8 @@ impl Machine {
 
     /// Forgets everything about a name.
     fn forget(&mut self, name: &Name) {
-        if self.tasks.remove(name).is_some() {
+        if let Some(task) = self.tasks.remove(name) {
+            self.holding.remove(task.claim.number);
             self.push(Action::Retract(name.clone()));
         }
         self.other_specs.remove(name);

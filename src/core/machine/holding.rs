@@ -10,7 +10,7 @@ pub(super) struct Holding {
     by_number: BTreeMap<u64, (Kind, bool)>,
     running: usize,
     of_kind: BTreeMap<Kind, usize>,
-    /// Transferred, and not known to be taken: not held, nor released.
+    /// Transferred and not known to be taken, or ended and not known to others: not held, nor released.
     decided: BTreeSet<u64>,
 }
 
@@ -39,6 +39,14 @@ impl Holding {
     pub(super) fn decide(&mut self, number: u64) {
         self.remove(number);
         self.decided.insert(number);
+    }
+
+    /// The run has ended and nobody else has its end: until somebody does, the claim does not count as released
+    /// either, or what has been done would be done again.
+    pub(super) fn end(&mut self, number: u64) {
+        if self.remove(number) {
+            self.decided.insert(number);
+        }
     }
 
     /// Whether the claim held its name until now.

@@ -46,6 +46,8 @@ impl Machine {
             self.holding.insert(claim.number, &task.spec.kind, !claim.phase.is_kept());
         } else if matches!(claim.phase, Phase::Transferred { .. }) {
             self.holding.decide(claim.number);
+        } else if claim.phase.is_terminal() && claim.replicas.is_empty() {
+            self.holding.end(claim.number);
         } else if self.holding.remove(claim.number) && claim.phase.is_free() {
             self.recently_released.push_back(claim.number);
             if self.recently_released.len() > MAX_RELEASED {

@@ -387,6 +387,37 @@ fn an_output_and_a_higher_record_of_its_end_are_kept_together() {
     }
 }
 
+/// Rule 2: a node that hears nobody can tell nobody how a task has ended, only that nothing of it runs any more.
+/// That is not taken for a release: it would be done again.
+#[test]
+fn an_end_that_nobody_could_be_told_of_is_no_release() {
+    let (mut world, nodes) = World::cluster(9, 3);
+    world.goal = 400;
+    world.start(&nodes[0], "a");
+    world.run_for(S * 2);
+    let owner = world.runner("a");
+    let others: Vec<_> = nodes.into_iter().filter(|node| *node != owner).collect();
+    let began = world.now;
+    for other in &others {
+        world.cut(other, &owner);
+    }
+    world.run_for(S * 15);
+    assert_eq!(world.runner("a"), owner, "it goes on");
+    world.run_for(S * 60);
+    assert_eq!(world.claim_of(&owner, "a").unwrap().phase, Phase::Finished);
+    assert!(world.since("a", began).is_empty(), "{:?}", world.since("a", began));
+    world.heal();
+    world.run_for(S * 5);
+    for other in &others {
+        let end = world.owner(other, "a").unwrap();
+        assert_eq!((&end.phase, &end.session), (&Phase::Finished, &owner));
+    }
+    // Now that they know, nothing keeps what else ends from being told.
+    let number = world.claim_of(&owner, "a").unwrap().number;
+    let machine = &world.nodes[&owner].machine;
+    assert!(machine.header.as_ref().is_some_and(|(_, watermark, _)| *watermark >= number));
+}
+
 /// Rule 12, C5: an end that is told again is acknowledged no sooner than it is stored: what was reported as
 /// finished is not born again.
 #[test]
