@@ -280,8 +280,18 @@ impl Members {
     /// Whether this node may take over what others held: somebody echoes it, or it has been alone
     /// for long enough, or there is nobody left who could (Rules 4 and 7).
     pub fn may_take_over(&self, now: Time) -> bool {
-        self.is_connected(now)
-            || self.peers.values().all(Peer::is_surely_gone)
+        self.is_connected(now) || self.may_act_alone(now)
+    }
+
+    /// Whether silence is consent to what was asked for as long as gossip takes to reach everyone (Rule 13): somebody
+    /// has heard something that was sent since, or there is nobody to hear it.
+    pub fn may_settle_unanswered(&self, now: Time) -> bool {
+        let asked = self.timing.convergence();
+        self.evidence.is_some_and(|sent| now.since(sent) <= asked) || self.may_act_alone(now)
+    }
+
+    fn may_act_alone(&self, now: Time) -> bool {
+        self.peers.values().all(Peer::is_surely_gone)
             || now.since(self.alone_since) >= self.patience()
     }
 

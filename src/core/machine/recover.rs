@@ -119,6 +119,9 @@ impl Machine {
         if !finding.waiting.is_empty() && now < finding.until {
             return self.alarm(name, finding.until);
         }
+        if !finding.waiting.is_empty() && self.is_unheard(task.cause) {
+            return self.wait_to_be_heard(name);
+        }
         let (floor, run) = (task.prior.floor.clone(), task.claim.run);
         let mut branches =
             self.held.get(name).and_then(|runs| runs.get(&run)).cloned().unwrap_or_default();

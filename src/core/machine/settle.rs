@@ -366,12 +366,34 @@ impl Machine {
             let (spec, cause, purpose) = (task.spec.clone(), task.cause, settling.purpose);
             return self.claim(spec, cause, purpose, Vec::new());
         }
-        let until = settling.until;
-        if settling.waiting.is_empty() || self.now.at >= until {
-            self.settled(name);
-        } else {
+        let (until, unanswered) = (settling.until, !settling.waiting.is_empty());
+        if unanswered && self.now.at < until {
             self.alarm(name, until);
+        } else if unanswered && self.is_unheard(task.cause) {
+            self.wait_to_be_heard(name);
+        } else {
+            self.settled(name);
         }
+    }
+
+    /// Whether a name that others have had is not to be taken on for lack of answers: nobody hears this node, which
+    /// may be cut off from who has the name by now (S2).
+    pub(super) fn is_unheard(&self, cause: Cause) -> bool {
+        matches!(cause, Cause::Crash | Cause::Released)
+            && !self.members.may_settle_unanswered(self.now.at)
+    }
+
+    /// Waits for answers as long again.
+    pub(super) fn wait_to_be_heard(&mut self, name: &Name) {
+        let until = self.now.at + self.config.timing.convergence();
+        match self.tasks.get_mut(name).map(|task| &mut task.doing) {
+            Some(Doing::Settling(settling)) => settling.until = until,
+            Some(Doing::Finding(finding)) => {
+                (finding.until, finding.give_up) = (until, until + self.config.timing.state_wait);
+            }
+            _ => return,
+        }
+        self.alarm(name, until);
     }
 
     /// A claim of a live session, or an end, that a claimant must step back for.

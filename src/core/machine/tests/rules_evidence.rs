@@ -1,11 +1,13 @@
 //! Who may be taken for silent, by whom, and who may act on it: Rules 4, 7 and 17.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::super::task::Doing;
 use super::rules_claims::short;
-use super::world::{Disk, MS, Setup, World, name};
+use super::world::{Disk, MS, Setup, Stretch, World, name};
 use crate::core::claim::Phase;
 use crate::core::ids::{NodeId, SessionId};
 use crate::core::io::{Gone, Notice};
@@ -25,10 +27,14 @@ fn session(node: &str) -> SessionId {
 
 /// A cluster that has nine tasks of long steps.
 fn busy(seed: u64, nodes: usize, setup: &Setup) -> (World, Vec<SessionId>) {
+    busy_with(9, seed, nodes, setup)
+}
+
+fn busy_with(tasks: u32, seed: u64, nodes: usize, setup: &Setup) -> (World, Vec<SessionId>) {
     let (mut world, nodes) = World::cluster_of(seed, nodes, setup);
     world.goal = 100_000;
     world.step = MS * 200;
-    for i in 0..9 {
+    for i in 0..tasks {
         world.start(&nodes[0], &format!("t{i}"));
     }
     world.run_for(S * 3);
@@ -102,6 +108,85 @@ fn a_node_that_nobody_hears_takes_nothing_that_is_released() {
         assert_eq!(world.runner(task), nodes[2]);
     }
     assert!(world.stretches.iter().all(|s| s.start < cut || s.session != nodes[0]));
+}
+
+/// The same where the last echo is out of date only once it has claimed the name: that nobody answers is no consent.
+/// It hears that the loser of a split has stopped, and cannot hear of the winner.
+#[test]
+fn a_claim_that_nobody_hears_settles_nothing() {
+    let mut claimed = 0;
+    for since_ms in [0, 1_000, 2_000, 3_000] {
+        let (mut world, nodes) = busy_with(30, 1, 5, &Setup::default());
+        let (winners, loser, deaf) = (&nodes[..3], &nodes[3], &nodes[4]);
+        world.split(winners, &nodes[3..]);
+        world.run_for(S * 15);
+        let lost = |s: &&Stretch| s.session == *loser && s.end.is_none();
+        let moved: BTreeSet<_> =
+            world.stretches.iter().filter(lost).map(|s| s.name.to_string()).collect();
+        // A stream passes nothing where one direction is cut.
+        world.blocked = Some(|from, to, _| [from, to].iter().any(|of| of.node.as_str() == "n4"));
+        let cut = world.now;
+        world.cut(deaf, loser);
+        world.run_for(MS * since_ms);
+        for winner in winners {
+            nodes[3..].iter().for_each(|node| world.mend(winner, node));
+            world.cut(deaf, winner);
+        }
+        for _ in 0..80 {
+            world.run_for(MS * 50);
+            let claims = moved.iter().filter_map(|task| world.claim_of(deaf, task));
+            claimed += claims.filter(|claim| claim.phase == Phase::Claimed).count();
+        }
+        world.run_for(S * 15);
+        let tasks = &world.nodes[deaf].machine.tasks;
+        let mut claims = moved.iter().filter_map(|task| tasks.get(&name(task)));
+        assert!(claims.all(|task| matches!(task.doing, Doing::Settling(_))));
+        let taken = world.stretches.iter().filter(|s| s.start > cut && s.session == *deaf);
+        let taken: Vec<_> = taken.filter(|s| moved.contains(&s.name.to_string())).collect();
+        assert!(taken.is_empty(), "{since_ms}: {taken:?}");
+        world.blocked = None;
+        world.heal();
+        world.run_for(S * 10);
+        for task in &moved {
+            assert_eq!(world.running(task).len(), 1, "nothing is in the winner's way");
+        }
+    }
+    assert!(claimed > 0, "it could know at once that nobody hears it");
+}
+
+/// Nor does a taker give a state up for lost that others may hold, while they do not hear it.
+#[test]
+fn a_taker_that_is_cut_off_goes_on_looking_for_the_state() {
+    let (mut world, nodes) = World::cluster(5, 1);
+    let owner = nodes[0].clone();
+    let other = Setup { kinds: vec![("other", 1)], ..Setup::default() };
+    let keeper = world.boot("n1", other, Disk::default());
+    let taker = world.boot("n2", Setup::default(), Disk::default());
+    world.run_for(S * 2);
+    world.goal = 100_000;
+    (0..9).for_each(|i| _ = world.start(&owner, &format!("t{i}")));
+    world.run_for(S * 2);
+    let kept = |task: &&String| {
+        let claim = world.claim_of(&owner, task);
+        claim.is_some_and(|c| c.phase == Phase::Running && c.replicas == [keeper.node.clone()])
+    };
+    let tasks: Vec<_> = (0..9).map(|i| format!("t{i}")).collect();
+    let task = tasks.iter().find(kept).expect("one of nine").clone();
+    world.blocked = Some(|_, _, m| matches!(m, Message::States { .. }));
+    world.crash(&owner);
+    let looks = |w: &World| {
+        let task = w.nodes[&taker].machine.tasks.get(&name(&task));
+        task.is_some_and(|task| matches!(task.doing, Doing::Finding(_)))
+    };
+    world.run_until(S * 5, "it looks for the state", looks);
+    world.cut_both(&taker, &keeper);
+    // Longer than it looks for a state where it is heard.
+    world.run_for(S * 12);
+    assert!(looks(&world), "{:?}", world.claim_of(&taker, &task));
+    world.blocked = None;
+    world.heal();
+    world.run_for(S * 5);
+    assert_eq!(world.runner(&task), taker);
 }
 
 /// Rule 7: the brake is for what looks like a crash. What its owner has let go of is free for certain.
